@@ -1,0 +1,56 @@
+// Parameters by DeepMind's names ("alphafold/alphafold_iteration/...//weights"); tensors of repeated
+// blocks are stacked on a leading axis and block i reads slice i.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "core/autograd/tape.h"
+#include "core/model/config.h"
+
+namespace ff {
+
+/// Every parameter that a configuration has: its name in DeepMind's files, shape and how the
+/// supplement (1.11.4) initialises it.
+struct ParamSpec {
+  enum class Init { kZeros, kOnes, kLinear, kRelu, kGlorot, kNormal, kPointWeights };
+  std::string name;
+  Dims shape;
+  Init init = Init::kLinear;
+  int64_t fan_in = 1, fan_out = 1;  ///< of one block
+};
+std::vector<ParamSpec> param_specs(const ModelConfig& config);
+
+class Params {
+ public:
+  /// Takes the arrays that `config` needs. Throws Exit::kInput listing all missing, unused and
+  /// mis-shaped keys at once (`file` names their origin); loads nothing unless it can load all.
+  Params(const ModelConfig& config, std::map<std::string, Tensor> arrays, const std::string& file);
+
+  const Var& at(const std::string& name) const;
+  const std::map<std::string, Var>& all() const { return vars_; }
+
+ private:
+  std::map<std::string, Var> vars_;
+};
+
+/// A place in the tree of names: constructors of modules take one, so that names are paths.
+class Scope {
+ public:
+  Scope(const Params& params, std::string path, int64_t block = -1)
+      : params_(&params), path_(std::move(path)), block_(block) {}
+  Scope operator/(const std::string& name) const { return {*params_, path_ + "/" + name, block_}; }
+  /// The same place, reading slice `block` of stacked tensors.
+  Scope block(int64_t block) const { return {*params_, path_, block}; }
+  /// Parameter `path//name`, or its slice for this block.
+  Var operator[](const std::string& name) const;
+
+ private:
+  const Params* params_;
+  std::string path_;
+  int64_t block_;
+};
+
+}  // namespace ff

@@ -1,0 +1,298 @@
+// Tensor: storage, views, and the strided copy that everything outside the kernels uses.
+#include "core/tensor/tensor.h"
+
+#include <malloc.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+
+namespace ff {
+
+int64_t size_of(Dtype dtype) {
+  constexpr int64_t kSizes[] = {4, 2, 4, 8};
+  return kSizes[int(dtype)];
+}
+
+const char* name_of(Dtype dtype) {
+  constexpr const char* kNames[] = {"f32", "bf16", "i32", "f64"};
+  return kNames[int(dtype)];
+}
+
+std::string Dims::str() const {
+  std::string s = "[";
+  for (int i = 0; i < n_; ++i) s += (i ? ", " : "") + std::to_string(v_[i]);
+  return s + "]";
+}
+
+namespace {
+
+constexpr int kKinds = 2;
+
+struct Counter {
+  std::atomic<int64_t> current{0}, peak{0};
+  void add(int64_t bytes) {
+    const int64_t now = current.fetch_add(bytes) + bytes;
+    int64_t high = peak.load();
+    while (now > high && !peak.compare_exchange_weak(high, now)) {
+    }
+  }
+};
+Counter g_counters[kKinds];
+
+void* cpu_allocate(int64_t bytes, int) {
+  // Temporaries of a chunk come and go thousands of times: keep their pages instead of returning
+  // them to the kernel and faulting them in again.
+  static const bool tuned = mallopt(M_MMAP_THRESHOLD, 32 << 20) && mallopt(M_TRIM_THRESHOLD, 128 << 20);
+  (void)tuned;
+  return std::aligned_alloc(64, (bytes + 63) / 64 * 64);
+}
+void cpu_release(void* p, int64_t, int) { std::free(p); }
+
+Allocator g_allocators[kKinds] = {{cpu_allocate, cpu_release}, {nullptr, nullptr}};
+
+}  // namespace
+
+MemoryCount memory_count(Device::Kind kind) {
+  return {g_counters[kind].current.load(), g_counters[kind].peak.load()};
+}
+void reset_memory_peak(Device::Kind kind) {
+  g_counters[kind].peak.store(g_counters[kind].current.load());
+}
+void register_allocator(Device::Kind kind, Allocator allocator) { g_allocators[kind] = allocator; }
+
+struct Tensor::Storage {
+  Storage(int64_t bytes_, Device device_) : bytes(bytes_), device(device_) {
+    const Allocator& a = g_allocators[device.kind];
+    check(a.allocate != nullptr, "no allocator for this kind of device");
+    p = a.allocate(std::max<int64_t>(bytes, 1), device.index);
+    if (!p) {
+      const MemoryCount m = memory_count(device.kind);
+      fail(Exit::kDevice, "out of memory: ", bytes, " bytes asked for with ", m.current,
+           " bytes of tensors alive; use fewer MSA rows (--max-msa) or a machine with more memory");
+    }
+    g_counters[device.kind].add(bytes);
+  }
+  ~Storage() {
+    g_counters[device.kind].add(-bytes);
+    g_allocators[device.kind].release(p, bytes, device.index);
+  }
+  Storage(const Storage&) = delete;
+  Storage& operator=(const Storage&) = delete;
+  void* p;
+  int64_t bytes;
+  Device device;
+};
+
+Tensor Tensor::empty(const Dims& shape, Dtype dtype, Device device) {
+  int64_t n = 1;
+  for (int64_t d : shape) {
+    check(d >= 0, "negative size in shape ", shape.str());
+    // 2^56 bytes is beyond any address space: refuse before the product can wrap.
+    if (d && n > (int64_t(1) << 56) / size_of(dtype) / d)
+      fail(Exit::kDevice, "a tensor of shape ", shape.str(), " is too large for any machine");
+    n *= d;
+  }
+  Tensor t;
+  t.storage_ = std::make_shared<Storage>(n * size_of(dtype), device);
+  t.shape_ = t.strides_ = shape;
+  int64_t stride = 1;
+  for (int i = shape.size() - 1; i >= 0; --i) {
+    t.strides_[i] = stride;
+    stride *= shape[i];
+  }
+  t.dtype_ = dtype;
+  t.device_ = device;
+  return t;
+}
+
+Tensor Tensor::zeros(const Dims& shape, Dtype dtype) {
+  Tensor t = empty(shape, dtype);
+  std::memset(t.raw(), 0, t.numel() * size_of(dtype));
+  return t;
+}
+
+void* Tensor::raw() const {
+  check(defined(), "an undefined tensor has no data");
+  return static_cast<char*>(storage_->p) + offset_ * size_of(dtype_);
+}
+
+bool Tensor::is_contiguous() const {
+  int64_t stride = 1;
+  for (int i = rank() - 1; i >= 0; --i) {
+    if (shape_[i] != 1 && strides_[i] != stride) return false;
+    stride *= shape_[i];
+  }
+  return true;
+}
+
+double Tensor::item() const {
+  check(numel() == 1, "item() of a tensor of shape ", shape_.str());
+  switch (dtype_) {
+    case Dtype::f32: return *data<float>();
+    case Dtype::bf16: return float(*data<bf16>());
+    case Dtype::i32: return *data<int32_t>();
+    case Dtype::f64: return *data<double>();
+  }
+  return 0;
+}
+
+Tensor Tensor::narrow(int axis, int64_t start, int64_t length) const {
+  const int a = wrap(axis);
+  check(start >= 0 && length >= 0 && start + length <= shape_[a], "narrow(", axis, ", ", start, ", ",
+        length, ") of a tensor of shape ", shape_.str());
+  Tensor t = *this;
+  t.offset_ += start * strides_[a];
+  t.shape_[a] = length;
+  return t;
+}
+
+Tensor Tensor::select(int axis, int64_t index) const {
+  const int a = wrap(axis);
+  Tensor t = narrow(a, index, 1);
+  Dims shape, strides;
+  for (int i = 0; i < rank(); ++i)
+    if (i != a) {
+      shape.push_back(shape_[i]);
+      strides.push_back(strides_[i]);
+    }
+  t.shape_ = shape;
+  t.strides_ = strides;
+  return t;
+}
+
+Tensor Tensor::transpose(int a, int b) const {
+  Tensor t = *this;
+  std::swap(t.shape_[wrap(a)], t.shape_[wrap(b)]);
+  std::swap(t.strides_[wrap(a)], t.strides_[wrap(b)]);
+  return t;
+}
+
+Tensor Tensor::unsqueeze(int axis) const {
+  const int a = axis < 0 ? axis + rank() + 1 : axis;
+  check(a >= 0 && a <= rank(), "unsqueeze(", axis, ") of shape ", shape_.str());
+  Tensor t = *this;
+  t.shape_ = t.strides_ = Dims();
+  for (int i = 0; i <= rank(); ++i) {
+    if (i == a) {
+      t.shape_.push_back(1);
+      t.strides_.push_back(1);
+    }
+    if (i < rank()) {
+      t.shape_.push_back(shape_[i]);
+      t.strides_.push_back(strides_[i]);
+    }
+  }
+  return t;
+}
+
+Tensor Tensor::view(const Dims& wanted) const {
+  Dims shape = wanted;
+  int64_t known = 1;
+  int free_axis = -1;
+  for (int i = 0; i < shape.size(); ++i) {
+    if (shape[i] < 0) {
+      check(free_axis < 0, "view() with two free sizes: ", wanted.str());
+      free_axis = i;
+    } else {
+      known *= shape[i];
+    }
+  }
+  if (free_axis >= 0) shape[free_axis] = known ? numel() / known : 0;
+  check(shape.product() == numel(), "view of ", shape_.str(), " as ", wanted.str());
+  // Pair runs of old axes with runs of new axes of the same product; inside a run the old strides must
+  // chain (the rule of numpy's reshape without a copy).
+  Dims strides = shape, old_shape, old_strides;
+  for (int i = 0; i < rank(); ++i)
+    if (shape_[i] != 1) {
+      old_shape.push_back(shape_[i]);
+      old_strides.push_back(strides_[i]);
+    }
+  for (int i = 0; i < shape.size(); ++i) strides[i] = 1;
+  int old_axis = 0, axis = 0;
+  while (numel() && old_axis < old_shape.size()) {
+    const int old_first = old_axis, first = axis;
+    int64_t old_run = old_shape[old_axis++], run = shape[axis++];
+    while (run != old_run) {
+      if (run < old_run) run *= shape[axis++];
+      else old_run *= old_shape[old_axis++];
+    }
+    for (int i = old_first; i + 1 < old_axis; ++i)
+      check(old_strides[i] == old_shape[i + 1] * old_strides[i + 1], "view of ", shape_.str(),
+            " with strides ", strides_.str(), " as ", wanted.str(), " would need a copy");
+    strides[axis - 1] = old_strides[old_axis - 1];
+    for (int i = axis - 1; i > first; --i) strides[i - 1] = strides[i] * shape[i];
+  }
+  Tensor t = *this;
+  t.shape_ = shape;
+  t.strides_ = strides;
+  return t;
+}
+
+namespace {
+
+template <class To, class From>
+To convert(From x) {
+  if constexpr (std::is_same_v<To, From>) return x;
+  else if constexpr (std::is_same_v<To, bf16>) return bf16(float(x));
+  else if constexpr (std::is_same_v<From, bf16>) return To(float(x));
+  else return To(x);
+}
+
+template <class To, class From>
+void copy_axis(To* to, const From* from, const Dims& shape, const Dims& ts, const Dims& fs, int axis) {
+  const int64_t n = axis < shape.size() ? shape[axis] : 1;
+  if (axis >= shape.size() - 1) {
+    const int64_t st = shape.size() ? ts[axis] : 1, sf = shape.size() ? fs[axis] : 1;
+    if (st == 1 && sf == 1)
+      for (int64_t i = 0; i < n; ++i) to[i] = convert<To>(from[i]);
+    else
+      for (int64_t i = 0; i < n; ++i) to[i * st] = convert<To>(from[i * sf]);
+    return;
+  }
+  for (int64_t i = 0; i < n; ++i)
+    copy_axis(to + i * ts[axis], from + i * fs[axis], shape, ts, fs, axis + 1);
+}
+
+template <class F>
+void with_type(Dtype dtype, F f) {
+  switch (dtype) {
+    case Dtype::f32: return f(float());
+    case Dtype::bf16: return f(bf16());
+    case Dtype::i32: return f(int32_t());
+    case Dtype::f64: return f(double());
+  }
+}
+
+}  // namespace
+
+void Tensor::copy_from(const Tensor& source) const {
+  check(shape_ == source.shape_, "copy of ", source.shape_.str(), " into ", shape_.str());
+  check(device_.kind == Device::cpu && source.device_.kind == Device::cpu, "copy_from is for the CPU");
+  if (!numel()) return;
+  if (dtype_ == source.dtype_ && is_contiguous() && source.is_contiguous()) {
+    std::memcpy(raw(), source.raw(), numel() * size_of(dtype_));
+    return;
+  }
+  with_type(dtype_, [&](auto to) {
+    with_type(source.dtype_, [&](auto from) {
+      copy_axis(data<decltype(to)>(), source.data<decltype(from)>(), shape_, strides_, source.strides_, 0);
+    });
+  });
+}
+
+Tensor Tensor::clone() const {
+  Tensor t = empty(shape_, dtype_);
+  t.copy_from(*this);
+  return t;
+}
+Tensor Tensor::contiguous() const { return is_contiguous() ? *this : clone(); }
+Tensor Tensor::to(Dtype dtype) const {
+  if (dtype == dtype_) return *this;
+  Tensor t = empty(shape_, dtype);
+  t.copy_from(*this);
+  return t;
+}
+
+}  // namespace ff

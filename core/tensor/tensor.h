@@ -1,0 +1,180 @@
+// Tensor: a cheap handle on counted, shared storage. Views never copy; sizes and offsets are int64.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <initializer_list>
+#include <memory>
+#include <span>
+#include <string>
+#include <type_traits>
+
+#include "core/base/error.h"
+
+namespace ff {
+
+/// bfloat16 storage: the upper half of a float. Arithmetic happens in float.
+struct bf16 {
+  uint16_t bits = 0;
+  bf16() = default;
+  explicit bf16(float f) {
+    uint32_t u;
+    __builtin_memcpy(&u, &f, 4);
+    // Round to nearest even; a NaN stays one.
+    bits = (u & 0x7fffffffu) > 0x7f800000u ? uint16_t(u >> 16 | 0x40)
+                                           : uint16_t((u + 0x7fffu + (u >> 16 & 1)) >> 16);
+  }
+  operator float() const {
+    const uint32_t u = uint32_t(bits) << 16;
+    float f;
+    __builtin_memcpy(&f, &u, 4);
+    return f;
+  }
+};
+
+enum class Dtype : uint8_t { f32, bf16, i32, f64 };
+int64_t size_of(Dtype dtype);
+const char* name_of(Dtype dtype);
+
+template <class T>
+constexpr Dtype dtype_of() {
+  if constexpr (std::is_same_v<T, float>) return Dtype::f32;
+  else if constexpr (std::is_same_v<T, bf16>) return Dtype::bf16;
+  else if constexpr (std::is_same_v<T, int32_t>) return Dtype::i32;
+  else if constexpr (std::is_same_v<T, double>) return Dtype::f64;
+  else static_assert(!sizeof(T), "no such dtype");
+}
+
+struct Device {
+  enum Kind : uint8_t { cpu, cuda } kind = cpu;
+  int index = 0;
+  bool operator==(const Device&) const = default;
+};
+
+/// Up to six sizes or strides, kept inline.
+class Dims {
+ public:
+  static constexpr int kMax = 6;
+  Dims() = default;
+  Dims(std::initializer_list<int64_t> d) {
+    check(d.size() <= kMax, "a tensor has at most ", kMax, " axes, asked for ", d.size());
+    for (int64_t x : d) v_[n_++] = x;
+  }
+  explicit Dims(std::span<const int64_t> d) {
+    check(d.size() <= kMax, "a tensor has at most ", kMax, " axes, asked for ", d.size());
+    for (int64_t x : d) v_[n_++] = x;
+  }
+  int size() const { return n_; }
+  int64_t operator[](int i) const { return v_[i]; }
+  int64_t& operator[](int i) { return v_[i]; }
+  const int64_t* begin() const { return v_.data(); }
+  const int64_t* end() const { return v_.data() + n_; }
+  void push_back(int64_t x) {
+    check(n_ < kMax, "a tensor has at most ", kMax, " axes");
+    v_[n_++] = x;
+  }
+  int64_t product() const {
+    int64_t p = 1;
+    for (int i = 0; i < n_; ++i) p *= v_[i];
+    return p;
+  }
+  bool operator==(const Dims& o) const {
+    if (n_ != o.n_) return false;
+    for (int i = 0; i < n_; ++i)
+      if (v_[i] != o.v_[i]) return false;
+    return true;
+  }
+  /// "[48, 128, 4]"
+  std::string str() const;
+
+ private:
+  std::array<int64_t, kMax> v_{};
+  int n_ = 0;
+};
+
+/// Bytes of tensor storage alive and their highest count, per kind of device.
+struct MemoryCount {
+  int64_t current = 0, peak = 0;
+};
+MemoryCount memory_count(Device::Kind kind = Device::cpu);
+void reset_memory_peak(Device::Kind kind = Device::cpu);
+
+/// How a device hands out memory; the CPU's is built in, the CUDA module registers its own.
+struct Allocator {
+  void* (*allocate)(int64_t bytes, int index);
+  void (*release)(void* p, int64_t bytes, int index);
+};
+void register_allocator(Device::Kind kind, Allocator allocator);
+
+class Tensor {
+ public:
+  Tensor() = default;
+
+  /// Uninitialised, row-major. Throws Exit::kDevice when there is no memory for it.
+  static Tensor empty(const Dims& shape, Dtype dtype = Dtype::f32, Device device = {});
+  static Tensor zeros(const Dims& shape, Dtype dtype = Dtype::f32);
+  /// A copy of `values` in `shape`, on the CPU.
+  template <class T>
+  static Tensor of(const Dims& shape, const T* values) {
+    Tensor t = empty(shape, dtype_of<T>());
+    if (t.numel()) __builtin_memcpy(t.data<T>(), values, t.numel() * sizeof(T));
+    return t;
+  }
+  static Tensor scalar(float value) { return of<float>({}, &value); }
+
+  bool defined() const { return storage_ != nullptr; }
+  explicit operator bool() const { return defined(); }
+  int rank() const { return shape_.size(); }
+  const Dims& shape() const { return shape_; }
+  const Dims& strides() const { return strides_; }  ///< in elements
+  /// Size of an axis; negative counts from the end.
+  int64_t size(int axis) const { return shape_[wrap(axis)]; }
+  int64_t stride(int axis) const { return strides_[wrap(axis)]; }
+  int64_t numel() const { return shape_.product(); }
+  Dtype dtype() const { return dtype_; }
+  Device device() const { return device_; }
+  bool is_contiguous() const;
+
+  /// First element. The type must be the tensor's.
+  template <class T>
+  T* data() const {
+    check(dtype_of<std::remove_const_t<T>>() == dtype_, "tensor holds ", name_of(dtype_), ", read as ",
+          name_of(dtype_of<std::remove_const_t<T>>()));
+    return static_cast<T*>(raw());
+  }
+  void* raw() const;
+  /// The value of a tensor of one element, as double.
+  double item() const;
+
+  // Views on the same storage.
+  Tensor narrow(int axis, int64_t start, int64_t length) const;
+  Tensor select(int axis, int64_t index) const;  ///< drops the axis
+  Tensor transpose(int a, int b) const;
+  Tensor unsqueeze(int axis) const;
+  /// Another shape over the same elements; one size may be -1. Axes may be split, and merged where
+  /// their strides allow it; throws otherwise.
+  Tensor view(const Dims& shape) const;
+
+  /// Itself when already row-major, else a row-major copy. CPU only.
+  Tensor contiguous() const;
+  Tensor clone() const;
+  /// Copy in another dtype (itself when the same). CPU only.
+  Tensor to(Dtype dtype) const;
+  /// Copies the values of `source` (same shape, any strides and dtype) into this view. CPU only.
+  void copy_from(const Tensor& source) const;
+
+ private:
+  struct Storage;
+  int wrap(int axis) const {
+    const int a = axis < 0 ? axis + rank() : axis;
+    check(a >= 0 && a < rank(), "axis ", axis, " of a tensor of shape ", shape_.str());
+    return a;
+  }
+  std::shared_ptr<Storage> storage_;
+  int64_t offset_ = 0;
+  Dims shape_, strides_;
+  Dtype dtype_ = Dtype::f32;
+  Device device_;
+};
+
+}  // namespace ff

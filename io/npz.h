@@ -1,0 +1,23 @@
+// Reads and writes NumPy .npz archives (zip, stored or deflated, zip64, members in any order).
+#pragma once
+
+#include <map>
+#include <string>
+
+#include "core/tensor/tensor.h"
+
+namespace ff {
+
+/// Arrays by name. The names are DeepMind's, such as "scope//name"; members carry ".npy" in the file.
+using Arrays = std::map<std::string, Tensor>;
+
+/// All arrays of a file: floats (f2, f4, f8) as f32, integers and booleans as i32, in C order.
+/// f8 stays f64 where `keep_f64`. Throws Exit::kInput with the member's name on anything else, on
+/// damage, and on sizes that the file cannot hold.
+Arrays read_npz(const std::string& path, bool keep_f64 = false);
+
+/// Writes to a temporary name beside `path`, then renames. Deterministic bytes (no time stamps).
+/// f32, f64, i32 as they are; bf16 as f32.
+void write_npz(const std::string& path, const Arrays& arrays, bool compress = true);
+
+}  // namespace ff

@@ -1,0 +1,3 @@
+// The tests' main function, compiled once.
+#define CATCH_CONFIG_MAIN
+#include <catch2/catch.hpp>
