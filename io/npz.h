@@ -1,17 +1,13 @@
 // Reads and writes NumPy .npz archives (zip, stored or deflated, zip64, members in any order).
 #pragma once
 
-#include <map>
 #include <string>
 
-#include "core/tensor/tensor.h"
+#include "core/tensor/arrays.h"
 
 namespace ff {
 
-/// Arrays by name. The names are DeepMind's, such as "scope//name"; members carry ".npy" in the file.
-using Arrays = std::map<std::string, Tensor>;
-
-/// All arrays of a file: floats (f2, f4, f8) as f32, integers and booleans as i32, in C order.
+/// All arrays of a file, the members' names without ".npy": floats (f2, f4, f8) as f32, integers and booleans as i32, in C order.
 /// f8 stays f64 where `keep_f64`. Throws Exit::kInput with the member's name on anything else, on
 /// damage, and on sizes that the file cannot hold.
 Arrays read_npz(const std::string& path, bool keep_f64 = false);

@@ -9,6 +9,7 @@
 
 #include "core/autograd/tape.h"
 #include "core/model/config.h"
+#include "core/tensor/arrays.h"
 
 namespace ff {
 
@@ -27,7 +28,7 @@ class Params {
  public:
   /// Takes the arrays that `config` needs. Throws Exit::kInput listing all missing, unused and
   /// mis-shaped keys at once (`file` names their origin); loads nothing unless it can load all.
-  Params(const ModelConfig& config, std::map<std::string, Tensor> arrays, const std::string& file);
+  Params(const ModelConfig& config, Arrays arrays, const std::string& file);
 
   const Var& at(const std::string& name) const;
   const std::map<std::string, Var>& all() const { return vars_; }
