@@ -1,6 +1,7 @@
 // The kernel table: every kernel's signature once. The CPU fills one table per instruction set, the
-// CUDA module another; an operation takes its table by its tensors' device. Kernels write into
-// tensors that the operation has allocated and never allocate results themselves.
+// CUDA module another; an operation takes its table by its tensors' device. Operations check shapes
+// and allocate; kernels trust them and only write into the tensors that they are given (last in the
+// list). An undefined tensor stands for an absent operand.
 #pragma once
 
 #include "core/tensor/tensor.h"
@@ -10,11 +11,46 @@ namespace ff {
 enum class Activation;
 
 struct Kernels {
-  const char* name;  ///< "cpu v4 (AVX-512)", ...
+  const char* name;  ///< "AVX-512", ...
+
+  /// y = (x - mean) rstd scale + offset over the last axis.
+  void (*layer_norm)(const Tensor& x, const Tensor& scale, const Tensor& offset, const Tensor& y);
+  /// The same over axis 0 of x [c, n, m], into y [n, m, c].
+  void (*layer_norm_channels_first)(const Tensor& x, const Tensor& scale, const Tensor& offset,
+                                    const Tensor& y);
+  /// y [b, m, n] = act(x [b, m, k] w [k, n] + bias), or y += x w + bias.
+  void (*linear)(const Tensor& x, const Tensor& w, const Tensor& bias, Activation act,
+                 bool accumulate, const Tensor& y);
+  /// c [b, m, n] = a [b, m, k] b [b, k, n], any strides with one contiguous axis.
+  void (*matmul)(const Tensor& a, const Tensor& b, const Tensor& c);
+  /// Gated attention; see core/ops/attention.h.
+  void (*attention)(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
+                    const Tensor& bias, const Tensor& mask, const Tensor& o);
+  /// Global attention (one query a column, keys and values shared by the heads); same header.
+  void (*global_attention)(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
+                           const Tensor& mask, const Tensor& o);
+  /// y[b] = sum_s mask[b, s] x[b, s] / (sum_s mask[b, s] + 1e-10).
+  void (*masked_mean)(const Tensor& x, const Tensor& mask, const Tensor& y);
+  /// a[c, r] = mask[r] (proj[c, r] + proj_bias[c]) sigmoid(gate[c, r] + gate_bias[c]).
+  void (*triangle_gate)(const Tensor& proj, const Tensor& proj_bias, const Tensor& gate,
+                        const Tensor& gate_bias, const Tensor& mask, const Tensor& a);
+  /// y += x.
+  void (*add)(const Tensor& x, const Tensor& y);
+  /// y += x sigmoid(gate).
+  void (*add_gated)(const Tensor& x, const Tensor& gate, const Tensor& y);
+  /// y *= mask, one factor for each row of the last axis.
+  void (*scale_rows)(const Tensor& mask, const Tensor& y);
+  /// z[i, j] += (sum_{c,d} (sum_s left[s,i,c] right[s,j,d]) w[c,d] + b) / (1e-3 + norm[i,j]).
+  void (*outer_product_mean)(const Tensor& left, const Tensor& right, const Tensor& w,
+                             const Tensor& b, const Tensor& norm, const Tensor& z);
+  /// Input and recycled pair embedding; see core/ops/embed.h.
+  void (*pair_embed)(const Tensor& left, const Tensor& right, const Tensor& residue_index,
+                     const Tensor& relpos, const Tensor& beta, const Tensor& dgram,
+                     const Tensor& breaks, int64_t first_row, const Tensor& z);
 };
 
-/// The table for a device. The CPU's is chosen once by what the processor has; FASTFOLD_ISA=v3 forces
-/// the AVX2 one.
+/// The table for a device. The CPU's is chosen once by what the processor has; FASTFOLD_ISA=v3 in the
+/// environment forces the AVX2 one.
 const Kernels& kernels(Device device);
 void register_kernels(Device::Kind kind, const Kernels* table);
 

@@ -1,0 +1,134 @@
+// Element-wise kernels on the CPU, and the masked mean.
+#include "core/ops/cpu/table.h"
+
+namespace ff::cpu::FF_ISA {
+
+void masked_mean(const Tensor& x, const Tensor& mask, const Tensor& y) {
+  by_type(x, [&](auto t) {
+    using T = decltype(t);
+    using A = Acc<T>;
+    const int64_t c = x.size(2), n = x.size(1);
+#pragma omp parallel for
+    for (int64_t b = 0; b < x.size(0); ++b) {
+      const float* pm = mask.data<float>() + b * mask.stride(0);
+      A total = A(1e-10);
+      for (int64_t s = 0; s < n; ++s) total += A(pm[s * mask.stride(1)]);
+      T* to = y.data<T>() + b * y.stride(0);
+      constexpr int64_t kBlock = 64;
+      for (int64_t c0 = 0; c0 < c; c0 += kBlock) {
+        const int64_t width = c - c0 < kBlock ? c - c0 : kBlock;
+        A acc[kBlock] = {};
+        for (int64_t s = 0; s < n; ++s) {
+          const T* row = x.data<T>() + b * x.stride(0) + s * x.stride(1) + c0;
+          const A m = A(pm[s * mask.stride(1)]);
+          for (int64_t l = 0; l < width; ++l) acc[l] += m * A(row[l]);
+        }
+        for (int64_t l = 0; l < width; ++l) to[c0 + l] = T(acc[l] / total);
+      }
+    }
+  });
+}
+
+void triangle_gate(const Tensor& proj, const Tensor& proj_bias, const Tensor& gate, const Tensor& gate_bias,
+                   const Tensor& mask, const Tensor& a) {
+  by_type(proj, [&](auto t) {
+    using T = decltype(t);
+    using A = Acc<T>;
+    using S = Simd<A>;
+    const int64_t n = proj.size(1);
+    const float* m = mask.data<float>();
+#pragma omp parallel for
+    for (int64_t c = 0; c < proj.size(0); ++c) {
+      const T *p = proj.data<T>() + c * proj.stride(0), *g = gate.data<T>() + c * gate.stride(0);
+      T* to = a.data<T>() + c * a.stride(0);
+      const A pb = proj_bias.data<A>()[c], gb = gate_bias.data<A>()[c];
+      vector_loop<A>(
+          n,
+          [&](int64_t j) {
+            typename S::V keep;
+            for (int i = 0; i < S::kWidth; ++i) keep[i] = A(m[j + i]);
+            store(to + j, keep * (load(p + j) + pb) * sigmoid(load(g + j) + gb));
+          },
+          [&](int64_t j) { to[j] = T(A(m[j]) * (A(p[j]) + pb) * sigmoid(S::broadcast(A(g[j]) + gb))[0]); });
+    }
+  });
+}
+
+void add(const Tensor& x, const Tensor& y) {
+  by_type(x, [&](auto t) {
+    using T = decltype(t);
+    using A = Acc<T>;
+    const Rows<T> from(x), to(y);
+#pragma omp parallel for
+    for (int64_t r = 0; r < from.n; ++r) {
+      const T* p = from[r];
+      T* q = to[r];
+      vector_loop<A>(
+          from.c, [&](int64_t j) { store(q + j, load(q + j) + load(p + j)); },
+          [&](int64_t j) { q[j] = T(A(q[j]) + A(p[j])); });
+    }
+  });
+}
+
+void add_gated(const Tensor& x, const Tensor& gate, const Tensor& y) {
+  by_type(x, [&](auto t) {
+    using T = decltype(t);
+    using A = Acc<T>;
+    const Rows<T> from(x), gates(gate), to(y);
+#pragma omp parallel for
+    for (int64_t r = 0; r < from.n; ++r) {
+      const T *p = from[r], *g = gates[r];
+      T* q = to[r];
+      vector_loop<A>(
+          from.c, [&](int64_t j) { store(q + j, load(q + j) + load(p + j) * sigmoid(load(g + j))); },
+          [&](int64_t j) { q[j] = T(A(q[j]) + A(p[j]) * sigmoid(Simd<A>::broadcast(A(g[j])))[0]); });
+    }
+  });
+}
+
+void scale_rows(const Tensor& mask, const Tensor& y) {
+  by_type(y, [&](auto t) {
+    using T = decltype(t);
+    const Rows<T> to(y);
+    // A mask of rank r over y of rank r + 1: the same walk with a last axis of one.
+    const Rows<float> factors(mask.unsqueeze(-1));
+#pragma omp parallel for
+    for (int64_t r = 0; r < to.n; ++r) {
+      const Acc<T> m = *factors[r];
+      T* q = to[r];
+      if (m != 1)
+        for (int64_t j = 0; j < to.c; ++j) q[j] = T(Acc<T>(q[j]) * m);
+    }
+  });
+}
+
+void pair_embed(const Tensor& left, const Tensor& right, const Tensor& residue_index, const Tensor& relpos,
+                const Tensor& beta, const Tensor& dgram, const Tensor& breaks, int64_t first_row, const Tensor& z) {
+  by_type(left, [&](auto t) {
+    using T = decltype(t);
+    using A = Acc<T>;
+    const int64_t n = right.size(0), c = right.size(1), far = (relpos.size(0) - 1) / 2, bins = dgram.size(0);
+    const int32_t* index = residue_index.data<int32_t>();
+    const float* edges = breaks.data<float>();
+#pragma omp parallel for
+    for (int64_t i = first_row; i < first_row + z.size(0); ++i) {
+      const T* l = left.data<T>() + i * c;
+      for (int64_t j = 0; j < n; ++j) {
+        int64_t d = int64_t(index[i]) - index[j] + far;
+        d = d < 0 ? 0 : d > 2 * far ? 2 * far : d;
+        const T *r = right.data<T>() + j * c, *p = relpos.data<T>() + d * c, *g = nullptr;
+        if (beta.defined()) {
+          const float *a = beta.data<float>() + 3 * i, *b = beta.data<float>() + 3 * j;
+          const float dist2 = (a[0] - b[0]) * (a[0] - b[0]) + (a[1] - b[1]) * (a[1] - b[1]) +
+                              (a[2] - b[2]) * (a[2] - b[2]);
+          for (int64_t k = 0; k < bins; ++k)
+            if (dist2 > edges[k] && dist2 < (k + 1 < bins ? edges[k + 1] : 1e8f)) g = dgram.data<T>() + k * c;
+        }
+        T* to = z.data<T>() + (i - first_row) * z.stride(0) + j * z.stride(1);
+        for (int64_t k = 0; k < c; ++k) to[k] = T(A(l[k]) + A(r[k]) + A(p[k]) + (g ? A(g[k]) : A(0)));
+      }
+    }
+  });
+}
+
+}  // namespace ff::cpu::FF_ISA

@@ -1,0 +1,76 @@
+// Layer norm on the CPU: two passes over a row that stays in the cache.
+#include "core/ops/cpu/table.h"
+
+namespace ff::cpu::FF_ISA {
+namespace {
+
+constexpr double kEpsilon = 1e-5;
+
+template <class T>
+void normalise(const T* x, const Acc<T>* scale, const Acc<T>* offset, int64_t c, T* y) {
+  using A = Acc<T>;
+  using S = Simd<A>;
+  using V = typename S::V;
+  V total{};
+  A rest = 0;
+  vector_loop<A>(c, [&](int64_t j) { total += load(x + j); }, [&](int64_t j) { rest += A(x[j]); });
+  const A mean = (sum<A>(total) + rest) / A(c);
+  V squares{};
+  rest = 0;
+  vector_loop<A>(
+      c,
+      [&](int64_t j) {
+        const V d = load(x + j) - mean;
+        squares += d * d;
+      },
+      [&](int64_t j) { rest += (A(x[j]) - mean) * (A(x[j]) - mean); });
+  const A rstd = 1 / std::sqrt((sum<A>(squares) + rest) / A(c) + A(kEpsilon));
+  vector_loop<A>(
+      c,
+      [&](int64_t j) { store(y + j, (load(x + j) - mean) * rstd * S::load(scale + j) + S::load(offset + j)); },
+      [&](int64_t j) { y[j] = T((A(x[j]) - mean) * rstd * scale[j] + offset[j]); });
+}
+
+}  // namespace
+
+void layer_norm(const Tensor& x, const Tensor& scale, const Tensor& offset, const Tensor& y) {
+  by_type(x, [&](auto t) {
+    using T = decltype(t);
+    const Rows<T> from(x), to(y);
+    const Acc<T>*s = scale.data<Acc<T>>(), *o = offset.data<Acc<T>>();
+#pragma omp parallel for
+    for (int64_t r = 0; r < from.n; ++r) normalise<T>(from[r], s, o, from.c, to[r]);
+  });
+}
+
+void layer_norm_channels_first(const Tensor& x, const Tensor& scale, const Tensor& offset, const Tensor& y) {
+  by_type(x, [&](auto t) {
+    using T = decltype(t);
+    using A = Acc<T>;
+    const int64_t c = x.size(0), n = x.size(1), m = x.size(2);
+    const A *s = scale.data<A>(), *o = offset.data<A>();
+    constexpr int64_t kBlock = 64;  // positions gathered at a time: whole cache lines of each channel
+#pragma omp parallel for collapse(2)
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t j0 = 0; j0 < m; j0 += kBlock) {
+        const int64_t width = m - j0 < kBlock ? m - j0 : kBlock;
+        const T* from = x.data<T>() + i * x.stride(1) + j0;
+        A mean[kBlock] = {}, rstd[kBlock] = {};
+        for (int64_t k = 0; k < c; ++k)
+          for (int64_t j = 0; j < width; ++j) mean[j] += A(from[k * x.stride(0) + j]);
+        for (int64_t j = 0; j < width; ++j) mean[j] /= A(c);
+        for (int64_t k = 0; k < c; ++k)
+          for (int64_t j = 0; j < width; ++j) {
+            const A d = A(from[k * x.stride(0) + j]) - mean[j];
+            rstd[j] += d * d;
+          }
+        for (int64_t j = 0; j < width; ++j) rstd[j] = 1 / std::sqrt(rstd[j] / A(c) + A(kEpsilon));
+        T* to = y.data<T>() + i * y.stride(0) + j0 * y.stride(1);
+        for (int64_t k = 0; k < c; ++k)
+          for (int64_t j = 0; j < width; ++j)
+            to[j * y.stride(1) + k] = T((A(from[k * x.stride(0) + j]) - mean[j]) * rstd[j] * s[k] + o[k]);
+      }
+  });
+}
+
+}  // namespace ff::cpu::FF_ISA

@@ -1,0 +1,35 @@
+// The table of one instruction set's CPU kernels.
+#include "core/ops/cpu/table.h"
+
+namespace ff::cpu::FF_ISA {
+namespace {
+
+void linear(const Tensor& x, const Tensor& w, const Tensor& bias, Activation act, bool accumulate, const Tensor& y) {
+  gemm(x, w, bias, y, act, accumulate);
+}
+void matmul(const Tensor& a, const Tensor& b, const Tensor& c) { gemm(a, b, {}, c); }
+
+}  // namespace
+
+const Kernels kTable = {
+#ifdef __AVX512F__
+    .name = "AVX-512",
+#else
+    .name = "AVX2",
+#endif
+    .layer_norm = layer_norm,
+    .layer_norm_channels_first = layer_norm_channels_first,
+    .linear = linear,
+    .matmul = matmul,
+    .attention = attention,
+    .global_attention = global_attention,
+    .masked_mean = masked_mean,
+    .triangle_gate = triangle_gate,
+    .add = add,
+    .add_gated = add_gated,
+    .scale_rows = scale_rows,
+    .outer_product_mean = outer_product_mean,
+    .pair_embed = pair_embed,
+};
+
+}  // namespace ff::cpu::FF_ISA
