@@ -1,4 +1,4 @@
-// Layer normalisation over the last axis (AlphaFold's epsilon, 1e-5).
+// Layer normalisation over the channels (AlphaFold's epsilon, 1e-5).
 #pragma once
 
 #include "core/autograd/tape.h"
@@ -10,5 +10,8 @@ namespace ff {
 /// scale, offset  [c]       f32 (f64 for f64)
 /// Returns a contiguous tensor of x's dtype.
 Var layer_norm(const Var& x, const Var& scale, const Var& offset);
+
+/// The same over axis 0 of x [c, n, m] (last axis contiguous). Returns [n, m, c] contiguous.
+Var layer_norm_channels_first(const Var& x, const Var& scale, const Var& offset);
 
 }  // namespace ff

@@ -1,4 +1,4 @@
-// Linear: y = act(x w + b).
+// Linear: y = act(x w + b), and the forms that write where their result is wanted.
 #pragma once
 
 #include "core/autograd/tape.h"
@@ -10,9 +10,16 @@ enum class Activation { kNone, kRelu, kSigmoid };
 /// y[..., o] = act(sum_c x[..., c] w[c, o] + b[o])
 /// x  [..., c_in]   f32, bf16 or f64, last axis contiguous
 /// w  [c_in, ...]   same dtype as x; further axes count as one c_out (heads x channels)
-/// b  [c_out] (any shape of c_out elements) or undefined
+/// b  [c_out] (any shape of c_out elements) or undefined; f32 (f64 for f64)
 /// Returns [..., c_out] contiguous in x's dtype. f32 accumulation for bf16.
 /// Throws ff::Error on shape or dtype mismatch.
 Var linear(const Var& x, const Var& w, const Var& b = {}, Activation act = Activation::kNone);
+
+/// residual + linear(x, w, b); under NoGrad written into residual itself. w may have further leading
+/// axes ([n_head, c, c_out]) that count as one c_in.
+Var linear_add(const Var& residual, const Var& x, const Var& w, const Var& b);
+
+/// y[o, r] = sum_c x[r, c] w[c, o] with channels first: [c_out, rows] of x [..., c_in] contiguous, without bias.
+Var linear_channels_first(const Var& x, const Var& w);
 
 }  // namespace ff

@@ -1,0 +1,33 @@
+// Layer normalisation: checks and dispatch.
+#include "core/ops/layer_norm.h"
+
+#include "core/ops/kernels.h"
+
+namespace ff {
+namespace {
+
+void check_norm(int64_t c, const Var& x, const Var& scale, const Var& offset) {
+  check(scale.value().numel() == c && offset.value().numel() == c, "layer norm of ", x.shape().str(), " with scale ",
+        scale.shape().str());
+  check(x.value().stride(-1) == 1 || x.size(-1) == 1, "layer norm needs a contiguous last axis");
+}
+
+}  // namespace
+
+Var layer_norm(const Var& x, const Var& scale, const Var& offset) {
+  const Tensor& xv = x.value();
+  check_norm(xv.size(-1), x, scale, offset);
+  const Tensor y = Tensor::empty(xv.shape(), xv.dtype(), xv.device());
+  kernels(xv.device()).layer_norm(xv, scale.value(), offset.value(), y);
+  return result("layer_norm", y, {&x, &scale, &offset});
+}
+
+Var layer_norm_channels_first(const Var& x, const Var& scale, const Var& offset) {
+  const Tensor& xv = x.value();
+  check_norm(xv.size(0), x, scale, offset);
+  const Tensor y = Tensor::empty({xv.size(1), xv.size(2), xv.size(0)}, xv.dtype(), xv.device());
+  kernels(xv.device()).layer_norm_channels_first(xv, scale.value(), offset.value(), y);
+  return result("layer_norm_channels_first", y, {&x, &scale, &offset});
+}
+
+}  // namespace ff

@@ -1,0 +1,64 @@
+// Linear: collapses the leading axes to at most two strided ones and calls the matrix product.
+#include "core/ops/linear.h"
+
+#include "core/ops/kernels.h"
+#include "core/ops/views.h"
+
+namespace ff {
+namespace {
+
+/// x [..., c] as [batch, rows, c] without a copy where its strides allow it.
+Tensor as_batches(const Tensor& x) {
+  if (x.is_contiguous()) return x.view({1, -1, x.size(-1)});
+  if (x.rank() == 2) return x.unsqueeze(0);
+  if (x.rank() == 3) return x;
+  return x.contiguous().view({1, -1, x.size(-1)});
+}
+
+void check_linear(const Tensor& x, const Tensor& w, const Tensor& b) {
+  check(x.size(-1) == w.size(0), "linear: x ", x.shape().str(), " against w ", w.shape().str());
+  check(x.dtype() == w.dtype(), "linear: x is ", name_of(x.dtype()), ", w is ", name_of(w.dtype()));
+  check(!b.defined() || b.numel() == w.size(1), "linear: bias ", b.shape().str(), " against w ", w.shape().str());
+}
+
+}  // namespace
+
+Var linear(const Var& x, const Var& w, const Var& b, Activation act) {
+  const Tensor& xv = x.value();
+  const Tensor wv = w.value().view({w.size(0), -1});
+  const Tensor bv = b ? b.value().view({-1}) : Tensor();
+  check_linear(xv, wv, bv);
+  Dims shape = xv.shape();
+  shape[shape.size() - 1] = wv.size(1);
+  const Tensor y = Tensor::empty(shape, xv.dtype(), xv.device());
+  const Tensor batches = as_batches(xv);
+  kernels(xv.device())
+      .linear(batches, wv.unsqueeze(0), bv, act, false, y.view({batches.size(0), batches.size(1), wv.size(1)}));
+  return result("linear", y, {&x, &w, &b});
+}
+
+Var linear_add(const Var& residual, const Var& x, const Var& w, const Var& b) {
+  const Tensor& xv = x.value();
+  const Tensor wv = w.value().view({xv.size(-1), -1});
+  const Tensor bv = b ? b.value().view({-1}) : Tensor();
+  check_linear(xv, wv, bv);
+  const Tensor y = NoGrad::active() ? residual.value() : residual.value().clone();
+  // The residual may be a transposed view: then both sides keep two leading axes.
+  const bool flat = y.is_contiguous() && xv.is_contiguous();
+  const Tensor xs = flat ? xv.view({1, -1, xv.size(-1)}) : xv.rank() == 2 ? xv.unsqueeze(0) : xv;
+  const Tensor ys = flat ? y.view({1, -1, y.size(-1)}) : y.rank() == 2 ? y.unsqueeze(0) : y;
+  kernels(xv.device()).linear(xs, wv.unsqueeze(0), bv, Activation::kNone, true, ys);
+  return result("linear_add", y, {&residual, &x, &w, &b});
+}
+
+Var linear_channels_first(const Var& x, const Var& w) {
+  const Tensor rows = x.value().view({-1, x.size(-1)});
+  const Tensor wv = w.value().view({w.size(0), -1});
+  check_linear(rows, wv, {});
+  const Tensor y = Tensor::empty({wv.size(1), rows.size(0)}, rows.dtype(), rows.device());
+  kernels(rows.device())
+      .matmul(wv.transpose(0, 1).unsqueeze(0), rows.transpose(0, 1).unsqueeze(0), y.unsqueeze(0));
+  return result("linear_channels_first", y, {&x, &w});
+}
+
+}  // namespace ff

@@ -1,0 +1,28 @@
+// Outer product mean: checks and dispatch.
+#include "core/ops/outer_product_mean.h"
+
+#include "core/ops/kernels.h"
+
+namespace ff {
+
+Var outer_product_mean(const Var& residual, const Var& left, const Var& right, const Var& w, const Var& b,
+                       const Tensor& norm) {
+  check(left.rank() == 3 && right.rank() == 3 && left.size(0) == right.size(0) &&
+            w.shape() == Dims{left.size(2), right.size(2), residual.size(2)} &&
+            residual.shape() == Dims{left.size(1), right.size(1), w.size(2)} &&
+            norm.shape() == Dims{left.size(1), right.size(1)},
+        "outer product mean of ", left.shape().str(), " and ", right.shape().str(), " with w ", w.shape().str(),
+        ", norm ", norm.shape().str(), " into ", residual.shape().str());
+  const Tensor z = NoGrad::active() ? residual.value() : residual.value().clone();
+  kernels(z.device()).outer_product_mean(left.value(), right.value(), w.value(), b.value(), norm, z);
+  return result("outer_product_mean", z, {&residual, &left, &right, &w, &b});
+}
+
+Tensor pair_count(const Tensor& mask, Dtype dtype) {
+  const Tensor m = mask.to(dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32).unsqueeze(0);
+  const Tensor count = Tensor::empty({m.size(2), m.size(2)}, m.dtype(), m.device());
+  kernels(m.device()).matmul(m.transpose(1, 2), m, count.unsqueeze(0));
+  return count;
+}
+
+}  // namespace ff
