@@ -31,9 +31,14 @@ class Params {
   Params(const ModelConfig& config, Arrays arrays, const std::string& file);
 
   const Var& at(const std::string& name) const;
+  bool has(const std::string& name) const { return vars_.count(name) > 0; }
+  /// The same parameters for activations of another precision: all in f64, or the trunk's matrices in
+  /// bf16 and everything else in f32.
+  Params in_precision(Dtype activations) const;
   const std::map<std::string, Var>& all() const { return vars_; }
 
  private:
+  Params() = default;
   std::map<std::string, Var> vars_;
 };
 
@@ -47,6 +52,7 @@ class Scope {
   Scope block(int64_t block) const { return {*params_, path_, block}; }
   /// Parameter `path//name`, or its slice for this block.
   Var operator[](const std::string& name) const;
+  bool has(const std::string& name) const { return params_->has(path_ + "//" + name); }
 
  private:
   const Params* params_;

@@ -15,6 +15,8 @@ inline Var select(const Var& x, int axis, int64_t index) {
 }
 inline Var transpose(const Var& x, int a, int b) { return result("transpose", x.value().transpose(a, b), {&x}); }
 inline Var view(const Var& x, const Dims& shape) { return result("view", x.value().view(shape), {&x}); }
+/// x with a new leading axis of size n along which it repeats (stride 0).
+inline Var repeat(const Var& x, int64_t n) { return result("repeat", x.value().unsqueeze(0).expand(0, n), {&x}); }
 
 /// The tensors' rows one after the other along axis 0; a new tensor.
 Var concat_rows(const Var& a, const Var& b);

@@ -187,6 +187,15 @@ Tensor Tensor::unsqueeze(int axis) const {
   return t;
 }
 
+Tensor Tensor::expand(int axis, int64_t n) const {
+  const int a = wrap(axis);
+  check(shape_[a] == 1, "expand(", axis, ") of shape ", shape_.str());
+  Tensor t = *this;
+  t.shape_[a] = n;
+  t.strides_[a] = 0;
+  return t;
+}
+
 Tensor Tensor::view(const Dims& wanted) const {
   Dims shape = wanted;
   int64_t known = 1;

@@ -151,6 +151,8 @@ class Tensor {
   Tensor select(int axis, int64_t index) const;  ///< drops the axis
   Tensor transpose(int a, int b) const;
   Tensor unsqueeze(int axis) const;
+  /// An axis of size one seen `n` times (stride 0): for reading only.
+  Tensor expand(int axis, int64_t n) const;
   /// Another shape over the same elements; one size may be -1. Axes may be split, and merged where
   /// their strides allow it; throws otherwise.
   Tensor view(const Dims& shape) const;

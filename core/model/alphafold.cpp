@@ -1,0 +1,304 @@
+// AlphaFold 2, whole. Jumper et al. 2021, Suppl. Alg. 2; embedders Alg. 3-5, 16, 17, 32.
+#include "core/model/alphafold.h"
+
+#include <cmath>
+
+#include "core/geometry/residue_constants.h"
+#include "core/model/evoformer.h"
+#include "core/model/heads.h"
+#include "core/model/structure.h"
+#include "core/model/template_features.h"
+#include "core/model/trace.h"
+#include "core/ops/ops.h"
+#include "core/predict/confidence.h"
+
+namespace ff {
+namespace {
+
+constexpr const char* kRoot = "alphafold/alphafold_iteration";
+
+const Tensor& feature(const Arrays& features, const std::string& name) {
+  const auto found = features.find(name);
+  check_input(found != features.end(), "the batch has no feature '", name, "'");
+  return found->second;
+}
+
+/// What one recycle hands to the next; undefined in the first.
+struct Recycled {
+  Var first_row;     // [n_res, c_m]
+  Var pair;          // [n_res, n_res, c_z]
+  Tensor positions;  // [n_res, 37, 3] f32
+};
+
+struct Trunk {
+  Var single, pair, msa, first_row;
+};
+
+/// Everything that the passes over one target share.
+struct Pass {
+  const ModelConfig& config;
+  Scope scope;  // .../evoformer
+  Dtype dtype;
+  Trace trace;
+  std::function<void(const std::string&)> step;  // progress: before each unit of work
+};
+
+Var dense(const Scope& scope, const Tensor& x, Dtype dtype) { return linear(scope, Var(x.to(dtype))); }
+
+Tensor outer(const Tensor& mask) {
+  const int64_t n = mask.numel();
+  const Tensor m = mask.to(Dtype::f32).contiguous(), out = Tensor::empty({n, n});
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t j = 0; j < n; ++j) out.data<float>()[i * n + j] = m.data<float>()[i] * m.data<float>()[j];
+  return out;
+}
+
+Var embed_msa(const Pass& p, const Arrays& f, const Recycled& prev) {
+  Var m = dense(p.scope / "preprocess_msa", feature(f, "msa_feat"), p.dtype);
+  m = add(m, repeat(dense(p.scope / "preprocess_1d", feature(f, "target_feat"), p.dtype), m.size(0)));
+  if (!p.config.recycle_features) return m;
+  const Scope norm = p.scope / "prev_msa_first_row_norm";
+  // The norm of the zeros that stand in for the first recycle is its offset.
+  const Var update = prev.first_row ? layer_norm(norm, prev.first_row)
+                                    : repeat(cast(norm["offset"], p.dtype), m.size(1));
+  const Var first = add(narrow(m, 0, 0, 1), view(update, {1, m.size(1), m.size(2)}));
+  return NoGrad::active() ? m : concat_rows(first, narrow(m, 0, 1, m.size(0) - 1));
+}
+
+Tensor squared_breaks(const DistogramBins& bins) {
+  const Tensor t = Tensor::empty({bins.num_bins});
+  for (int64_t i = 0; i < bins.num_bins; ++i) {
+    const float edge = float(bins.min_bin + (bins.max_bin - bins.min_bin) * double(i) / double(bins.num_bins - 1));
+    t.data<float>()[i] = edge * edge;
+  }
+  return t;
+}
+
+Var embed_pair(const Pass& p, const Arrays& f, const Recycled& prev) {
+  const Tensor& target = feature(f, "target_feat");
+  const Scope relpos = p.scope / "pair_activiations", dgram = p.scope / "prev_pos_linear";
+  const int64_t c_z = p.config.pair_channel;
+  Var table = p.config.max_relative_feature ? relpos["weights"] : Var(Tensor::zeros({1, c_z}).to(p.dtype));
+  const int64_t rows = table.size(0);
+  table = Var(table.value().clone());
+  if (p.config.max_relative_feature) table = add(table, repeat(cast(relpos["bias"], p.dtype), rows));
+  Var bins(Tensor::zeros({1, c_z}).to(p.dtype));
+  Tensor beta, breaks = Tensor::zeros({1});
+  if (p.config.recycle_pos) {
+    table = add(table, repeat(cast(dgram["bias"], p.dtype), rows));
+    bins = dgram["weights"];
+    breaks = squared_breaks(p.config.prev_pos);
+    if (prev.positions.defined()) beta = pseudo_beta(feature(f, "aatype"), prev.positions);
+  }
+  Var z = pair_embed(dense(p.scope / "left_single", target, p.dtype), dense(p.scope / "right_single", target, p.dtype),
+                     feature(f, "residue_index"), table, beta, bins, breaks);
+  if (!p.config.recycle_features) return z;
+  const Scope norm = p.scope / "prev_pair_norm";
+  const Var offset = prev.pair ? Var() : repeat(cast(norm["offset"], p.dtype), z.size(1));
+  return by_rows(z, 0, 16, [&](const Var& part, int64_t start) {
+    const int64_t n = part.size(0);
+    return add(part, prev.pair ? layer_norm(norm, narrow(prev.pair, 0, start, n)) : repeat(offset, n));
+  });
+}
+
+/// z + what the templates say of every pair. Alg. 16, 17.
+Var embed_templates(const Pass& p, const Arrays& f, const Var& z, const Tensor& pair_mask) {
+  const TemplateConfig& config = p.config.templates;
+  const Tensor template_mask = feature(f, "template_mask").to(Dtype::f32);
+  const int64_t n_templ = template_mask.numel(), n = z.size(0);
+  float any = 0;
+  for (int64_t t = 0; t < n_templ; ++t) any += template_mask.data<float>()[t];
+  if (any <= 0) return z;  // AlphaFold multiplies the embedding by zero then
+  const Scope scope = p.scope / "template_embedding", one = scope / "single_template_embedding";
+  const int64_t c_t = config.pair_stack.triangle_attention_ending_node.value_dim;
+  // [n_res, n_res, n_templ, c_t]: all templates of a pair beside each other, as the attention reads them.
+  const Tensor all = Tensor::empty({n, n, n_templ, c_t}, p.dtype);
+  for (int64_t t = 0; t < n_templ; ++t) {
+    p.step(cat("template ", t + 1));
+    const Trace trace = p.trace / cat("template", t);
+    const Tensor pair_features = template_pair_features(f, t, config);
+    trace("embedding2d_input_features", pair_features);
+    Var x = dense(one / "embedding2d", pair_features, p.dtype);
+    trace("embedding2d_output", x);
+    for (int64_t b = 0; b < config.num_block; ++b)
+      x = template_pair_block((one / "template_pair_stack" / "__layer_stack_no_state").block(b), x, pair_mask,
+                              trace / cat("pair_block", b));
+    x = layer_norm(one / "output_layer_norm", x);
+    trace("single_template_embedding_output", x);
+    all.select(2, t).copy_from(x.value());
+  }
+  const Tensor mask = template_mask.unsqueeze(0);
+  return by_rows(z, 0, std::max<int64_t>(1, 4096 / n), [&](const Var& rows, int64_t start) {
+    const int64_t pairs = rows.size(0) * n;
+    const Var query(rows.value().view({pairs, 1, z.size(2)}));
+    const Var templates(all.narrow(0, start, rows.size(0)).view({pairs, n_templ, c_t}));
+    return view(attention_add(scope / "attention", query, query, templates, {}, mask.expand(0, pairs)), rows.shape());
+  });
+}
+
+Var embed_extra_msa(const Pass& p, const Arrays& f) {
+  const Tensor msa = feature(f, "extra_msa").contiguous();
+  const Tensor has = feature(f, "extra_has_deletion").to(Dtype::f32).contiguous();
+  const Tensor value = feature(f, "extra_deletion_value").to(Dtype::f32).contiguous();
+  const int64_t n_seq = msa.size(0), n = msa.size(1), c = p.config.extra_msa_channel;
+  const Scope scope = p.scope / "extra_msa_activations";
+  const Tensor e = Tensor::empty({n_seq, n, c}, p.dtype);
+  const int64_t step = std::max<int64_t>(1, 4096 / n);
+  for (int64_t s0 = 0; s0 < n_seq; s0 += step) {
+    const int64_t rows = std::min(step, n_seq - s0);
+    const Tensor x = Tensor::zeros({rows, n, 25});
+    for (int64_t i = 0; i < rows * n; ++i) {
+      const int64_t at = s0 * n + i;
+      const int32_t letter = msa.data<int32_t>()[at];
+      check_input(letter >= 0 && letter < 23, "extra_msa holds ", letter, "; residue types are 0 to 22");
+      float* row = x.data<float>() + i * 25;
+      row[letter] = 1;
+      row[23] = has.data<float>()[at];
+      row[24] = value.data<float>()[at];
+    }
+    e.narrow(0, s0, rows).copy_from(dense(scope, x, p.dtype).value());
+  }
+  return e;
+}
+
+/// m and its mask with a row for each template that has a torsion angle. Alg. 2 lines 7-8.
+void append_template_rows(const Pass& p, const Arrays& f, Var& m, Tensor& mask) {
+  const TemplateTorsions torsions = template_torsion_features(f);
+  p.trace("embed/template_torsion_features", torsions.features);
+  const Var hidden = linear(p.scope / "template_single_embedding", Var(torsions.features.to(p.dtype)),
+                            Activation::kRelu);
+  const Var rows = linear(p.scope / "template_projection", hidden);
+  p.trace("embed/template_projection", rows);
+  m = concat_rows(m, rows);
+  mask = concat_rows(Var(mask), Var(torsions.mask.to(mask.dtype()))).value();
+}
+
+Trunk run_trunk(const Pass& p, const Arrays& f, const Recycled& prev) {
+  const ModelConfig& config = p.config;
+  const Tensor pair_mask = outer(feature(f, "seq_mask"));
+  Var m = embed_msa(p, f, prev), z = embed_pair(p, f, prev);
+  p.trace("embed/pair_before_templates", z);
+  if (config.templates.enabled) z = embed_templates(p, f, z, pair_mask);
+
+  Representations extra{embed_extra_msa(p, f), z};
+  z = Var();
+  p.trace("embed/extra_msa_activations", extra.m);
+  const Tensor extra_mask = feature(f, "extra_msa_mask").to(Dtype::f32);
+  for (int64_t b = 0; b < config.extra_msa_stack_num_block; ++b) {
+    p.step(cat("extra MSA block ", b + 1));
+    const Trace trace = p.trace / cat("extra_block", b);
+    (trace / "input")("msa", extra.m);
+    (trace / "input")("pair", extra.z);
+    extra = evoformer_block((p.scope / "extra_msa_stack").block(b), config.evoformer, true, extra, extra_mask,
+                            pair_mask, trace);
+  }
+
+  Tensor mask = feature(f, "msa_mask").to(Dtype::f32);
+  const int64_t n_seq = m.size(0);
+  if (config.templates.enabled && config.templates.embed_torsion_angles) append_template_rows(p, f, m, mask);
+  Representations x{m, extra.z};
+  extra = {};
+  m = Var();
+  for (int64_t b = 0; b < config.evoformer_num_block; ++b) {
+    p.step(cat("Evoformer block ", b + 1));
+    const Trace trace = p.trace / cat("evoformer_block", b);
+    (trace / "input")("msa", x.m);
+    (trace / "input")("pair", x.z);
+    x = evoformer_block((p.scope / "evoformer_iteration").block(b), config.evoformer, false, x, mask, pair_mask,
+                        trace);
+  }
+  const Var first_row = select(x.m, 0, 0);
+  const Var single = linear(p.scope / "single_activations", first_row);
+  p.trace("embed/single_activations", single);
+  return {single, x.z, narrow(x.m, 0, 0, n_seq), Var(first_row.value().clone())};
+}
+
+/// Root mean square change of all distances between CA atoms, in angstrom; AlphaFold-Multimer's criterion.
+double distance_change(const Tensor& a, const Tensor& b, const Tensor& seq_mask) {
+  const int64_t n = a.size(0);
+  const Tensor pa = a.to(Dtype::f32).select(1, kAtomCa).contiguous(), pb = b.to(Dtype::f32).select(1, kAtomCa).contiguous();
+  const Tensor mask = seq_mask.to(Dtype::f32).contiguous();
+  const auto distance = [](const float* x, int64_t i, int64_t j) {
+    double s = 0;
+    for (int k = 0; k < 3; ++k) s += std::pow(double(x[3 * i + k]) - x[3 * j + k], 2);
+    return std::sqrt(s);
+  };
+  double total = 0, count = 1e-10;
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t j = 0; j < n; ++j) {
+      const double w = mask.data<float>()[i] * mask.data<float>()[j];
+      total += w * std::pow(distance(pa.data<float>(), i, j) - distance(pb.data<float>(), i, j), 2);
+      count += w;
+    }
+  return std::sqrt(total / count + 1e-8);
+}
+
+void scale(const Var& x, double factor) {
+  const Tensor all = Tensor::empty(Dims(std::span(x.shape().begin(), size_t(x.rank() - 1))));
+  for (int64_t i = 0; i < all.numel(); ++i) all.data<float>()[i] = float(factor);
+  scale_rows(x, all);
+}
+
+}  // namespace
+
+AlphaFold::AlphaFold(ModelConfig config, Params params, Dtype activations)
+    : config_(std::move(config)), params_(params.in_precision(activations)), dtype_(activations) {}
+
+Arrays AlphaFold::run(const FeatureSource& features, const RunOptions& options) const {
+  const NoGrad no_grad;
+  check(options.num_ensemble >= 1 && options.num_recycle >= 0, "run needs at least one ensemble member");
+  const Dtype head_type = dtype_ == Dtype::f64 ? Dtype::f64 : Dtype::f32;
+  const Scope root(params_, kRoot);
+  const int64_t cycles = options.num_recycle + 1;
+  const int64_t steps_per_member = config_.extra_msa_stack_num_block + config_.evoformer_num_block;
+  const double total_steps = double(cycles * (options.num_ensemble * steps_per_member + 1));
+
+  Recycled prev;
+  int64_t cycle = 0;
+  for (;; ++cycle) {
+    const Trace trace = Trace(options.trace) / cat("cycle", cycle);
+    int64_t steps = cycle * (options.num_ensemble * steps_per_member + 1);
+    const auto step = [&](const std::string& what) {
+      if (!options.progress) return;
+      options.progress(cat("recycle ", cycle, ", ", what), double(steps) / total_steps);
+      if (!what.starts_with("template")) ++steps;
+    };
+    const Pass pass{config_, root / "evoformer", dtype_, trace, step};
+
+    const Arrays f = features(cycle * options.num_ensemble);
+    Trunk trunk = run_trunk(pass, f, prev);
+    for (int64_t member = 1; member < options.num_ensemble; ++member) {
+      const Trunk more = run_trunk(pass, features(cycle * options.num_ensemble + member), prev);
+      add(trunk.single, more.single);
+      add(trunk.pair, more.pair);
+      add(trunk.first_row, more.first_row);
+    }
+    if (options.num_ensemble > 1)
+      for (const Var& x : {trunk.single, trunk.pair, trunk.first_row}) scale(x, 1.0 / double(options.num_ensemble));
+
+    step("structure module");
+    const Var single = cast(trunk.single, head_type);
+    const Var pair = cast(trunk.pair, head_type);
+    Arrays out = structure_module(root / "structure_module", config_.structure, single, pair, f, trace);
+    const Tensor positions = out.at("structure_module/final_atom_positions");
+    const bool settled = options.recycle_early_stop_tolerance >= 0 && cycle > 0 &&
+                         distance_change(prev.positions, positions, feature(f, "seq_mask")) <
+                             options.recycle_early_stop_tolerance;
+    if (cycle < options.num_recycle && !settled) {
+      prev = {trunk.first_row, trunk.pair, positions.to(Dtype::f32)};
+      continue;
+    }
+
+    out["representations/single"] = single.value();
+    out["representations/pair"] = pair.value();
+    out["representations/msa"] = cast(trunk.msa, head_type).value();
+    out["representations/msa_first_row"] = cast(trunk.first_row, head_type).value();
+    run_heads(root, config_.heads, out);
+    add_confidence(config_.heads, out);
+    const int32_t recycles = int32_t(cycle);
+    out["num_recycles"] = Tensor::of<int32_t>({}, &recycles);
+    return out;
+  }
+}
+
+}  // namespace ff
