@@ -281,8 +281,8 @@ Params::Params(const ModelConfig& config, Arrays arrays, const std::string& file
       missing.push_back(spec.name);
       lines.push_back(shortened(spec.name) + ": missing");
     } else if (!(found->second.shape() == spec.shape)) {
-      lines.push_back(cat(shortened(spec.name), ": file ", found->second.shape().str(),
-                          ", model expects ", spec.shape.str()));
+      lines.push_back(cat(shortened(spec.name), ": file ", found->second.shape(),
+                          ", model expects ", spec.shape));
     } else if (found->second.dtype() == Dtype::i32) {
       lines.push_back(shortened(spec.name) + ": file holds integers, model expects floats");
     }
@@ -325,7 +325,7 @@ Var Scope::operator[](const std::string& name) const {
   const Var& var = params_->at(path_ + "//" + name);
   if (block_ < 0) return var;
   check(var.rank() > 0 && block_ < var.size(0), "block ", block_, " of parameter ", path_, "//",
-        name, " of shape ", var.shape().str());
+        name, " of shape ", var.shape());
   return result("block", var.value().select(0, block_), {&var});
 }
 
