@@ -95,7 +95,7 @@ Var embed_pair(const Pass& p, const Arrays& f, const Recycled& prev) {
   if (!p.config.recycle_features) return z;
   const Scope norm = p.scope / "prev_pair_norm";
   const Var offset = prev.pair ? Var() : repeat(cast(norm["offset"], p.dtype), z.size(1));
-  return by_rows(z, 0, 16, [&](const Var& part, int64_t start) {
+  return by_rows(z, [&](const Var& part, int64_t start) {
     const int64_t n = part.size(0);
     return add(part, prev.pair ? layer_norm(norm, narrow(prev.pair, 0, start, n)) : repeat(offset, n));
   });
@@ -128,7 +128,7 @@ Var embed_templates(const Pass& p, const Arrays& f, const Var& z, const Tensor& 
     all.select(2, t).copy_from(x.value());
   }
   const Tensor mask = template_mask.unsqueeze(0);
-  return by_rows(z, 0, std::max<int64_t>(1, 4096 / n), [&](const Var& rows, int64_t start) {
+  return by_rows(z, [&](const Var& rows, int64_t start) {
     const int64_t pairs = rows.size(0) * n;
     const Var query(rows.value().view({pairs, 1, z.size(2)}));
     const Var templates(all.narrow(0, start, rows.size(0)).view({pairs, n_templ, c_t}));

@@ -1,5 +1,5 @@
-// The trunk's modules, written once for training and prediction: by_rows and map_rows work through a few
-// rows at a time under NoGrad, and on everything at once where a tape records.
+// The trunk's modules, written once for training and prediction: by_rows and map_rows (core/ops/views.h) work
+// through a few rows at a time under NoGrad, and on everything at once where a tape records.
 #include "core/model/evoformer.h"
 
 #include "core/ops/ops.h"
@@ -7,37 +7,12 @@
 namespace ff {
 namespace {
 
-// Positions that pass through a module at a time under NoGrad: enough for full matrix products, few enough for
-// their temporaries to stay in a CPU's outer cache.
-constexpr int64_t kPositions = 4096;
-
-int64_t rows_per_call(const Var& x) { return std::max<int64_t>(1, kPositions / x.size(1)); }
-
 Dtype statistics_type(const Var& x) { return x.value().dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32; }
-
-/// f of all rows of x, its results joined along `axis`; under NoGrad a few rows at a time.
-template <class F>
-Var map_rows(const Var& x, int axis, F f) {
-  if (!NoGrad::active()) return f(x);
-  const int64_t n = x.size(0), step = rows_per_call(x);
-  if (step >= n) return f(x);
-  Tensor all;
-  for (int64_t start = 0; start < n; start += step) {
-    const Tensor part = f(narrow(x, 0, start, std::min(step, n - start))).value();
-    if (!all.defined()) {
-      Dims shape = part.shape();
-      shape[axis] = n;
-      all = Tensor::empty(shape, part.dtype(), part.device());
-    }
-    all.narrow(axis, start, part.size(axis)).copy_from(part);
-  }
-  return all;
-}
 
 /// bias[h, i, j] = LN(z)[i, j] . feat_2d_weights[:, h], with statistics' precision.
 Var pair_bias(const Scope& scope, const char* norm, const Var& z) {
   const Var w = scope["feat_2d_weights"];
-  return map_rows(z, 1, [&](const Var& rows) {
+  return map_rows(z, 1, [&](const Var& rows, int64_t) {
     const Var b = linear_channels_first(layer_norm(scope / norm, rows), w);
     return cast(view(b, {w.size(1), rows.size(0), rows.size(1)}), statistics_type(z));
   });
@@ -60,7 +35,7 @@ Var attention_add(const Scope& scope, const Var& residual, const Var& x_q, const
 
 Var msa_row_attention(const Scope& scope, const Var& m, const Var& z, const Tensor& msa_mask) {
   const Var bias = pair_bias(scope, "feat_2d_norm", z);
-  return by_rows(m, 0, rows_per_call(m), [&](const Var& rows, int64_t start) {
+  return by_rows(m, [&](const Var& rows, int64_t start) {
     const Var x = layer_norm(scope / "query_norm", rows);
     return attention_add(scope / "attention", rows, x, x, bias, msa_mask.narrow(0, start, rows.size(0)));
   });
@@ -69,7 +44,7 @@ Var msa_row_attention(const Scope& scope, const Var& m, const Var& z, const Tens
 Var msa_column_attention(const Scope& scope, const Var& m, const Tensor& msa_mask) {
   const Var columns = transpose(m, 0, 1);
   const Tensor mask = msa_mask.transpose(0, 1);
-  const Var updated = by_rows(columns, 0, rows_per_call(columns), [&](const Var& rows, int64_t start) {
+  const Var updated = by_rows(columns, [&](const Var& rows, int64_t start) {
     const Var x = layer_norm(scope / "query_norm", rows);
     return attention_add(scope / "attention", rows, x, x, {}, mask.narrow(0, start, rows.size(0)));
   });
@@ -81,7 +56,7 @@ Var msa_column_global_attention(const Scope& scope, const Var& m, const Tensor& 
   const Var columns = transpose(m, 0, 1);
   const Tensor mask = msa_mask.transpose(0, 1);
   const Var query_w = a["query_w"];
-  const Var updated = by_rows(columns, 0, rows_per_call(columns), [&](const Var& rows, int64_t start) {
+  const Var updated = by_rows(columns, [&](const Var& rows, int64_t start) {
     const Tensor keep = mask.narrow(0, start, rows.size(0));
     const Var x = layer_norm(scope / "query_norm", rows);
     const Var q = view(linear(masked_mean(x, keep), query_w), {x.size(0), query_w.size(1), query_w.size(2)});
@@ -94,7 +69,7 @@ Var msa_column_global_attention(const Scope& scope, const Var& m, const Tensor& 
 
 Var transition(const Scope& scope, const Var& x) {
   const Scope second = scope / "transition2";
-  return by_rows(x, 0, rows_per_call(x), [&](const Var& rows, int64_t) {
+  return by_rows(x, [&](const Var& rows, int64_t) {
     const Var hidden = linear(scope / "transition1", layer_norm(scope / "input_layer_norm", rows), Activation::kRelu);
     return linear_add(rows, hidden, second["weights"], second["bias"]);
   });
@@ -104,7 +79,7 @@ Var outer_product_mean(const Scope& scope, const Var& m, const Var& z, const Ten
   Var sides[2];
   const char* const kNames[] = {"left_projection", "right_projection"};
   for (int side = 0; side < 2; ++side)
-    sides[side] = map_rows(m, 0, [&](const Var& rows) {
+    sides[side] = map_rows(m, 0, [&](const Var& rows, int64_t) {
       return linear(scope / kNames[side], layer_norm(scope / "layer_norm_input", rows));
     });
   for (Var& side : sides) side = scale_rows(side, msa_mask);
@@ -119,19 +94,17 @@ Var triangle_multiplication(const Scope& scope, const Var& z, const Tensor& pair
   for (int side = 0; side < 2; ++side) {
     const Scope proj = scope / (std::string(kNames[side]) + "_projection");
     const Scope gate = scope / (std::string(kNames[side]) + "_gate");
-    int64_t start = 0;
-    sides[side] = map_rows(z, 1, [&](const Var& rows) {
+    sides[side] = map_rows(z, 1, [&](const Var& rows, int64_t start) {
       const Var x = layer_norm(scope / "layer_norm_input", rows);
       const Var p = linear_channels_first(x, proj["weights"]), g = linear_channels_first(x, gate["weights"]);
       const Tensor keep = pair_mask.narrow(0, start, rows.size(0)).view({-1});
-      start += rows.size(0);
       return view(triangle_gate(p, proj["bias"], g, gate["bias"], keep), {p.size(0), rows.size(0), n});
     });
   }
   const Var product = triangle_product(sides[0], sides[1], outgoing);
   sides[0] = sides[1] = Var();
   const Scope center = scope / "center_layer_norm";
-  return by_rows(z, 0, rows_per_call(z), [&](const Var& rows, int64_t start) {
+  return by_rows(z, [&](const Var& rows, int64_t start) {
     const Var p = layer_norm_channels_first(narrow(product, 1, start, rows.size(0)), center["scale"], center["offset"]);
     const Var gate = linear(scope / "gating_linear", layer_norm(scope / "layer_norm_input", rows));
     return add_gated(rows, linear(scope / "output_projection", p), gate);
@@ -142,7 +115,7 @@ Var triangle_attention(const Scope& scope, const Var& z, const Tensor& pair_mask
   const Var zt = starting ? z : transpose(z, 0, 1);
   const Tensor mask = starting ? pair_mask : pair_mask.transpose(0, 1);
   const Var bias = pair_bias(scope, "query_norm", zt);
-  const Var updated = by_rows(zt, 0, rows_per_call(zt), [&](const Var& rows, int64_t start) {
+  const Var updated = by_rows(zt, [&](const Var& rows, int64_t start) {
     const Var x = layer_norm(scope / "query_norm", rows);
     return attention_add(scope / "attention", rows, x, x, bias, mask.narrow(0, start, rows.size(0)));
   });

@@ -12,22 +12,22 @@ Tensor target(const Var& x) { return NoGrad::active() ? x.value() : x.value().cl
 }  // namespace
 
 Var add(const Var& residual, const Var& x) {
-  check(residual.shape() == x.shape(), "add ", x.shape().str(), " to ", residual.shape().str());
+  check(residual.shape() == x.shape(), "add ", x.shape(), " to ", residual.shape());
   const Tensor y = target(residual);
   kernels(y.device()).add(x.value(), y);
   return result("add", y, {&residual, &x});
 }
 
 Var add_gated(const Var& residual, const Var& x, const Var& gate) {
-  check(residual.shape() == x.shape() && x.shape() == gate.shape(), "add ", x.shape().str(), " gated by ",
-        gate.shape().str(), " to ", residual.shape().str());
+  check(residual.shape() == x.shape() && x.shape() == gate.shape(), "add ", x.shape(), " gated by ",
+        gate.shape(), " to ", residual.shape());
   const Tensor y = target(residual);
   kernels(y.device()).add_gated(x.value(), gate.value(), y);
   return result("add_gated", y, {&residual, &x, &gate});
 }
 
 Var scale_rows(const Var& x, const Tensor& mask) {
-  check(mask.rank() + 1 == x.rank(), "mask ", mask.shape().str(), " for ", x.shape().str());
+  check(mask.rank() + 1 == x.rank(), "mask ", mask.shape(), " for ", x.shape());
   const Tensor y = target(x);
   kernels(y.device()).scale_rows(mask, y);
   return result("scale_rows", y, {&x});

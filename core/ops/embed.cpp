@@ -11,7 +11,7 @@ Var pair_embed(const Var& left, const Var& right, const Tensor& residue_index, c
   check(right.shape() == left.shape() && residue_index.shape() == Dims{n} && relpos.size(1) == c &&
             dgram.size(1) == c && breaks.shape() == Dims{dgram.size(0)} &&
             (!beta.defined() || beta.shape() == Dims{n, 3}),
-        "pair embedding of ", left.shape().str(), " and ", right.shape().str());
+        "pair embedding of ", left.shape(), " and ", right.shape());
   const Tensor z = Tensor::empty({n, n, c}, left.value().dtype(), left.value().device());
   kernels(z.device())
       .pair_embed(left.value(), right.value(), residue_index, relpos.value(), beta, dgram.value(), breaks, 0, z);

@@ -1,8 +1,9 @@
 // Matrix products on the CPU: oneDNN's matmul with a cache of primitives by shape.
 #include "core/ops/gemm.h"
 
+#include <omp.h>
+
 #include <cmath>
-#include <mutex>
 #include <oneapi/dnnl/dnnl.hpp>
 #include <unordered_map>
 #include <vector>
@@ -17,7 +18,7 @@ dnnl::engine& engine() {
   return e;
 }
 dnnl::stream& stream() {
-  static dnnl::stream s(engine());
+  thread_local dnnl::stream s(engine());
   return s;
 }
 
@@ -45,12 +46,12 @@ memory::desc desc(const Tensor& t) {
 
 const Product& product(const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor& c, Activation act,
                        bool accumulate) {
-  static std::unordered_map<Key, Product, KeyHash> cache;
-  static std::mutex mutex;
+  // oneDNN wants a primitive executed by the thread that made it, and plans it for the threads it may use.
+  thread_local std::unordered_map<Key, Product, KeyHash> cache;
   const Key key = {a.size(0),   b.size(0),   a.size(1),   a.size(2),   c.size(2),   a.stride(0),
                    a.stride(1), a.stride(2), b.stride(0), b.stride(1), b.stride(2), c.stride(0),
-                   c.stride(1), c.stride(2), int64_t(act) * 4 + accumulate * 2 + bias.defined(), int64_t(a.dtype())};
-  const std::lock_guard lock(mutex);
+                   c.stride(1), c.stride(2), int64_t(act) * 4 + accumulate * 2 + bias.defined(),
+                   int64_t(a.dtype()) * 2 + omp_in_parallel()};
   if (auto it = cache.find(key); it != cache.end()) return it->second;
   // Long runs meet many shapes only when proteins of many lengths follow each other.
   if (cache.size() > 4096) cache.clear();
@@ -110,7 +111,7 @@ void gemm(const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor& c,
   check(a.rank() == 3 && b.rank() == 3 && c.rank() == 3 && a.size(2) == b.size(1) && a.size(1) == c.size(1) &&
             b.size(2) == c.size(2) && (a.size(0) == c.size(0) || a.size(0) == 1) &&
             (b.size(0) == c.size(0) || b.size(0) == 1),
-        "matrix product of ", a.shape().str(), " and ", b.shape().str(), " into ", c.shape().str());
+        "matrix product of ", a.shape(), " and ", b.shape(), " into ", c.shape());
   check(a.dtype() == b.dtype() && a.dtype() == c.dtype(), "matrix product of ", name_of(a.dtype()), " and ",
         name_of(b.dtype()), " into ", name_of(c.dtype()));
   if (!c.numel()) return;

@@ -10,7 +10,7 @@ namespace ff::cpu {
 /// A [batch, m, k], B [batch, k, n], C [batch, m, n]: views of one dtype (f32, bf16, f64); each may have any strides
 /// as long as one of its last two axes is contiguous. A batch axis of size 1 is broadcast.
 /// bias [n] f32 (f64 for f64) contiguous or undefined. Accumulates in f32 (f64 for f64).
-/// Uses all OpenMP threads; not to be called from inside a parallel region.
+/// Uses all OpenMP threads; inside a parallel region the calling thread alone.
 void gemm(const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor& c,
           Activation act = Activation::kNone, bool accumulate = false);
 

@@ -16,9 +16,9 @@ Tensor as_batches(const Tensor& x) {
 }
 
 void check_linear(const Tensor& x, const Tensor& w, const Tensor& b) {
-  check(x.size(-1) == w.size(0), "linear: x ", x.shape().str(), " against w ", w.shape().str());
+  check(x.size(-1) == w.size(0), "linear: x ", x.shape(), " against w ", w.shape());
   check(x.dtype() == w.dtype(), "linear: x is ", name_of(x.dtype()), ", w is ", name_of(w.dtype()));
-  check(!b.defined() || b.numel() == w.size(1), "linear: bias ", b.shape().str(), " against w ", w.shape().str());
+  check(!b.defined() || b.numel() == w.size(1), "linear: bias ", b.shape(), " against w ", w.shape());
 }
 
 }  // namespace

@@ -11,8 +11,8 @@ Var outer_product_mean(const Var& residual, const Var& left, const Var& right, c
             w.shape() == Dims{left.size(2), right.size(2), residual.size(2)} &&
             residual.shape() == Dims{left.size(1), right.size(1), w.size(2)} &&
             norm.shape() == Dims{left.size(1), right.size(1)},
-        "outer product mean of ", left.shape().str(), " and ", right.shape().str(), " with w ", w.shape().str(),
-        ", norm ", norm.shape().str(), " into ", residual.shape().str());
+        "outer product mean of ", left.shape(), " and ", right.shape(), " with w ", w.shape(),
+        ", norm ", norm.shape(), " into ", residual.shape());
   const Tensor z = NoGrad::active() ? residual.value() : residual.value().clone();
   kernels(z.device()).outer_product_mean(left.value(), right.value(), w.value(), b.value(), norm, z);
   return result("outer_product_mean", z, {&residual, &left, &right, &w, &b});

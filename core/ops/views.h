@@ -2,6 +2,8 @@
 #pragma once
 
 #include <algorithm>
+#include <functional>
+#include <mutex>
 
 #include "core/autograd/tape.h"
 
@@ -24,16 +26,40 @@ Var concat_rows(const Var& a, const Var& b);
 /// A copy in another dtype; itself when it is that already.
 Var cast(const Var& x, Dtype dtype);
 
-/// Runs f(rows, start) on ranges of `rows_per_call` of x's axis and returns x updated by it. f returns its rows
-/// plus an update that depends on no other row. Under NoGrad f works in place, so that only one range's
-/// temporaries exist; with a tape, f sees x whole.
+/// Calls f(start, count) for ranges of `step` that cover [0, n): on the CPU's threads at once, in order on a GPU.
+/// For NoGrad only.
+void for_ranges(Device device, int64_t n, int64_t step, const std::function<void(int64_t, int64_t)>& f);
+
+/// Rows of x's axis 0 that pass through a module at a time under NoGrad: enough for full matrix products, few
+/// enough for their temporaries to stay in a core's cache.
+inline int64_t rows_at_once(const Var& x) { return std::max<int64_t>(1, 1024 / std::max<int64_t>(1, x.size(1))); }
+
+/// f(rows, start) returns its rows of x's axis 0 plus an update that depends on no other row; this returns x with
+/// all of them updated. Under NoGrad f works in place, range by range; with a tape it sees x whole.
 template <class F>
-Var by_rows(const Var& x, int axis, int64_t rows_per_call, F f) {
-  const int64_t n = x.size(axis);
+Var by_rows(const Var& x, F f) {
   if (!NoGrad::active()) return f(x, int64_t(0));
-  for (int64_t start = 0; start < n; start += rows_per_call)
-    f(narrow(x, axis, start, std::min(rows_per_call, n - start)), start);
+  for_ranges(x.value().device(), x.size(0), rows_at_once(x),
+             [&](int64_t start, int64_t count) { f(narrow(x, 0, start, count), start); });
   return x;
+}
+
+/// f(rows, start) of all rows of x's axis 0, its results joined along `axis`; under NoGrad range by range.
+template <class F>
+Var map_rows(const Var& x, int axis, F f) {
+  if (!NoGrad::active()) return f(x, int64_t(0));
+  Tensor all;
+  std::once_flag allocated;
+  for_ranges(x.value().device(), x.size(0), rows_at_once(x), [&](int64_t start, int64_t count) {
+    const Tensor part = f(narrow(x, 0, start, count), start).value();
+    std::call_once(allocated, [&] {
+      Dims shape = part.shape();
+      shape[axis] = x.size(0);
+      all = Tensor::empty(shape, part.dtype(), part.device());
+    });
+    all.narrow(axis, start, count).copy_from(part);
+  });
+  return all;
 }
 
 }  // namespace ff

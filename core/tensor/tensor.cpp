@@ -20,10 +20,10 @@ const char* name_of(Dtype dtype) {
   return kNames[int(dtype)];
 }
 
-std::string Dims::str() const {
-  std::string s = "[";
-  for (int i = 0; i < n_; ++i) s += (i ? ", " : "") + std::to_string(v_[i]);
-  return s + "]";
+std::ostream& operator<<(std::ostream& out, const Dims& d) {
+  out << "[";
+  for (int i = 0; i < d.n_; ++i) out << (i ? ", " : "") << d.v_[i];
+  return out << "]";
 }
 
 namespace {
@@ -88,10 +88,10 @@ struct Tensor::Storage {
 Tensor Tensor::empty(const Dims& shape, Dtype dtype, Device device) {
   int64_t n = 1;
   for (int64_t d : shape) {
-    check(d >= 0, "negative size in shape ", shape.str());
+    check(d >= 0, "negative size in shape ", shape);
     // 2^56 bytes is beyond any address space: refuse before the product can wrap.
     if (d && n > (int64_t(1) << 56) / size_of(dtype) / d)
-      fail(Exit::kDevice, "a tensor of shape ", shape.str(), " is too large for any machine");
+      fail(Exit::kDevice, "a tensor of shape ", shape, " is too large for any machine");
     n *= d;
   }
   Tensor t;
@@ -128,7 +128,7 @@ bool Tensor::is_contiguous() const {
 }
 
 double Tensor::item() const {
-  check(numel() == 1, "item() of a tensor of shape ", shape_.str());
+  check(numel() == 1, "item() of a tensor of shape ", shape_);
   switch (dtype_) {
     case Dtype::f32: return *data<float>();
     case Dtype::bf16: return float(*data<bf16>());
@@ -141,7 +141,7 @@ double Tensor::item() const {
 Tensor Tensor::narrow(int axis, int64_t start, int64_t length) const {
   const int a = wrap(axis);
   check(start >= 0 && length >= 0 && start + length <= shape_[a], "narrow(", axis, ", ", start, ", ",
-        length, ") of a tensor of shape ", shape_.str());
+        length, ") of a tensor of shape ", shape_);
   Tensor t = *this;
   t.offset_ += start * strides_[a];
   t.shape_[a] = length;
@@ -171,7 +171,7 @@ Tensor Tensor::transpose(int a, int b) const {
 
 Tensor Tensor::unsqueeze(int axis) const {
   const int a = axis < 0 ? axis + rank() + 1 : axis;
-  check(a >= 0 && a <= rank(), "unsqueeze(", axis, ") of shape ", shape_.str());
+  check(a >= 0 && a <= rank(), "unsqueeze(", axis, ") of shape ", shape_);
   Tensor t = *this;
   t.shape_ = t.strides_ = Dims();
   for (int i = 0; i <= rank(); ++i) {
@@ -189,7 +189,7 @@ Tensor Tensor::unsqueeze(int axis) const {
 
 Tensor Tensor::expand(int axis, int64_t n) const {
   const int a = wrap(axis);
-  check(shape_[a] == 1, "expand(", axis, ") of shape ", shape_.str());
+  check(shape_[a] == 1, "expand(", axis, ") of shape ", shape_);
   Tensor t = *this;
   t.shape_[a] = n;
   t.strides_[a] = 0;
@@ -202,14 +202,14 @@ Tensor Tensor::view(const Dims& wanted) const {
   int free_axis = -1;
   for (int i = 0; i < shape.size(); ++i) {
     if (shape[i] < 0) {
-      check(free_axis < 0, "view() with two free sizes: ", wanted.str());
+      check(free_axis < 0, "view() with two free sizes: ", wanted);
       free_axis = i;
     } else {
       known *= shape[i];
     }
   }
   if (free_axis >= 0) shape[free_axis] = known ? numel() / known : 0;
-  check(shape.product() == numel(), "view of ", shape_.str(), " as ", wanted.str());
+  check(shape.product() == numel(), "view of ", shape_, " as ", wanted);
   // Pair runs of old axes with runs of new axes of the same product; inside a run the old strides must
   // chain (the rule of numpy's reshape without a copy).
   Dims strides = shape, old_shape, old_strides;
@@ -228,8 +228,8 @@ Tensor Tensor::view(const Dims& wanted) const {
       else old_run *= old_shape[old_axis++];
     }
     for (int i = old_first; i + 1 < old_axis; ++i)
-      check(old_strides[i] == old_shape[i + 1] * old_strides[i + 1], "view of ", shape_.str(),
-            " with strides ", strides_.str(), " as ", wanted.str(), " would need a copy");
+      check(old_strides[i] == old_shape[i + 1] * old_strides[i + 1], "view of ", shape_,
+            " with strides ", strides_, " as ", wanted, " would need a copy");
     strides[axis - 1] = old_strides[old_axis - 1];
     for (int i = axis - 1; i > first; --i) strides[i - 1] = strides[i] * shape[i];
   }
@@ -277,7 +277,7 @@ void with_type(Dtype dtype, F f) {
 }  // namespace
 
 void Tensor::copy_from(const Tensor& source) const {
-  check(shape_ == source.shape_, "copy of ", source.shape_.str(), " into ", shape_.str());
+  check(shape_ == source.shape_, "copy of ", source.shape_, " into ", shape_);
   check(device_.kind == Device::cpu && source.device_.kind == Device::cpu, "copy_from is for the CPU");
   if (!numel()) return;
   if (dtype_ == source.dtype_ && is_contiguous() && source.is_contiguous()) {

@@ -84,8 +84,9 @@ class Dims {
       if (v_[i] != o.v_[i]) return false;
     return true;
   }
-  /// "[48, 128, 4]"
-  std::string str() const;
+  /// "[48, 128, 4]"; streamed, so that a check's message costs nothing until it is needed.
+  friend std::ostream& operator<<(std::ostream& out, const Dims& d);
+  std::string str() const { return cat(*this); }
 
  private:
   std::array<int64_t, kMax> v_{};
@@ -169,7 +170,7 @@ class Tensor {
   struct Storage;
   int wrap(int axis) const {
     const int a = axis < 0 ? axis + rank() : axis;
-    check(a >= 0 && a < rank(), "axis ", axis, " of a tensor of shape ", shape_.str());
+    check(a >= 0 && a < rank(), "axis ", axis, " of a tensor of shape ", shape_);
     return a;
   }
   std::shared_ptr<Storage> storage_;

@@ -88,8 +88,7 @@ void attend(Scratch<A> s, int64_t c, int64_t n, int64_t padded, const A* const* 
     for (int i = 1; i < S::kWidth; ++i) top = high[i] > top ? high[i] : top;
     V total{};
     for (int64_t i = 0; i < padded; i += S::kWidth) {
-      V e = exp(S::load(row + i) - top);
-      e = S::load(s.keep + i) < zero ? zero : e;
+      const V e = exp(S::load(row + i) - top);  // zero for padding
       S::store(row + i, e);
       total += e;
     }
@@ -116,6 +115,19 @@ void attend_some(int rows, Args... args) {
   }
 }
 
+/// Where element [b, i, h, 0] of a [batch, n, n_head, c] tensor stands.
+template <class T>
+struct View {
+  explicit View(const Tensor& t)
+      : base(t.defined() ? t.data<T>() : nullptr),
+        batch(base ? t.stride(0) : 0),
+        row(base ? t.stride(1) : 0),
+        head(base ? t.stride(2) : 0) {}
+  T* at(int64_t b, int64_t i, int64_t h) const { return base + b * batch + i * row + h * head; }
+  T* base;
+  int64_t batch, row, head;
+};
+
 template <class T>
 void run(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate, const Tensor& bias,
          const Tensor& mask, const Tensor& o) {
@@ -126,7 +138,11 @@ void run(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate, 
   const auto round_up = [](int64_t n) { return (n + S::kWidth - 1) / S::kWidth * S::kWidth; };
   const int64_t padded = round_up(n_key), value_stride = round_up(c_v);
   const A scale = 1 / std::sqrt(A(c));
-  // A head's bias is used by every row: heads outermost keep it in the cache.
+  const View<T> qs(q), ks(k), vs(v), gates(gate), os(o);
+  const A* biases = bias.defined() ? bias.data<A>() : nullptr;
+  const int64_t bias_head = biases ? bias.stride(0) : 0, bias_row = biases ? bias.stride(1) : 0;
+  const float* masks = mask.defined() ? mask.data<float>() : nullptr;
+  const int64_t mask_batch = masks ? mask.stride(0) : 0, mask_key = masks ? mask.stride(1) : 0;
 #pragma omp parallel
   {
     std::vector<A> pool(padded * (c + kTileRows + 1) + n_key * value_stride + kTileRows * (c + value_stride) + 128);
@@ -138,36 +154,40 @@ void run(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate, 
     s.keep = aligned(pool, used, padded);
     s.query = aligned(pool, used, kTileRows * c);
     A* out = aligned(pool, used, kTileRows * value_stride);
+    // A head's bias is used by every row: heads outermost keep it in the cache.
 #pragma omp for collapse(2) schedule(static)
     for (int64_t h = 0; h < n_head; ++h)
       for (int64_t b = 0; b < batch; ++b) {
-        const T* pk = k.data<T>() + b * k.stride(0) + h * k.stride(2);
-        const T* pv = v.data<T>() + b * v.stride(0) + h * v.stride(2);
-        for (int64_t j = 0; j < padded; ++j)
-          for (int64_t l = 0; l < c; ++l) s.keys[l * padded + j] = j < n_key ? A(pk[j * k.stride(1) + l]) : A(0);
-        for (int64_t j = 0; j < n_key; ++j)
-          for (int64_t l = 0; l < value_stride; ++l)
-            s.values[j * value_stride + l] = l < c_v ? A(pv[j * v.stride(1) + l]) : A(0);
-        for (int64_t j = 0; j < padded; ++j)
-          s.keep[j] = j >= n_key ? A(-1)
-                      : mask.defined() ? A(mask.data<float>()[b * mask.stride(0) + j * mask.stride(1)] != 0)
-                                       : A(1);
+        for (int64_t j0 = 0; j0 < padded; j0 += S::kWidth) {
+          // Transposed a vector of keys at a time; padding repeats the last key and is never kept.
+          const T* rows[S::kWidth];
+          for (int i = 0; i < S::kWidth; ++i) rows[i] = ks.at(b, j0 + i < n_key ? j0 + i : n_key - 1, h);
+          for (int64_t l = 0; l < c; ++l) {
+            typename S::V x;
+            for (int i = 0; i < S::kWidth; ++i) x[i] = A(rows[i][l]);
+            S::store(s.keys + l * padded + j0, x);
+          }
+        }
+        for (int64_t j = 0; j < n_key; ++j) {
+          const T* pv = vs.at(b, j, h);
+          for (int64_t l = 0; l < c_v; ++l) s.values[j * value_stride + l] = A(pv[l]);
+          s.keep[j] = masks ? A(masks[b * mask_batch + j * mask_key] != 0) : A(1);
+        }
+        for (int64_t j = n_key; j < padded; ++j) s.keep[j] = A(-1);
         for (int64_t i0 = 0; i0 < n_query; i0 += kTileRows) {
           const int rows = int(n_query - i0 < kTileRows ? n_query - i0 : kTileRows);
           const A* bias_rows[6] = {};
           for (int r = 0; r < rows; ++r) {
-            const T* pq = q.data<T>() + b * q.stride(0) + (i0 + r) * q.stride(1) + h * q.stride(2);
+            const T* pq = qs.at(b, i0 + r, h);
             for (int64_t l = 0; l < c; ++l) s.query[r * c + l] = A(pq[l]) * scale;
-            if (bias.defined()) bias_rows[r] = bias.data<A>() + h * bias.stride(0) + (i0 + r) * bias.stride(1);
+            if (biases) bias_rows[r] = biases + h * bias_head + (i0 + r) * bias_row;
           }
           A inverse_sum[6];
           attend_some<A>(rows, s, c, n_key, padded, bias_rows, value_stride, out, inverse_sum);
           for (int r = 0; r < rows; ++r) {
-            T* po = o.data<T>() + b * o.stride(0) + (i0 + r) * o.stride(1) + h * o.stride(2);
+            T* po = os.at(b, i0 + r, h);
             const A* from = out + r * value_stride;
-            const T* pg = gate.defined()
-                              ? gate.data<T>() + b * gate.stride(0) + (i0 + r) * gate.stride(1) + h * gate.stride(2)
-                              : nullptr;
+            const T* pg = gates.base ? gates.at(b, i0 + r, h) : nullptr;
             vector_loop<A>(
                 c_v,
                 [&](int64_t l) {
@@ -192,32 +212,40 @@ void run_global(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor&
   using A = Acc<T>;
   const int64_t batch = k.size(0), n = k.size(1), n_head = q.size(1), c = q.size(2), c_v = v.size(2);
   const A scale = 1 / std::sqrt(A(c));
+  const View<T> qs(q.unsqueeze(1)), ks(k.unsqueeze(2)), vs(v.unsqueeze(2)), gates(gate.unsqueeze(2)),
+      os(o.unsqueeze(2));
+  const float* masks = mask.data<float>();
+  const int64_t mask_batch = mask.stride(0), mask_key = mask.stride(1);
 #pragma omp parallel
   {
     std::vector<A> weights(n_head * n), average(n_head * c_v);
 #pragma omp for
     for (int64_t b = 0; b < batch; ++b) {
-      const T *pq = q.data<T>() + b * q.stride(0), *pk = k.data<T>() + b * k.stride(0);
-      const T* pv = v.data<T>() + b * v.stride(0);
-      const float* pm = mask.data<float>() + b * mask.stride(0);
       std::fill(average.begin(), average.end(), A(0));
       for (int64_t h = 0; h < n_head; ++h) {
         A* w = weights.data() + h * n;
+        const T* pq = qs.at(b, 0, h);
         A top = A(-3e38), total = 0;
         for (int64_t s = 0; s < n; ++s) {
+          const T* pk = ks.at(b, s, 0);
           A x = 0;
-          for (int64_t l = 0; l < c; ++l) x += A(pq[h * q.stride(1) + l]) * scale * A(pk[s * k.stride(1) + l]);
-          w[s] = pm[s * mask.stride(1)] != 0 ? x : A(-1e9);
+          for (int64_t l = 0; l < c; ++l) x += A(pq[l]) * scale * A(pk[l]);
+          w[s] = masks[b * mask_batch + s * mask_key] != 0 ? x : A(-1e9);
           top = w[s] > top ? w[s] : top;
         }
-        for (int64_t s = 0; s < n; ++s) total += w[s] = std::exp(w[s] - top);
-        for (int64_t s = 0; s < n; ++s)
-          for (int64_t l = 0; l < c_v; ++l) average[h * c_v + l] += w[s] / total * A(pv[s * v.stride(1) + l]);
+        vector_loop<A>(
+            n, [&](int64_t s) { Simd<A>::store(w + s, exp(Simd<A>::load(w + s) - top)); },
+            [&](int64_t s) { w[s] = exp(Simd<A>::broadcast(w[s] - top))[0]; });
+        for (int64_t s = 0; s < n; ++s) total += w[s];
+        for (int64_t s = 0; s < n; ++s) {
+          const T* pv = vs.at(b, s, 0);
+          for (int64_t l = 0; l < c_v; ++l) average[h * c_v + l] += w[s] * A(pv[l]);
+        }
+        for (int64_t l = 0; l < c_v; ++l) average[h * c_v + l] /= total;
       }
-      // gate and o are [batch, n, n_head * c_v]
       for (int64_t s = 0; s < n; ++s) {
-        const T* pg = gate.data<T>() + b * gate.stride(0) + s * gate.stride(1);
-        T* po = o.data<T>() + b * o.stride(0) + s * o.stride(1);
+        const T* pg = gates.at(b, s, 0);
+        T* po = os.at(b, s, 0);
         vector_loop<A>(
             n_head * c_v,
             [&](int64_t l) { store(po + l, sigmoid(load(pg + l)) * Simd<A>::load(average.data() + l)); },
