@@ -1,0 +1,19 @@
+// How many threads this process may use, and setting it.
+#pragma once
+
+#include <string>
+
+namespace ff {
+
+/// The processors that the affinity mask allows, and no more than the cgroup's CPU limit (v1 and
+/// v2, with those of the groups above it), rounded up; at least 1.
+int available_threads();
+
+/// The CPU limit of this process's cgroup in processors, 0 where there is none. `root` is put
+/// before /proc and /sys.
+double cgroup_cpu_limit(const std::string& root = "");
+
+/// Threads of all parallel regions that start after this call.
+void set_threads(int count);
+
+}  // namespace ff
