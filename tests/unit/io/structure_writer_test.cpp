@@ -38,7 +38,7 @@ TEST_CASE("a PDB file has AlphaFold's columns") {
     all.push_back(line);
   }
   REQUIRE(all.size() == 8);
-  CHECK(all[0].substr(0, 10) == "MODEL     1");
+  CHECK(all[0].substr(0, 11) == "MODEL     1");
   CHECK(all[2] ==
         "ATOM      2  CA  GLY A   1      -1.250   0.000   0.000  1.00 87.50           C  ");
   CHECK(all[5].substr(0, 26) == "TER       5      GLY A   1");
