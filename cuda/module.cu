@@ -1,0 +1,81 @@
+// The GPU module: says which GPUs there are, or why none can be used.
+#include "cuda/module.h"
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+namespace ff {
+namespace {
+
+constexpr int kMinMajor = 8;  // the oldest compute capability that the kernels are compiled for
+
+template <class... Args>
+void explain(GpuReport* report, const char* format, Args... args) {
+  std::snprintf(report->reason, sizeof report->reason, format, args...);
+}
+
+void explain_driver(GpuReport* report) {
+  int driver = 0;
+  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) {
+    explain(report, "no NVIDIA driver is installed on this machine");
+  } else {
+    explain(report,
+            "the NVIDIA driver supports CUDA %d.%d, and this build needs %d.%d or newer; "
+            "update the driver",
+            driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+  }
+}
+
+/// Fills one entry; free memory is asked for last, since it makes a context on the device.
+cudaError_t describe(int device, GpuInfo* gpu) {
+  cudaDeviceProp properties;
+  if (cudaError_t e = cudaGetDeviceProperties(&properties, device)) return e;
+  std::snprintf(gpu->name, sizeof gpu->name, "%s", properties.name);
+  gpu->compute_major = properties.major;
+  gpu->compute_minor = properties.minor;
+  size_t free_bytes = 0, total_bytes = 0;
+  if (cudaError_t e = cudaSetDevice(device)) return e;
+  if (cudaError_t e = cudaMemGetInfo(&free_bytes, &total_bytes)) return e;
+  gpu->free_bytes = static_cast<int64_t>(free_bytes);
+  gpu->total_bytes = static_cast<int64_t>(total_bytes);
+  return cudaSuccess;
+}
+
+}  // namespace
+}  // namespace ff
+
+/// Fills `report`; never throws and never prints.
+extern "C" __attribute__((visibility("default"))) void fastfold_cuda_report(ff::GpuReport* report) {
+  using namespace ff;
+  std::memset(report, 0, sizeof *report);
+  std::snprintf(report->version, sizeof report->version, "%s", FASTFOLD_VERSION);
+  int count = 0;
+  const cudaError_t found = cudaGetDeviceCount(&count);
+  if (found == cudaErrorInsufficientDriver) return explain_driver(report);
+  if (found == cudaErrorNoDevice || (found == cudaSuccess && count == 0)) {
+    const char* visible = std::getenv("CUDA_VISIBLE_DEVICES");
+    return explain(report, "the NVIDIA driver shows no GPU%s%s",
+                   visible ? "; CUDA_VISIBLE_DEVICES is " : "",
+                   visible ? (*visible ? visible : "empty") : "");
+  }
+  if (found != cudaSuccess) {
+    return explain(report, "the NVIDIA driver failed: %s", cudaGetErrorString(found));
+  }
+  bool usable = false;
+  for (int i = 0; i < std::min(count, GpuReport::kMaxGpus); ++i) {
+    GpuInfo* gpu = &report->gpus[report->count++];
+    if (const cudaError_t e = describe(i, gpu)) {
+      explain(report, "GPU %d failed: %s", i, cudaGetErrorString(e));
+    } else if (gpu->compute_major < kMinMajor) {
+      explain(report, "GPU %d, %s, has compute capability %d.%d; %d.0 or newer is needed", i,
+              gpu->name, gpu->compute_major, gpu->compute_minor, kMinMajor);
+    } else {
+      usable = true;
+    }
+  }
+  if (usable) report->reason[0] = 0;
+}
