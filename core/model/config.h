@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "core/base/data_config.h"
+
 namespace ff {
 
 struct AttentionConfig {
@@ -65,15 +67,6 @@ struct HeadsConfig {
   // A head whose weight is zero does not exist (AlphaFold's rule).
   double distogram_weight = 0.3, masked_msa_weight = 2.0, plddt_weight = 0.01, pae_weight = 0.0,
          experimentally_resolved_weight = 0.01, structure_module_weight = 1.0;
-};
-
-/// What the feature pipeline needs of AlphaFold's `data` section.
-struct DataConfig {
-  int64_t max_msa_clusters = 512, max_extra_msa = 5120, max_templates = 4;
-  bool use_templates = false, reduce_msa_clusters_by_max_templates = false;
-  double masked_msa_replace_fraction = 0.15, profile_prob = 0.1, same_prob = 0.1, uniform_prob = 0.1;
-  int64_t num_ensemble = 1;
-  bool resample_msa_in_recycling = true;
 };
 
 struct ModelConfig {
