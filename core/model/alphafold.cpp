@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "core/geometry/atoms.h"
 #include "core/geometry/residue_constants.h"
 #include "core/model/evoformer.h"
 #include "core/model/heads.h"
