@@ -1,0 +1,36 @@
+// The subcommands. Each file registers its own with the program's root.
+#pragma once
+
+#include <functional>
+#include <string>
+
+namespace CLI {
+class App;
+}
+
+namespace ff {
+
+struct Command {
+  CLI::App* app;             ///< its command line; its options live as long as `run`
+  std::function<int()> run;  ///< returns the exit code or throws
+};
+
+Command add_predict(CLI::App& root);
+Command add_parity(CLI::App& root);
+Command add_init(CLI::App& root);
+Command add_convert(CLI::App& root);
+Command add_bench(CLI::App& root);
+
+/// What every command that computes takes.
+struct ComputeOptions {
+  int threads = 0;  ///< 0: available_threads()
+  bool quiet = false;
+  std::string precision = "f32", device = "cpu";
+
+  /// Adds --threads, --quiet, --device and --precision (f32, bf16 and, for tests, f64).
+  void add_to(CLI::App& app, bool with_f64);
+  /// Sets threads and quiet; throws Exit::kDevice where the device cannot be had.
+  void apply() const;
+};
+
+}  // namespace ff

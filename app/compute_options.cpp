@@ -1,0 +1,29 @@
+// The options of every command that computes.
+#include <CLI/CLI.hpp>
+
+#include "app/commands.h"
+#include "app/gpu.h"
+#include "core/base/log.h"
+#include "core/base/threads.h"
+
+namespace ff {
+
+void ComputeOptions::add_to(CLI::App& app, bool with_f64) {
+  app.add_option("--threads", threads, "threads (default: what the machine or container allows)")
+      ->check(CLI::Range(1, 4096));
+  app.add_flag("-q,--quiet", quiet, "no notices and no progress");
+  std::vector<std::string> precisions{"f32", "bf16"};
+  if (with_f64) precisions.push_back("f64");
+  app.add_option("--precision", precision, "of the activations (default f32)")
+      ->check(CLI::IsMember(precisions));
+  app.add_option("--device", device, "cpu or cuda (default cpu)")
+      ->check(CLI::IsMember({"cpu", "cuda"}));
+}
+
+void ComputeOptions::apply() const {
+  if (device == "cuda") fail(Exit::kDevice, "--device cuda cannot be had: ", why_no_gpu());
+  set_quiet(quiet);
+  set_threads(threads > 0 ? threads : available_threads());
+}
+
+}  // namespace ff
