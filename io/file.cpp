@@ -1,0 +1,157 @@
+// Bounded text reading through zlib, and the temporary-then-rename writer.
+#include "io/file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <zlib.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <memory>
+
+#include "core/base/error.h"
+
+namespace ff {
+
+std::string read_text_file(const std::string& path, int64_t max_bytes) {
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  check_input(fd >= 0, path, ": cannot open it: ", std::strerror(errno), "; check the path");
+  gzFile opened = gzdopen(fd, "rb");
+  if (!opened) close(fd);
+  check(opened != nullptr, path, ": no memory to open it");
+  const std::unique_ptr<gzFile_s, int (*)(gzFile)> file(opened, gzclose_r);
+  gzbuffer(file.get(), 1 << 18);
+
+  std::string text;
+  int64_t size = 0;
+  while (true) {
+    // One byte more than allowed shows that there is more.
+    const int64_t room = std::min<int64_t>(max_bytes + 1 - size, std::max<int64_t>(size, 1 << 16));
+    const int wanted = int(std::min<int64_t>(room, 1 << 30));
+    text.resize(size + wanted);
+    errno = 0;
+    const int got = gzread(file.get(), text.data() + size, wanted);
+    int status = Z_OK;
+    const char* reason = gzerror(file.get(), &status);
+    check_input(status != Z_BUF_ERROR, path, ": the gzip data ends too early; copy the file again");
+    check_input(got >= 0 || status != Z_ERRNO, path, ": cannot read it: ", std::strerror(errno));
+    check_input(got >= 0 && status >= Z_OK, path, ": damaged gzip data (", reason,
+                "); copy the file again");
+    size += got;
+    check_input(size <= max_bytes, path, ": holds more than ", max_bytes,
+                " bytes of text, the limit for this kind of file; is it the right file?");
+    if (got < wanted) break;
+  }
+  text.resize(size);
+  return text;
+}
+
+bool next_line(std::string_view& text, std::string_view& line) {
+  if (text.empty()) return false;
+  const size_t end = text.find_first_of("\r\n");
+  line = text.substr(0, end);
+  if (end == std::string_view::npos) {
+    text = {};
+  } else {
+    const bool crlf = text[end] == '\r' && end + 1 < text.size() && text[end + 1] == '\n';
+    text.remove_prefix(end + (crlf ? 2 : 1));
+  }
+  return true;
+}
+
+std::string_view trim(std::string_view text) {
+  const size_t first = text.find_first_not_of(" \t\v\f");
+  if (first == std::string_view::npos) return {};
+  return text.substr(first, text.find_last_not_of(" \t\v\f") - first + 1);
+}
+
+std::string show_char(char c) {
+  if (c > ' ' && c <= '~') return cat("'", c, "'");
+  return cat("character code ", int(static_cast<unsigned char>(c)));
+}
+
+AtomicFile::AtomicFile(std::string path) : path_(std::move(path)) {
+  struct stat found;
+  // Renaming over a device or a pipe (/dev/null, /dev/stdout) would replace it by a file.
+  if (stat(path_.c_str(), &found) == 0 && !S_ISREG(found.st_mode))
+    fail(Exit::kUsage, path_, ": is ", S_ISDIR(found.st_mode) ? "a folder" : "no ordinary file",
+         ", so no file can be written there; give another name");
+  const std::filesystem::path target(path_);
+  static std::atomic<int> count{0};
+  do {
+    const std::string name = cat(".", target.filename().string().substr(0, 200), ".", getpid(), "-",
+                                 count.fetch_add(1), ".tmp");
+    temporary_ = (target.parent_path() / name).string();
+    fd_ = open(temporary_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+  } while (fd_ < 0 && errno == EEXIST);
+  if (fd_ < 0)
+    fail(Exit::kUsage, path_, ": cannot write there: ", std::strerror(errno),
+         "; check that the folder exists and may be written");
+}
+
+AtomicFile::~AtomicFile() {
+  if (fd_ < 0) return;
+  close(fd_);
+  unlink(temporary_.c_str());
+}
+
+void AtomicFile::put(int64_t offset, const char* data, int64_t bytes) {
+  while (bytes > 0) {
+    const ssize_t n = pwrite(fd_, data, size_t(std::min<int64_t>(bytes, 1 << 30)), offset);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0)
+      fail(Exit::kDevice, path_, ": writing failed after ", offset,
+           " bytes: ", n ? std::strerror(errno) : "no space",
+           "; free some space or write elsewhere");
+    data += n;
+    offset += n;
+    bytes -= n;
+  }
+}
+
+void AtomicFile::flush() {
+  put(flushed_, buffer_.data(), int64_t(buffer_.size()));
+  flushed_ += int64_t(buffer_.size());
+  buffer_.clear();
+}
+
+void AtomicFile::write(const void* data, int64_t bytes) {
+  constexpr int64_t kBuffer = 1 << 18;
+  if (int64_t(buffer_.size()) + bytes > kBuffer) flush();
+  if (bytes > kBuffer) {
+    put(flushed_, static_cast<const char*>(data), bytes);
+    flushed_ += bytes;
+  } else {
+    buffer_.append(static_cast<const char*>(data), size_t(bytes));
+  }
+}
+
+void AtomicFile::write_at(int64_t offset, const void* data, int64_t bytes) {
+  flush();
+  put(offset, static_cast<const char*>(data), bytes);
+}
+
+void AtomicFile::commit() {
+  check(fd_ >= 0, path_, ": committed twice");
+  flush();
+  // Some network file systems have no fsync for what they hold: they answer EINVAL.
+  if (fsync(fd_) != 0 && errno != EINVAL)
+    fail(Exit::kDevice, path_, ": writing failed: ", std::strerror(errno),
+         "; free some space or write elsewhere");
+  if (rename(temporary_.c_str(), path_.c_str()) != 0)
+    fail(Exit::kUsage, path_, ": cannot put the finished file there: ", std::strerror(errno));
+  close(fd_);
+  fd_ = -1;
+  const std::string folder = std::filesystem::path(path_).parent_path().string();
+  const int dir = open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (dir >= 0) {
+    fsync(dir);
+    close(dir);
+  }
+}
+
+}  // namespace ff

@@ -1,0 +1,56 @@
+// Files: bounded reading of text (plain or gzip), and writing that never leaves half a file behind.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+namespace ff {
+
+/// The whole text of a file; gzip is recognised by its magic bytes and unpacked. Throws
+/// Exit::kInput when it cannot be read, is damaged, or holds more than `max_bytes` (after
+/// unpacking).
+std::string read_text_file(const std::string& path, int64_t max_bytes);
+
+/// Takes the next line off `text`: without its end (\n, \r\n or \r). False at the end of the text.
+bool next_line(std::string_view& text, std::string_view& line);
+
+/// `text` without blanks and tabs at both ends.
+std::string_view trim(std::string_view text);
+
+/// A character for an error message: 'x', or its code where it cannot be printed.
+std::string show_char(char c);
+
+/// Writes a file under a temporary name in the target's folder; commit() syncs and renames it.
+/// Without commit the temporary is removed and the target stays as it was. Throws Exit::kUsage when
+/// the file cannot be made there, Exit::kDevice when writing fails.
+class AtomicFile {
+ public:
+  explicit AtomicFile(std::string path);
+  ~AtomicFile();
+  AtomicFile(const AtomicFile&) = delete;
+  AtomicFile& operator=(const AtomicFile&) = delete;
+
+  /// Appends.
+  void write(const void* data, int64_t bytes);
+  void write(std::string_view text) { write(text.data(), int64_t(text.size())); }
+  /// Replaces bytes that were written before.
+  void write_at(int64_t offset, const void* data, int64_t bytes);
+  /// Bytes appended so far.
+  int64_t size() const { return flushed_ + int64_t(buffer_.size()); }
+  void commit();
+
+  /// For libraries that open files by name.
+  const std::string& temporary_path() const { return temporary_; }
+  const std::string& path() const { return path_; }
+
+ private:
+  void flush();
+  void put(int64_t offset, const char* data, int64_t bytes);
+
+  std::string path_, temporary_, buffer_;
+  int64_t flushed_ = 0;
+  int fd_ = -1;
+};
+
+}  // namespace ff
