@@ -1,8 +1,8 @@
 // Var: a tensor as the model sees it, and the place where the tape hooks in.
 //
 // The model's text is written against Var. An operation computes its value and hands it to `result`
-// with the operation's name and its inputs; that is the one place where a node is recorded. Until an
-// operation has a backward, asking for its gradient is an error, never a silent zero.
+// with the operation's name and its inputs; that is the one place where a node is recorded. Until
+// an operation has a backward, asking for its gradient is an error, never a silent zero.
 #pragma once
 
 #include <initializer_list>

@@ -1,5 +1,6 @@
 // Errors: one exception type with the exit code it stands for, and the two ways to throw it.
-// Rule: a message names the file, key or tensor, what was found, what was expected and the next step.
+// Rule: a message names the file, key or tensor, what was found, what was expected and the next
+// step.
 #pragma once
 
 #include <sstream>
@@ -44,13 +45,15 @@ template <class... Parts>
 /// Throws Exit::kBug unless `ok`: for what no input can cause.
 template <class... Parts>
 void check(bool ok, const Parts&... parts) {
-  if (!ok) [[unlikely]] fail(Exit::kBug, parts...);
+  if (!ok) [[unlikely]]
+    fail(Exit::kBug, parts...);
 }
 
 /// Throws Exit::kInput unless `ok`: for what a file or a user brought.
 template <class... Parts>
 void check_input(bool ok, const Parts&... parts) {
-  if (!ok) [[unlikely]] fail(Exit::kInput, parts...);
+  if (!ok) [[unlikely]]
+    fail(Exit::kInput, parts...);
 }
 
 }  // namespace ff

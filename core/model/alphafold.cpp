@@ -44,19 +44,23 @@ struct Pass {
   std::function<void(const std::string&)> step;  // progress: before each unit of work
 };
 
-Var dense(const Scope& scope, const Tensor& x, Dtype dtype) { return linear(scope, Var(x.to(dtype))); }
+Var dense(const Scope& scope, const Tensor& x, Dtype dtype) {
+  return linear(scope, Var(x.to(dtype)));
+}
 
 Tensor outer(const Tensor& mask) {
   const int64_t n = mask.numel();
   const Tensor m = mask.to(Dtype::f32).contiguous(), out = Tensor::empty({n, n});
   for (int64_t i = 0; i < n; ++i)
-    for (int64_t j = 0; j < n; ++j) out.data<float>()[i * n + j] = m.data<float>()[i] * m.data<float>()[j];
+    for (int64_t j = 0; j < n; ++j)
+      out.data<float>()[i * n + j] = m.data<float>()[i] * m.data<float>()[j];
   return out;
 }
 
 Var embed_msa(const Pass& p, const Arrays& f, const Recycled& prev) {
   Var m = dense(p.scope / "preprocess_msa", feature(f, "msa_feat"), p.dtype);
-  m = add(m, repeat(dense(p.scope / "preprocess_1d", feature(f, "target_feat"), p.dtype), m.size(0)));
+  m = add(m,
+          repeat(dense(p.scope / "preprocess_1d", feature(f, "target_feat"), p.dtype), m.size(0)));
   if (!p.config.recycle_features) return m;
   const Scope norm = p.scope / "prev_msa_first_row_norm";
   // The norm of the zeros that stand in for the first recycle is its offset.
@@ -69,7 +73,8 @@ Var embed_msa(const Pass& p, const Arrays& f, const Recycled& prev) {
 Tensor squared_breaks(const DistogramBins& bins) {
   const Tensor t = Tensor::empty({bins.num_bins});
   for (int64_t i = 0; i < bins.num_bins; ++i) {
-    const float edge = float(bins.min_bin + (bins.max_bin - bins.min_bin) * double(i) / double(bins.num_bins - 1));
+    const float edge =
+        float(bins.min_bin + (bins.max_bin - bins.min_bin) * double(i) / double(bins.num_bins - 1));
     t.data<float>()[i] = edge * edge;
   }
   return t;
@@ -79,10 +84,12 @@ Var embed_pair(const Pass& p, const Arrays& f, const Recycled& prev) {
   const Tensor& target = feature(f, "target_feat");
   const Scope relpos = p.scope / "pair_activiations", dgram = p.scope / "prev_pos_linear";
   const int64_t c_z = p.config.pair_channel;
-  Var table = p.config.max_relative_feature ? relpos["weights"] : Var(Tensor::zeros({1, c_z}).to(p.dtype));
+  Var table =
+      p.config.max_relative_feature ? relpos["weights"] : Var(Tensor::zeros({1, c_z}).to(p.dtype));
   const int64_t rows = table.size(0);
   table = Var(table.value().clone());
-  if (p.config.max_relative_feature) table = add(table, repeat(cast(relpos["bias"], p.dtype), rows));
+  if (p.config.max_relative_feature)
+    table = add(table, repeat(cast(relpos["bias"], p.dtype), rows));
   Var bins(Tensor::zeros({1, c_z}).to(p.dtype));
   Tensor beta, breaks = Tensor::zeros({1});
   if (p.config.recycle_pos) {
@@ -91,14 +98,16 @@ Var embed_pair(const Pass& p, const Arrays& f, const Recycled& prev) {
     breaks = squared_breaks(p.config.prev_pos);
     if (prev.positions.defined()) beta = pseudo_beta(feature(f, "aatype"), prev.positions);
   }
-  Var z = pair_embed(dense(p.scope / "left_single", target, p.dtype), dense(p.scope / "right_single", target, p.dtype),
-                     feature(f, "residue_index"), table, beta, bins, breaks);
+  Var z = pair_embed(dense(p.scope / "left_single", target, p.dtype),
+                     dense(p.scope / "right_single", target, p.dtype), feature(f, "residue_index"),
+                     table, beta, bins, breaks);
   if (!p.config.recycle_features) return z;
   const Scope norm = p.scope / "prev_pair_norm";
   const Var offset = prev.pair ? Var() : repeat(cast(norm["offset"], p.dtype), z.size(1));
   return by_rows(z, [&](const Var& part, int64_t start) {
     const int64_t n = part.size(0);
-    return add(part, prev.pair ? layer_norm(norm, narrow(prev.pair, 0, start, n)) : repeat(offset, n));
+    return add(part,
+               prev.pair ? layer_norm(norm, narrow(prev.pair, 0, start, n)) : repeat(offset, n));
   });
 }
 
@@ -112,7 +121,8 @@ Var embed_templates(const Pass& p, const Arrays& f, const Var& z, const Tensor& 
   if (any <= 0) return z;  // AlphaFold multiplies the embedding by zero then
   const Scope scope = p.scope / "template_embedding", one = scope / "single_template_embedding";
   const int64_t c_t = config.pair_stack.triangle_attention_ending_node.value_dim;
-  // [n_res, n_res, n_templ, c_t]: all templates of a pair beside each other, as the attention reads them.
+  // [n_res, n_res, n_templ, c_t]: all templates of a pair beside each other, as the attention reads
+  // them.
   const Tensor all = Tensor::empty({n, n, n_templ, c_t}, p.dtype);
   for (int64_t t = 0; t < n_templ; ++t) {
     p.step(cat("template ", t + 1));
@@ -122,8 +132,8 @@ Var embed_templates(const Pass& p, const Arrays& f, const Var& z, const Tensor& 
     Var x = dense(one / "embedding2d", pair_features, p.dtype);
     trace("embedding2d_output", x);
     for (int64_t b = 0; b < config.num_block; ++b)
-      x = template_pair_block((one / "template_pair_stack" / "__layer_stack_no_state").block(b), x, pair_mask,
-                              trace / cat("pair_block", b));
+      x = template_pair_block((one / "template_pair_stack" / "__layer_stack_no_state").block(b), x,
+                              pair_mask, trace / cat("pair_block", b));
     x = layer_norm(one / "output_layer_norm", x);
     trace("single_template_embedding_output", x);
     all.select(2, t).copy_from(x.value());
@@ -133,7 +143,9 @@ Var embed_templates(const Pass& p, const Arrays& f, const Var& z, const Tensor& 
     const int64_t pairs = rows.size(0) * n;
     const Var query(rows.value().view({pairs, 1, z.size(2)}));
     const Var templates(all.narrow(0, start, rows.size(0)).view({pairs, n_templ, c_t}));
-    return view(attention_add(scope / "attention", query, query, templates, {}, mask.expand(0, pairs)), rows.shape());
+    return view(
+        attention_add(scope / "attention", query, query, templates, {}, mask.expand(0, pairs)),
+        rows.shape());
   });
 }
 
@@ -151,7 +163,8 @@ Var embed_extra_msa(const Pass& p, const Arrays& f) {
     for (int64_t i = 0; i < rows * n; ++i) {
       const int64_t at = s0 * n + i;
       const int32_t letter = msa.data<int32_t>()[at];
-      check_input(letter >= 0 && letter < 23, "extra_msa holds ", letter, "; residue types are 0 to 22");
+      check_input(letter >= 0 && letter < 23, "extra_msa holds ", letter,
+                  "; residue types are 0 to 22");
       float* row = x.data<float>() + i * 25;
       row[letter] = 1;
       row[23] = has.data<float>()[at];
@@ -166,8 +179,8 @@ Var embed_extra_msa(const Pass& p, const Arrays& f) {
 void append_template_rows(const Pass& p, const Arrays& f, Var& m, Tensor& mask) {
   const TemplateTorsions torsions = template_torsion_features(f);
   p.trace("embed/template_torsion_features", torsions.features);
-  const Var hidden = linear(p.scope / "template_single_embedding", Var(torsions.features.to(p.dtype)),
-                            Activation::kRelu);
+  const Var hidden = linear(p.scope / "template_single_embedding",
+                            Var(torsions.features.to(p.dtype)), Activation::kRelu);
   const Var rows = linear(p.scope / "template_projection", hidden);
   p.trace("embed/template_projection", rows);
   m = concat_rows(m, rows);
@@ -190,13 +203,14 @@ Trunk run_trunk(const Pass& p, const Arrays& f, const Recycled& prev) {
     const Trace trace = p.trace / cat("extra_block", b);
     (trace / "input")("msa", extra.m);
     (trace / "input")("pair", extra.z);
-    extra = evoformer_block((p.scope / "extra_msa_stack").block(b), config.evoformer, true, extra, extra_mask,
-                            pair_mask, trace);
+    extra = evoformer_block((p.scope / "extra_msa_stack").block(b), config.evoformer, true, extra,
+                            extra_mask, pair_mask, trace);
   }
 
   Tensor mask = feature(f, "msa_mask").to(Dtype::f32);
   const int64_t n_seq = m.size(0);
-  if (config.templates.enabled && config.templates.embed_torsion_angles) append_template_rows(p, f, m, mask);
+  if (config.templates.enabled && config.templates.embed_torsion_angles)
+    append_template_rows(p, f, m, mask);
   Representations x{m, extra.z};
   extra = {};
   m = Var();
@@ -205,8 +219,8 @@ Trunk run_trunk(const Pass& p, const Arrays& f, const Recycled& prev) {
     const Trace trace = p.trace / cat("evoformer_block", b);
     (trace / "input")("msa", x.m);
     (trace / "input")("pair", x.z);
-    x = evoformer_block((p.scope / "evoformer_iteration").block(b), config.evoformer, false, x, mask, pair_mask,
-                        trace);
+    x = evoformer_block((p.scope / "evoformer_iteration").block(b), config.evoformer, false, x,
+                        mask, pair_mask, trace);
   }
   const Var first_row = select(x.m, 0, 0);
   const Var single = linear(p.scope / "single_activations", first_row);
@@ -214,10 +228,12 @@ Trunk run_trunk(const Pass& p, const Arrays& f, const Recycled& prev) {
   return {single, x.z, narrow(x.m, 0, 0, n_seq), Var(first_row.value().clone())};
 }
 
-/// Root mean square change of all distances between CA atoms, in angstrom; AlphaFold-Multimer's criterion.
+/// Root mean square change of all distances between CA atoms, in angstrom; AlphaFold-Multimer's
+/// criterion.
 double distance_change(const Tensor& a, const Tensor& b, const Tensor& seq_mask) {
   const int64_t n = a.size(0);
-  const Tensor pa = a.to(Dtype::f32).select(1, kAtomCa).contiguous(), pb = b.to(Dtype::f32).select(1, kAtomCa).contiguous();
+  const Tensor pa = a.to(Dtype::f32).select(1, kAtomCa).contiguous(),
+               pb = b.to(Dtype::f32).select(1, kAtomCa).contiguous();
   const Tensor mask = seq_mask.to(Dtype::f32).contiguous();
   const auto distance = [](const float* x, int64_t i, int64_t j) {
     double s = 0;
@@ -247,7 +263,8 @@ AlphaFold::AlphaFold(ModelConfig config, Params params, Dtype activations)
 
 Arrays AlphaFold::run(const FeatureSource& features, const RunOptions& options) const {
   const NoGrad no_grad;
-  check(options.num_ensemble >= 1 && options.num_recycle >= 0, "run needs at least one ensemble member");
+  check(options.num_ensemble >= 1 && options.num_recycle >= 0,
+        "run needs at least one ensemble member");
   const Dtype head_type = dtype_ == Dtype::f64 ? Dtype::f64 : Dtype::f32;
   const Scope root(params_, kRoot);
   const int64_t cycles = options.num_recycle + 1;
@@ -275,12 +292,14 @@ Arrays AlphaFold::run(const FeatureSource& features, const RunOptions& options) 
       add(trunk.first_row, more.first_row);
     }
     if (options.num_ensemble > 1)
-      for (const Var& x : {trunk.single, trunk.pair, trunk.first_row}) scale(x, 1.0 / double(options.num_ensemble));
+      for (const Var& x : {trunk.single, trunk.pair, trunk.first_row})
+        scale(x, 1.0 / double(options.num_ensemble));
 
     step("structure module");
     const Var single = cast(trunk.single, head_type);
     const Var pair = cast(trunk.pair, head_type);
-    Arrays out = structure_module(root / "structure_module", config_.structure, single, pair, f, trace);
+    Arrays out =
+        structure_module(root / "structure_module", config_.structure, single, pair, f, trace);
     const Tensor positions = out.at("structure_module/final_atom_positions");
     const bool settled = options.recycle_early_stop_tolerance >= 0 && cycle > 0 &&
                          distance_change(prev.positions, positions, feature(f, "seq_mask")) <

@@ -1,5 +1,5 @@
-// AlphaFold 2, whole: recycling and ensembling around the trunk, the structure module and the heads.
-// Jumper et al. 2021, Suppl. Alg. 2.
+// AlphaFold 2, whole: recycling and ensembling around the trunk, the structure module and the
+// heads. Jumper et al. 2021, Suppl. Alg. 2.
 #pragma once
 
 #include <functional>
@@ -12,15 +12,16 @@ namespace ff {
 
 /// Processed features of one slice under AlphaFold's names, without the leading axis that batch.npz
 /// has (aatype [n_res] i32, msa_feat [n_seq, n_res, 49] f32, ...). Slice = recycle * num_ensemble +
-/// member. Called when the slice is needed, so that a deep alignment is never held for all recycles.
+/// member. Called when the slice is needed, so that a deep alignment is never held for all
+/// recycles.
 using FeatureSource = std::function<Arrays(int64_t slice)>;
 
 struct RunOptions {
   int64_t num_recycle = 3;
   int64_t num_ensemble = 1;
   double recycle_early_stop_tolerance = -1;  ///< angstrom, mean change of CA distances; < 0: off
-  /// Told before each block: what runs now and the share of the whole run that is done. May throw to
-  /// stop the run.
+  /// Told before each block: what runs now and the share of the whole run that is done. May throw
+  /// to stop the run.
   std::function<void(const std::string& stage, double done)> progress;
   /// Receives intermediates under the fixtures' names ("cycle0/evoformer_block1/..."); for tests.
   std::function<void(const std::string& name, const Tensor& value)> trace;

@@ -1,5 +1,6 @@
-// Model configuration: the sizes and switches of AlphaFold 2, from a preset (configs/presets.yaml) or
-// from AlphaFold's own configuration tree (fixtures' config.json). Names follow AlphaFold's tree.
+// Model configuration: the sizes and switches of AlphaFold 2, from a preset (configs/presets.yaml)
+// or from AlphaFold's own configuration tree (fixtures' config.json). Names follow AlphaFold's
+// tree.
 #pragma once
 
 #include <cstdint>
@@ -47,7 +48,8 @@ struct TemplateConfig {
   AttentionConfig attention{.num_head = 4, .key_dim = 64, .value_dim = 64, .gating = false};
   DistogramBins dgram_features{3.25, 50.75, 39};
   int64_t num_block = 2;
-  PairStackConfig pair_stack;  ///< its channels: pair_stack.triangle_attention_ending_node.value_dim
+  PairStackConfig
+      pair_stack;  ///< its channels: pair_stack.triangle_attention_ending_node.value_dim
 };
 
 struct StructureConfig {

@@ -1,5 +1,6 @@
-// The trunk's modules, written once for training and prediction: by_rows and map_rows (core/ops/views.h) work
-// through a few rows at a time under NoGrad, and on everything at once where a tape records.
+// The trunk's modules, written once for training and prediction: by_rows and map_rows
+// (core/ops/views.h) work through a few rows at a time under NoGrad, and on everything at once
+// where a tape records.
 #include "core/model/evoformer.h"
 
 #include "core/ops/ops.h"
@@ -7,7 +8,9 @@
 namespace ff {
 namespace {
 
-Dtype statistics_type(const Var& x) { return x.value().dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32; }
+Dtype statistics_type(const Var& x) {
+  return x.value().dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32;
+}
 
 /// bias[h, i, j] = LN(z)[i, j] . feat_2d_weights[:, h], with statistics' precision.
 Var pair_bias(const Scope& scope, const char* norm, const Var& z) {
@@ -18,26 +21,31 @@ Var pair_bias(const Scope& scope, const char* norm, const Var& z) {
   });
 }
 
-Var heads(const Var& x, const Var& w) { return view(linear(x, w), {x.size(0), x.size(1), w.size(1), w.size(2)}); }
+Var heads(const Var& x, const Var& w) {
+  return view(linear(x, w), {x.size(0), x.size(1), w.size(1), w.size(2)});
+}
 
 }  // namespace
 
-Var attention_add(const Scope& scope, const Var& residual, const Var& x_q, const Var& x_m, const Var& bias,
-                  const Tensor& mask) {
-  const Var q = heads(x_q, scope["query_w"]), k = heads(x_m, scope["key_w"]), v = heads(x_m, scope["value_w"]);
+Var attention_add(const Scope& scope, const Var& residual, const Var& x_q, const Var& x_m,
+                  const Var& bias, const Tensor& mask) {
+  const Var q = heads(x_q, scope["query_w"]), k = heads(x_m, scope["key_w"]),
+            v = heads(x_m, scope["value_w"]);
   Var gate;
   if (scope.has("gating_w"))
-    gate = view(linear(x_q, scope["gating_w"], scope["gating_b"]), {q.size(0), q.size(1), v.size(2), v.size(3)});
+    gate = view(linear(x_q, scope["gating_w"], scope["gating_b"]),
+                {q.size(0), q.size(1), v.size(2), v.size(3)});
   const Var o = attention(q, k, v, gate, bias, mask);
-  return linear_add(residual, view(o, {q.size(0), q.size(1), v.size(2) * v.size(3)}), scope["output_w"],
-                    scope["output_b"]);
+  return linear_add(residual, view(o, {q.size(0), q.size(1), v.size(2) * v.size(3)}),
+                    scope["output_w"], scope["output_b"]);
 }
 
 Var msa_row_attention(const Scope& scope, const Var& m, const Var& z, const Tensor& msa_mask) {
   const Var bias = pair_bias(scope, "feat_2d_norm", z);
   return by_rows(m, [&](const Var& rows, int64_t start) {
     const Var x = layer_norm(scope / "query_norm", rows);
-    return attention_add(scope / "attention", rows, x, x, bias, msa_mask.narrow(0, start, rows.size(0)));
+    return attention_add(scope / "attention", rows, x, x, bias,
+                         msa_mask.narrow(0, start, rows.size(0)));
   });
 }
 
@@ -59,7 +67,8 @@ Var msa_column_global_attention(const Scope& scope, const Var& m, const Tensor& 
   const Var updated = by_rows(columns, [&](const Var& rows, int64_t start) {
     const Tensor keep = mask.narrow(0, start, rows.size(0));
     const Var x = layer_norm(scope / "query_norm", rows);
-    const Var q = view(linear(masked_mean(x, keep), query_w), {x.size(0), query_w.size(1), query_w.size(2)});
+    const Var q =
+        view(linear(masked_mean(x, keep), query_w), {x.size(0), query_w.size(1), query_w.size(2)});
     const Var gate = linear(x, a["gating_w"], a["gating_b"]);
     const Var o = global_attention(q, linear(x, a["key_w"]), linear(x, a["value_w"]), gate, keep);
     return linear_add(rows, o, a["output_w"], a["output_b"]);
@@ -70,7 +79,8 @@ Var msa_column_global_attention(const Scope& scope, const Var& m, const Tensor& 
 Var transition(const Scope& scope, const Var& x) {
   const Scope second = scope / "transition2";
   return by_rows(x, [&](const Var& rows, int64_t) {
-    const Var hidden = linear(scope / "transition1", layer_norm(scope / "input_layer_norm", rows), Activation::kRelu);
+    const Var hidden = linear(scope / "transition1", layer_norm(scope / "input_layer_norm", rows),
+                              Activation::kRelu);
     return linear_add(rows, hidden, second["weights"], second["bias"]);
   });
 }
@@ -87,7 +97,8 @@ Var outer_product_mean(const Scope& scope, const Var& m, const Var& z, const Ten
   return outer_product_mean(z, sides[0], sides[1], scope["output_w"], scope["output_b"], norm);
 }
 
-Var triangle_multiplication(const Scope& scope, const Var& z, const Tensor& pair_mask, bool outgoing) {
+Var triangle_multiplication(const Scope& scope, const Var& z, const Tensor& pair_mask,
+                            bool outgoing) {
   const int64_t n = z.size(1);
   Var sides[2];
   const char* const kNames[] = {"left", "right"};
@@ -96,16 +107,19 @@ Var triangle_multiplication(const Scope& scope, const Var& z, const Tensor& pair
     const Scope gate = scope / (std::string(kNames[side]) + "_gate");
     sides[side] = map_rows(z, 1, [&](const Var& rows, int64_t start) {
       const Var x = layer_norm(scope / "layer_norm_input", rows);
-      const Var p = linear_channels_first(x, proj["weights"]), g = linear_channels_first(x, gate["weights"]);
+      const Var p = linear_channels_first(x, proj["weights"]),
+                g = linear_channels_first(x, gate["weights"]);
       const Tensor keep = pair_mask.narrow(0, start, rows.size(0)).view({-1});
-      return view(triangle_gate(p, proj["bias"], g, gate["bias"], keep), {p.size(0), rows.size(0), n});
+      return view(triangle_gate(p, proj["bias"], g, gate["bias"], keep),
+                  {p.size(0), rows.size(0), n});
     });
   }
   const Var product = triangle_product(sides[0], sides[1], outgoing);
   sides[0] = sides[1] = Var();
   const Scope center = scope / "center_layer_norm";
   return by_rows(z, [&](const Var& rows, int64_t start) {
-    const Var p = layer_norm_channels_first(narrow(product, 1, start, rows.size(0)), center["scale"], center["offset"]);
+    const Var p = layer_norm_channels_first(narrow(product, 1, start, rows.size(0)),
+                                            center["scale"], center["offset"]);
     const Var gate = linear(scope / "gating_linear", layer_norm(scope / "layer_norm_input", rows));
     return add_gated(rows, linear(scope / "output_projection", p), gate);
   });
@@ -117,14 +131,18 @@ Var triangle_attention(const Scope& scope, const Var& z, const Tensor& pair_mask
   const Var bias = pair_bias(scope, "query_norm", zt);
   const Var updated = by_rows(zt, [&](const Var& rows, int64_t start) {
     const Var x = layer_norm(scope / "query_norm", rows);
-    return attention_add(scope / "attention", rows, x, x, bias, mask.narrow(0, start, rows.size(0)));
+    return attention_add(scope / "attention", rows, x, x, bias,
+                         mask.narrow(0, start, rows.size(0)));
   });
   return starting ? updated : transpose(updated, 0, 1);
 }
 
-Representations evoformer_block(const Scope& scope, const EvoformerConfig& config, bool extra, Representations x,
-                                const Tensor& msa_mask, const Tensor& pair_mask, const Trace& trace) {
-  const auto done = [&](const char* module, const Var& value) { (trace / module)("after_residual", value); };
+Representations evoformer_block(const Scope& scope, const EvoformerConfig& config, bool extra,
+                                Representations x, const Tensor& msa_mask, const Tensor& pair_mask,
+                                const Trace& trace) {
+  const auto done = [&](const char* module, const Var& value) {
+    (trace / module)("after_residual", value);
+  };
   const auto outer = [&] {
     x.z = outer_product_mean(scope / "outer_product_mean", x.m, x.z, msa_mask);
     done("outer_product_mean", x.z);
@@ -155,8 +173,11 @@ Representations evoformer_block(const Scope& scope, const EvoformerConfig& confi
   return x;
 }
 
-Var template_pair_block(const Scope& scope, const Var& t, const Tensor& pair_mask, const Trace& trace) {
-  const auto done = [&](const char* module, const Var& value) { (trace / module)("after_residual", value); };
+Var template_pair_block(const Scope& scope, const Var& t, const Tensor& pair_mask,
+                        const Trace& trace) {
+  const auto done = [&](const char* module, const Var& value) {
+    (trace / module)("after_residual", value);
+  };
   Var x = triangle_attention(scope / "triangle_attention_starting_node", t, pair_mask, true);
   done("triangle_attention_starting_node", x);
   x = triangle_attention(scope / "triangle_attention_ending_node", x, pair_mask, false);

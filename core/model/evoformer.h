@@ -1,5 +1,6 @@
-// The trunk's modules. Jumper et al. 2021, Suppl. Alg. 6-16, 18, 19. Each returns its representation with
-// the module's update added; under NoGrad the representation given is overwritten.
+// The trunk's modules. Jumper et al. 2021, Suppl. Alg. 6-16, 18, 19. Each returns its
+// representation with the module's update added; under NoGrad the representation given is
+// overwritten.
 //
 // m [n_seq, n_res, c_m], z [n_res, n_res, c_z]: f32, bf16 or f64. Masks are f32, 1 = keep:
 // msa_mask [n_seq, n_res], pair_mask [n_res, n_res].
@@ -11,28 +12,36 @@
 
 namespace ff {
 
-/// Gated attention of x_q over x_m with a scope's query_w ... output_b, added to `residual`. Alg. 7, 8, 13, 14, 17.
-/// x_q [batch, n_query, c], x_m [batch, n_key, c_m], residual [batch, n_query, c_out]
-Var attention_add(const Scope& scope, const Var& residual, const Var& x_q, const Var& x_m, const Var& bias,
-                  const Tensor& mask);
+/// Gated attention of x_q over x_m with a scope's query_w ... output_b, added to `residual`. Alg.
+/// 7, 8, 13, 14, 17. x_q [batch, n_query, c], x_m [batch, n_key, c_m], residual [batch, n_query,
+/// c_out]
+Var attention_add(const Scope& scope, const Var& residual, const Var& x_q, const Var& x_m,
+                  const Var& bias, const Tensor& mask);
 
-Var msa_row_attention(const Scope& scope, const Var& m, const Var& z, const Tensor& msa_mask);  // Alg. 7
-Var msa_column_attention(const Scope& scope, const Var& m, const Tensor& msa_mask);             // Alg. 8
-Var msa_column_global_attention(const Scope& scope, const Var& m, const Tensor& msa_mask);      // Alg. 19
-Var transition(const Scope& scope, const Var& x);                                               // Alg. 9, 15
-Var outer_product_mean(const Scope& scope, const Var& m, const Var& z, const Tensor& msa_mask); // Alg. 10
-Var triangle_multiplication(const Scope& scope, const Var& z, const Tensor& pair_mask, bool outgoing);  // 11, 12
-Var triangle_attention(const Scope& scope, const Var& z, const Tensor& pair_mask, bool starting);       // 13, 14
+Var msa_row_attention(const Scope& scope, const Var& m, const Var& z,
+                      const Tensor& msa_mask);                                       // Alg. 7
+Var msa_column_attention(const Scope& scope, const Var& m, const Tensor& msa_mask);  // Alg. 8
+Var msa_column_global_attention(const Scope& scope, const Var& m,
+                                const Tensor& msa_mask);  // Alg. 19
+Var transition(const Scope& scope, const Var& x);         // Alg. 9, 15
+Var outer_product_mean(const Scope& scope, const Var& m, const Var& z,
+                       const Tensor& msa_mask);  // Alg. 10
+Var triangle_multiplication(const Scope& scope, const Var& z, const Tensor& pair_mask,
+                            bool outgoing);  // 11, 12
+Var triangle_attention(const Scope& scope, const Var& z, const Tensor& pair_mask,
+                       bool starting);  // 13, 14
 
 struct Representations {
   Var m, z;
 };
 
 /// One block of the Evoformer (Alg. 6) or, `extra`, of the extra-MSA stack (Alg. 18).
-Representations evoformer_block(const Scope& scope, const EvoformerConfig& config, bool extra, Representations x,
-                                const Tensor& msa_mask, const Tensor& pair_mask, const Trace& trace);
+Representations evoformer_block(const Scope& scope, const EvoformerConfig& config, bool extra,
+                                Representations x, const Tensor& msa_mask, const Tensor& pair_mask,
+                                const Trace& trace);
 
 /// One block of the template pair stack (Alg. 16).
-Var template_pair_block(const Scope& scope, const Var& t, const Tensor& pair_mask, const Trace& trace);
+Var template_pair_block(const Scope& scope, const Var& t, const Tensor& pair_mask,
+                        const Trace& trace);
 
 }  // namespace ff

@@ -1,5 +1,5 @@
-// Parameters by DeepMind's names ("alphafold/alphafold_iteration/...//weights"); tensors of repeated
-// blocks are stacked on a leading axis and block i reads slice i.
+// Parameters by DeepMind's names ("alphafold/alphafold_iteration/...//weights"); tensors of
+// repeated blocks are stacked on a leading axis and block i reads slice i.
 #pragma once
 
 #include <functional>
@@ -32,8 +32,8 @@ class Params {
 
   const Var& at(const std::string& name) const;
   bool has(const std::string& name) const { return vars_.count(name) > 0; }
-  /// The same parameters for activations of another precision: all in f64, or the trunk's matrices in
-  /// bf16 and everything else in f32.
+  /// The same parameters for activations of another precision: all in f64, or the trunk's matrices
+  /// in bf16 and everything else in f32.
   Params in_precision(Dtype activations) const;
   const std::map<std::string, Var>& all() const { return vars_; }
 

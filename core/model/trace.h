@@ -12,8 +12,11 @@ class Trace {
  public:
   using Sink = std::function<void(const std::string& name, const Tensor& value)>;
   Trace() = default;
-  explicit Trace(Sink sink, std::string path = "") : sink_(std::move(sink)), path_(std::move(path)) {}
-  Trace operator/(const std::string& name) const { return Trace(sink_, sink_ ? path_ + name + "/" : ""); }
+  explicit Trace(Sink sink, std::string path = "")
+      : sink_(std::move(sink)), path_(std::move(path)) {}
+  Trace operator/(const std::string& name) const {
+    return Trace(sink_, sink_ ? path_ + name + "/" : "");
+  }
   void operator()(const char* name, const Var& value) const {
     if (sink_) sink_(path_ + name, value.value());
   }

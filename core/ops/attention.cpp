@@ -5,24 +5,30 @@
 
 namespace ff {
 
-Var attention(const Var& q, const Var& k, const Var& v, const Var& gate, const Var& bias, const Tensor& mask) {
-  check(q.rank() == 4 && k.rank() == 4 && v.rank() == 4 && q.size(0) == k.size(0) && q.size(2) == k.size(2) &&
-            q.size(3) == k.size(3) && k.size(1) == v.size(1) && k.size(2) == v.size(2) && v.size(0) == k.size(0),
+Var attention(const Var& q, const Var& k, const Var& v, const Var& gate, const Var& bias,
+              const Tensor& mask) {
+  check(q.rank() == 4 && k.rank() == 4 && v.rank() == 4 && q.size(0) == k.size(0) &&
+            q.size(2) == k.size(2) && q.size(3) == k.size(3) && k.size(1) == v.size(1) &&
+            k.size(2) == v.size(2) && v.size(0) == k.size(0),
         "attention of q ", q.shape(), ", k ", k.shape(), ", v ", v.shape());
-  check(!bias || (bias.shape() == Dims{q.size(2), q.size(1), k.size(1)} && bias.value().stride(-1) == 1),
+  check(!bias ||
+            (bias.shape() == Dims{q.size(2), q.size(1), k.size(1)} && bias.value().stride(-1) == 1),
         "attention: bias ", bias.shape(), " for q ", q.shape(), ", k ", k.shape());
-  check(!mask.defined() || mask.shape() == Dims{k.size(0), k.size(1)}, "attention: mask ", mask.shape(),
-        " for k ", k.shape());
-  const Tensor o = Tensor::empty({q.size(0), q.size(1), q.size(2), v.size(3)}, q.value().dtype(), q.value().device());
+  check(!mask.defined() || mask.shape() == Dims{k.size(0), k.size(1)}, "attention: mask ",
+        mask.shape(), " for k ", k.shape());
+  const Tensor o = Tensor::empty({q.size(0), q.size(1), q.size(2), v.size(3)}, q.value().dtype(),
+                                 q.value().device());
   check(!gate || gate.shape() == o.shape(), "attention: gate ", gate.shape(), " for ", o.shape());
-  kernels(o.device()).attention(q.value(), k.value(), v.value(), gate.value(), bias.value(), mask, o);
+  kernels(o.device())
+      .attention(q.value(), k.value(), v.value(), gate.value(), bias.value(), mask, o);
   return result("attention", o, {&q, &k, &v, &gate, &bias});
 }
 
-Var global_attention(const Var& q, const Var& k, const Var& v, const Var& gate, const Tensor& mask) {
+Var global_attention(const Var& q, const Var& k, const Var& v, const Var& gate,
+                     const Tensor& mask) {
   const Dims shape = {k.size(0), k.size(1), q.size(1) * v.size(2)};
-  check(q.size(0) == k.size(0) && q.size(2) == k.size(2) && v.size(1) == k.size(1) && gate.shape() == shape &&
-            mask.shape() == Dims{k.size(0), k.size(1)},
+  check(q.size(0) == k.size(0) && q.size(2) == k.size(2) && v.size(1) == k.size(1) &&
+            gate.shape() == shape && mask.shape() == Dims{k.size(0), k.size(1)},
         "global attention of q ", q.shape(), ", k ", k.shape(), ", v ", v.shape(), ", gate ",
         gate.shape(), ", mask ", mask.shape());
   const Tensor o = Tensor::empty(shape, q.value().dtype(), q.value().device());
@@ -31,8 +37,8 @@ Var global_attention(const Var& q, const Var& k, const Var& v, const Var& gate, 
 }
 
 Var masked_mean(const Var& x, const Tensor& mask) {
-  check(x.rank() == 3 && mask.shape() == Dims{x.size(0), x.size(1)}, "masked mean of ", x.shape(), " under ",
-        mask.shape());
+  check(x.rank() == 3 && mask.shape() == Dims{x.size(0), x.size(1)}, "masked mean of ", x.shape(),
+        " under ", mask.shape());
   const Tensor y = Tensor::empty({x.size(0), x.size(2)}, x.value().dtype(), x.value().device());
   kernels(y.device()).masked_mean(x.value(), mask, y);
   return result("masked_mean", y, {&x});

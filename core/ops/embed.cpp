@@ -5,8 +5,8 @@
 
 namespace ff {
 
-Var pair_embed(const Var& left, const Var& right, const Tensor& residue_index, const Var& relpos, const Tensor& beta,
-               const Var& dgram, const Tensor& breaks) {
+Var pair_embed(const Var& left, const Var& right, const Tensor& residue_index, const Var& relpos,
+               const Tensor& beta, const Var& dgram, const Tensor& breaks) {
   const int64_t n = left.size(0), c = left.size(1);
   check(right.shape() == left.shape() && residue_index.shape() == Dims{n} && relpos.size(1) == c &&
             dgram.size(1) == c && breaks.shape() == Dims{dgram.size(0)} &&
@@ -14,7 +14,8 @@ Var pair_embed(const Var& left, const Var& right, const Tensor& residue_index, c
         "pair embedding of ", left.shape(), " and ", right.shape());
   const Tensor z = Tensor::empty({n, n, c}, left.value().dtype(), left.value().device());
   kernels(z.device())
-      .pair_embed(left.value(), right.value(), residue_index, relpos.value(), beta, dgram.value(), breaks, 0, z);
+      .pair_embed(left.value(), right.value(), residue_index, relpos.value(), beta, dgram.value(),
+                  breaks, 0, z);
   return result("pair_embed", z, {&left, &right, &relpos, &dgram});
 }
 

@@ -1,4 +1,5 @@
-// Pair embedding of input, relative position and recycled distances. Suppl. Alg. 3 lines 2-3, Alg. 4, Alg. 32.
+// Pair embedding of input, relative position and recycled distances. Suppl. Alg. 3 lines 2-3, Alg.
+// 4, Alg. 32.
 #pragma once
 
 #include "core/autograd/tape.h"
@@ -10,10 +11,10 @@ namespace ff {
 /// residue_index  [n_res]       i32
 /// relpos         [2k + 1, c_z] rows of the one-hot product, the bias added
 /// beta           [n_res, 3]    f32, recycled pseudo-beta positions in angstrom, or undefined
-/// dgram          [bins, c_z]   rows of the one-hot product, the bias added to none (it is in relpos)
-/// breaks         [bins]        f32, squared lower edges in angstrom^2; a distance on no side of an edge has no bin
-/// Returns [n_res, n_res, c_z].
-Var pair_embed(const Var& left, const Var& right, const Tensor& residue_index, const Var& relpos, const Tensor& beta,
-               const Var& dgram, const Tensor& breaks);
+/// dgram          [bins, c_z]   rows of the one-hot product, the bias added to none (it is in
+/// relpos) breaks         [bins]        f32, squared lower edges in angstrom^2; a distance on no
+/// side of an edge has no bin Returns [n_res, n_res, c_z].
+Var pair_embed(const Var& left, const Var& right, const Tensor& residue_index, const Var& relpos,
+               const Tensor& beta, const Var& dgram, const Tensor& breaks);
 
 }  // namespace ff

@@ -41,16 +41,31 @@ struct Product {
 };
 
 memory::desc desc(const Tensor& t) {
-  return {{t.size(0), t.size(1), t.size(2)}, type_of(t.dtype()), {t.stride(0), t.stride(1), t.stride(2)}};
+  return {{t.size(0), t.size(1), t.size(2)},
+          type_of(t.dtype()),
+          {t.stride(0), t.stride(1), t.stride(2)}};
 }
 
-const Product& product(const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor& c, Activation act,
-                       bool accumulate) {
-  // oneDNN wants a primitive executed by the thread that made it, and plans it for the threads it may use.
+const Product& product(const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor& c,
+                       Activation act, bool accumulate) {
+  // oneDNN wants a primitive executed by the thread that made it, and plans it for the threads it
+  // may use.
   thread_local std::unordered_map<Key, Product, KeyHash> cache;
-  const Key key = {a.size(0),   b.size(0),   a.size(1),   a.size(2),   c.size(2),   a.stride(0),
-                   a.stride(1), a.stride(2), b.stride(0), b.stride(1), b.stride(2), c.stride(0),
-                   c.stride(1), c.stride(2), int64_t(act) * 4 + accumulate * 2 + bias.defined(),
+  const Key key = {a.size(0),
+                   b.size(0),
+                   a.size(1),
+                   a.size(2),
+                   c.size(2),
+                   a.stride(0),
+                   a.stride(1),
+                   a.stride(2),
+                   b.stride(0),
+                   b.stride(1),
+                   b.stride(2),
+                   c.stride(0),
+                   c.stride(1),
+                   c.stride(2),
+                   int64_t(act) * 4 + accumulate * 2 + bias.defined(),
                    int64_t(a.dtype()) * 2 + omp_in_parallel()};
   if (auto it = cache.find(key); it != cache.end()) return it->second;
   // Long runs meet many shapes only when proteins of many lengths follow each other.
@@ -62,8 +77,10 @@ const Product& product(const Tensor& a, const Tensor& b, const Tensor& bias, con
   dnnl::primitive_attr attr;
   dnnl::post_ops post;
   if (accumulate) post.append_sum(1.0f);
-  if (act == Activation::kRelu) post.append_eltwise(1.0f, dnnl::algorithm::eltwise_relu, 0.0f, 0.0f);
-  if (act == Activation::kSigmoid) post.append_eltwise(1.0f, dnnl::algorithm::eltwise_logistic, 0.0f, 0.0f);
+  if (act == Activation::kRelu)
+    post.append_eltwise(1.0f, dnnl::algorithm::eltwise_relu, 0.0f, 0.0f);
+  if (act == Activation::kSigmoid)
+    post.append_eltwise(1.0f, dnnl::algorithm::eltwise_logistic, 0.0f, 0.0f);
   attr.set_post_ops(post);
   if (bias) {
     p.bias = memory::desc({1, 1, c.size(2)}, memory::data_type::f32, memory::format_tag::abc);
@@ -80,7 +97,8 @@ void gemm_f64(const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor
 #pragma omp parallel for collapse(2)
   for (int64_t s = 0; s < batch; ++s)
     for (int64_t i = 0; i < m; ++i) {
-      const double* pa = a.data<double>() + (a.size(0) == 1 ? 0 : s) * a.stride(0) + i * a.stride(1);
+      const double* pa =
+          a.data<double>() + (a.size(0) == 1 ? 0 : s) * a.stride(0) + i * a.stride(1);
       const double* pb = b.data<double>() + (b.size(0) == 1 ? 0 : s) * b.stride(0);
       double* pc = c.data<double>() + s * c.stride(0) + i * c.stride(1);
       std::vector<double> sum(n, 0.0);
@@ -107,13 +125,15 @@ bool has_bf16_units() {
   return yes;
 }
 
-void gemm(const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor& c, Activation act, bool accumulate) {
-  check(a.rank() == 3 && b.rank() == 3 && c.rank() == 3 && a.size(2) == b.size(1) && a.size(1) == c.size(1) &&
-            b.size(2) == c.size(2) && (a.size(0) == c.size(0) || a.size(0) == 1) &&
+void gemm(const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor& c, Activation act,
+          bool accumulate) {
+  check(a.rank() == 3 && b.rank() == 3 && c.rank() == 3 && a.size(2) == b.size(1) &&
+            a.size(1) == c.size(1) && b.size(2) == c.size(2) &&
+            (a.size(0) == c.size(0) || a.size(0) == 1) &&
             (b.size(0) == c.size(0) || b.size(0) == 1),
         "matrix product of ", a.shape(), " and ", b.shape(), " into ", c.shape());
-  check(a.dtype() == b.dtype() && a.dtype() == c.dtype(), "matrix product of ", name_of(a.dtype()), " and ",
-        name_of(b.dtype()), " into ", name_of(c.dtype()));
+  check(a.dtype() == b.dtype() && a.dtype() == c.dtype(), "matrix product of ", name_of(a.dtype()),
+        " and ", name_of(b.dtype()), " into ", name_of(c.dtype()));
   if (!c.numel()) return;
   if (a.dtype() == Dtype::f64) return gemm_f64(a, b, bias, c, act, accumulate);
   if (a.dtype() == Dtype::bf16 && !has_bf16_units()) {

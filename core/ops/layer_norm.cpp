@@ -7,8 +7,8 @@ namespace ff {
 namespace {
 
 void check_norm(int64_t c, const Var& x, const Var& scale, const Var& offset) {
-  check(scale.value().numel() == c && offset.value().numel() == c, "layer norm of ", x.shape(), " with scale ",
-        scale.shape());
+  check(scale.value().numel() == c && offset.value().numel() == c, "layer norm of ", x.shape(),
+        " with scale ", scale.shape());
   check(x.value().stride(-1) == 1 || x.size(-1) == 1, "layer norm needs a contiguous last axis");
 }
 

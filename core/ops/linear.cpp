@@ -18,7 +18,8 @@ Tensor as_batches(const Tensor& x) {
 void check_linear(const Tensor& x, const Tensor& w, const Tensor& b) {
   check(x.size(-1) == w.size(0), "linear: x ", x.shape(), " against w ", w.shape());
   check(x.dtype() == w.dtype(), "linear: x is ", name_of(x.dtype()), ", w is ", name_of(w.dtype()));
-  check(!b.defined() || b.numel() == w.size(1), "linear: bias ", b.shape(), " against w ", w.shape());
+  check(!b.defined() || b.numel() == w.size(1), "linear: bias ", b.shape(), " against w ",
+        w.shape());
 }
 
 }  // namespace
@@ -33,7 +34,8 @@ Var linear(const Var& x, const Var& w, const Var& b, Activation act) {
   const Tensor y = Tensor::empty(shape, xv.dtype(), xv.device());
   const Tensor batches = as_batches(xv);
   kernels(xv.device())
-      .linear(batches, wv.unsqueeze(0), bv, act, false, y.view({batches.size(0), batches.size(1), wv.size(1)}));
+      .linear(batches, wv.unsqueeze(0), bv, act, false,
+              y.view({batches.size(0), batches.size(1), wv.size(1)}));
   return result("linear", y, {&x, &w, &b});
 }
 

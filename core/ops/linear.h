@@ -15,11 +15,12 @@ enum class Activation { kNone, kRelu, kSigmoid };
 /// Throws ff::Error on shape or dtype mismatch.
 Var linear(const Var& x, const Var& w, const Var& b = {}, Activation act = Activation::kNone);
 
-/// residual + linear(x, w, b); under NoGrad written into residual itself. w may have further leading
-/// axes ([n_head, c, c_out]) that count as one c_in.
+/// residual + linear(x, w, b); under NoGrad written into residual itself. w may have further
+/// leading axes ([n_head, c, c_out]) that count as one c_in.
 Var linear_add(const Var& residual, const Var& x, const Var& w, const Var& b);
 
-/// y[o, r] = sum_c x[r, c] w[c, o] with channels first: [c_out, rows] of x [..., c_in] contiguous, without bias.
+/// y[o, r] = sum_c x[r, c] w[c, o] with channels first: [c_out, rows] of x [..., c_in] contiguous,
+/// without bias.
 Var linear_channels_first(const Var& x, const Var& w);
 
 }  // namespace ff

@@ -5,8 +5,8 @@
 
 namespace ff {
 
-Var outer_product_mean(const Var& residual, const Var& left, const Var& right, const Var& w, const Var& b,
-                       const Tensor& norm) {
+Var outer_product_mean(const Var& residual, const Var& left, const Var& right, const Var& w,
+                       const Var& b, const Tensor& norm) {
   check(left.rank() == 3 && right.rank() == 3 && left.size(0) == right.size(0) &&
             w.shape() == Dims{left.size(2), right.size(2), residual.size(2)} &&
             residual.shape() == Dims{left.size(1), right.size(1), w.size(2)} &&
@@ -14,7 +14,8 @@ Var outer_product_mean(const Var& residual, const Var& left, const Var& right, c
         "outer product mean of ", left.shape(), " and ", right.shape(), " with w ", w.shape(),
         ", norm ", norm.shape(), " into ", residual.shape());
   const Tensor z = NoGrad::active() ? residual.value() : residual.value().clone();
-  kernels(z.device()).outer_product_mean(left.value(), right.value(), w.value(), b.value(), norm, z);
+  kernels(z.device())
+      .outer_product_mean(left.value(), right.value(), w.value(), b.value(), norm, z);
   return result("outer_product_mean", z, {&residual, &left, &right, &w, &b});
 }
 

@@ -7,7 +7,8 @@
 
 namespace ff {
 
-void for_ranges(Device device, int64_t n, int64_t step, const std::function<void(int64_t, int64_t)>& f) {
+void for_ranges(Device device, int64_t n, int64_t step,
+                const std::function<void(int64_t, int64_t)>& f) {
   const int64_t ranges = (n + step - 1) / step;
   if (device.kind != Device::cpu || ranges == 1) {
     for (int64_t i = 0; i < n; i += step) f(i, std::min(step, n - i));
@@ -16,8 +17,8 @@ void for_ranges(Device device, int64_t n, int64_t step, const std::function<void
   std::exception_ptr error;
 #pragma omp parallel
   {
-    // What f calls runs on this thread alone: no barriers between its operations, and its temporaries stay
-    // in this core's cache.
+    // What f calls runs on this thread alone: no barriers between its operations, and its
+    // temporaries stay in this core's cache.
     omp_set_num_threads(1);
     const NoGrad no_grad;
 #pragma omp for schedule(dynamic)

@@ -15,10 +15,16 @@ inline Var narrow(const Var& x, int axis, int64_t start, int64_t length) {
 inline Var select(const Var& x, int axis, int64_t index) {
   return result("select", x.value().select(axis, index), {&x});
 }
-inline Var transpose(const Var& x, int a, int b) { return result("transpose", x.value().transpose(a, b), {&x}); }
-inline Var view(const Var& x, const Dims& shape) { return result("view", x.value().view(shape), {&x}); }
+inline Var transpose(const Var& x, int a, int b) {
+  return result("transpose", x.value().transpose(a, b), {&x});
+}
+inline Var view(const Var& x, const Dims& shape) {
+  return result("view", x.value().view(shape), {&x});
+}
 /// x with a new leading axis of size n along which it repeats (stride 0).
-inline Var repeat(const Var& x, int64_t n) { return result("repeat", x.value().unsqueeze(0).expand(0, n), {&x}); }
+inline Var repeat(const Var& x, int64_t n) {
+  return result("repeat", x.value().unsqueeze(0).expand(0, n), {&x});
+}
 
 /// The tensors' rows one after the other along axis 0; a new tensor.
 Var concat_rows(const Var& a, const Var& b);
@@ -26,16 +32,20 @@ Var concat_rows(const Var& a, const Var& b);
 /// A copy in another dtype; itself when it is that already.
 Var cast(const Var& x, Dtype dtype);
 
-/// Calls f(start, count) for ranges of `step` that cover [0, n): on the CPU's threads at once, in order on a GPU.
-/// For NoGrad only.
-void for_ranges(Device device, int64_t n, int64_t step, const std::function<void(int64_t, int64_t)>& f);
+/// Calls f(start, count) for ranges of `step` that cover [0, n): on the CPU's threads at once, in
+/// order on a GPU. For NoGrad only.
+void for_ranges(Device device, int64_t n, int64_t step,
+                const std::function<void(int64_t, int64_t)>& f);
 
-/// Rows of x's axis 0 that pass through a module at a time under NoGrad: enough for full matrix products, few
-/// enough for their temporaries to stay in a core's cache.
-inline int64_t rows_at_once(const Var& x) { return std::max<int64_t>(1, 1024 / std::max<int64_t>(1, x.size(1))); }
+/// Rows of x's axis 0 that pass through a module at a time under NoGrad: enough for full matrix
+/// products, few enough for their temporaries to stay in a core's cache.
+inline int64_t rows_at_once(const Var& x) {
+  return std::max<int64_t>(1, 1024 / std::max<int64_t>(1, x.size(1)));
+}
 
-/// f(rows, start) returns its rows of x's axis 0 plus an update that depends on no other row; this returns x with
-/// all of them updated. Under NoGrad f works in place, range by range; with a tape it sees x whole.
+/// f(rows, start) returns its rows of x's axis 0 plus an update that depends on no other row; this
+/// returns x with all of them updated. Under NoGrad f works in place, range by range; with a tape
+/// it sees x whole.
 template <class F>
 Var by_rows(const Var& x, F f) {
   if (!NoGrad::active()) return f(x, int64_t(0));
@@ -44,7 +54,8 @@ Var by_rows(const Var& x, F f) {
   return x;
 }
 
-/// f(rows, start) of all rows of x's axis 0, its results joined along `axis`; under NoGrad range by range.
+/// f(rows, start) of all rows of x's axis 0, its results joined along `axis`; under NoGrad range by
+/// range.
 template <class F>
 Var map_rows(const Var& x, int axis, F f) {
   if (!NoGrad::active()) return f(x, int64_t(0));

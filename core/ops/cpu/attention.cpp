@@ -7,7 +7,6 @@
 namespace ff::cpu::FF_ISA {
 namespace {
 
-
 template <class A>
 struct Scratch {
   A *keys, *values, *logits, *keep, *query;
@@ -39,7 +38,8 @@ inline void score_tile(const A* q, int64_t c, const A* keys, int64_t stride, A* 
 
 /// out[r, :] = sum_j p[r, j] values[j, :] for R queries and kV vectors of channels.
 template <int R, int kV, class A>
-inline void average_tile(const A* p, int64_t stride, int64_t n, const A* values, int64_t value_stride, A* out) {
+inline void average_tile(const A* p, int64_t stride, int64_t n, const A* values,
+                         int64_t value_stride, A* out) {
   using S = Simd<A>;
   typename S::V acc[R][kV] = {};
   for (int64_t j = 0; j < n; ++j) {
@@ -57,16 +57,16 @@ inline void average_tile(const A* p, int64_t stride, int64_t n, const A* values,
 /// R queries against all keys: logits, softmax weights (not normalised; 1 / sum comes back) and
 /// averages into out [R, value_stride].
 template <int R, class A>
-void attend(Scratch<A> s, int64_t c, int64_t n, int64_t padded, const A* const* bias, int64_t value_stride,
-            A* out, A* inverse_sum) {
+void attend(Scratch<A> s, int64_t c, int64_t n, int64_t padded, const A* const* bias,
+            int64_t value_stride, A* out, A* inverse_sum) {
   using S = Simd<A>;
   using V = typename S::V;
   int64_t j = 0;
   for (; j + 4 * S::kWidth <= padded; j += 4 * S::kWidth)
     score_tile<R, 4>(s.query, c, s.keys + j, padded, s.logits + j);
   for (; j < padded; j += S::kWidth) score_tile<R, 1>(s.query, c, s.keys + j, padded, s.logits + j);
-  // A masked key has the logit -1e9 whatever its score and bias are, so that a fully masked row gives
-  // the plain mean, as in AlphaFold; padding never counts.
+  // A masked key has the logit -1e9 whatever its score and bias are, so that a fully masked row
+  // gives the plain mean, as in AlphaFold; padding never counts.
   const V zero{}, masked = S::broadcast(A(-1e9));
   for (int r = 0; r < R; ++r) {
     A* row = s.logits + r * padded;
@@ -74,7 +74,8 @@ void attend(Scratch<A> s, int64_t c, int64_t n, int64_t padded, const A* const* 
     for (int64_t i = 0; i < padded; i += S::kWidth) {
       V x = S::load(row + i);
       if (bias[r]) {
-        if (i + S::kWidth <= n) x += S::load(bias[r] + i);
+        if (i + S::kWidth <= n)
+          x += S::load(bias[r] + i);
         else
           for (int64_t k = 0; k < n - i; ++k) x[k] += bias[r][i + k];
       }
@@ -106,12 +107,18 @@ void attend(Scratch<A> s, int64_t c, int64_t n, int64_t padded, const A* const* 
 template <class A, class... Args>
 void attend_some(int rows, Args... args) {
   switch (rows) {
-    case 1: return attend<1, A>(args...);
-    case 2: return attend<2, A>(args...);
-    case 3: return attend<3, A>(args...);
-    case 4: return attend<4, A>(args...);
-    case 5: return attend<5, A>(args...);
-    default: return attend<6, A>(args...);
+    case 1:
+      return attend<1, A>(args...);
+    case 2:
+      return attend<2, A>(args...);
+    case 3:
+      return attend<3, A>(args...);
+    case 4:
+      return attend<4, A>(args...);
+    case 5:
+      return attend<5, A>(args...);
+    default:
+      return attend<6, A>(args...);
   }
 }
 
@@ -145,7 +152,8 @@ void run(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate, 
   const int64_t mask_batch = masks ? mask.stride(0) : 0, mask_key = masks ? mask.stride(1) : 0;
 #pragma omp parallel
   {
-    std::vector<A> pool(padded * (c + kTileRows + 1) + n_key * value_stride + kTileRows * (c + value_stride) + 128);
+    std::vector<A> pool(padded * (c + kTileRows + 1) + n_key * value_stride +
+                        kTileRows * (c + value_stride) + 128);
     int64_t used = 0;
     Scratch<A> s;
     s.keys = aligned(pool, used, padded * c);
@@ -161,7 +169,8 @@ void run(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate, 
         for (int64_t j0 = 0; j0 < padded; j0 += S::kWidth) {
           // Transposed a vector of keys at a time; padding repeats the last key and is never kept.
           const T* rows[S::kWidth];
-          for (int i = 0; i < S::kWidth; ++i) rows[i] = ks.at(b, j0 + i < n_key ? j0 + i : n_key - 1, h);
+          for (int i = 0; i < S::kWidth; ++i)
+            rows[i] = ks.at(b, j0 + i < n_key ? j0 + i : n_key - 1, h);
           for (int64_t l = 0; l < c; ++l) {
             typename S::V x;
             for (int i = 0; i < S::kWidth; ++i) x[i] = A(rows[i][l]);
@@ -207,13 +216,14 @@ void run(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate, 
 }
 
 template <class T>
-void run_global(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate, const Tensor& mask,
-                const Tensor& o) {
+void run_global(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
+                const Tensor& mask, const Tensor& o) {
   using A = Acc<T>;
-  const int64_t batch = k.size(0), n = k.size(1), n_head = q.size(1), c = q.size(2), c_v = v.size(2);
+  const int64_t batch = k.size(0), n = k.size(1), n_head = q.size(1), c = q.size(2),
+                c_v = v.size(2);
   const A scale = 1 / std::sqrt(A(c));
-  const View<T> qs(q.unsqueeze(1)), ks(k.unsqueeze(2)), vs(v.unsqueeze(2)), gates(gate.unsqueeze(2)),
-      os(o.unsqueeze(2));
+  const View<T> qs(q.unsqueeze(1)), ks(k.unsqueeze(2)), vs(v.unsqueeze(2)),
+      gates(gate.unsqueeze(2)), os(o.unsqueeze(2));
   const float* masks = mask.data<float>();
   const int64_t mask_batch = mask.stride(0), mask_key = mask.stride(1);
 #pragma omp parallel
@@ -248,7 +258,9 @@ void run_global(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor&
         T* po = os.at(b, s, 0);
         vector_loop<A>(
             n_head * c_v,
-            [&](int64_t l) { store(po + l, sigmoid(load(pg + l)) * Simd<A>::load(average.data() + l)); },
+            [&](int64_t l) {
+              store(po + l, sigmoid(load(pg + l)) * Simd<A>::load(average.data() + l));
+            },
             [&](int64_t l) { po[l] = T(sigmoid(Simd<A>::broadcast(A(pg[l])))[0] * average[l]); });
       }
     }
@@ -257,13 +269,13 @@ void run_global(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor&
 
 }  // namespace
 
-void attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate, const Tensor& bias,
-               const Tensor& mask, const Tensor& o) {
+void attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
+               const Tensor& bias, const Tensor& mask, const Tensor& o) {
   by_type(q, [&](auto t) { run<decltype(t)>(q, k, v, gate, bias, mask, o); });
 }
 
-void global_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate, const Tensor& mask,
-                      const Tensor& o) {
+void global_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
+                      const Tensor& mask, const Tensor& o) {
   by_type(q, [&](auto t) { run_global<decltype(t)>(q, k, v, gate, mask, o); });
 }
 

@@ -29,8 +29,8 @@ void masked_mean(const Tensor& x, const Tensor& mask, const Tensor& y) {
   });
 }
 
-void triangle_gate(const Tensor& proj, const Tensor& proj_bias, const Tensor& gate, const Tensor& gate_bias,
-                   const Tensor& mask, const Tensor& a) {
+void triangle_gate(const Tensor& proj, const Tensor& proj_bias, const Tensor& gate,
+                   const Tensor& gate_bias, const Tensor& mask, const Tensor& a) {
   by_type(proj, [&](auto t) {
     using T = decltype(t);
     using A = Acc<T>;
@@ -49,7 +49,9 @@ void triangle_gate(const Tensor& proj, const Tensor& proj_bias, const Tensor& ga
             for (int i = 0; i < S::kWidth; ++i) keep[i] = A(m[j + i]);
             store(to + j, keep * (load(p + j) + pb) * sigmoid(load(g + j) + gb));
           },
-          [&](int64_t j) { to[j] = T(A(m[j]) * (A(p[j]) + pb) * sigmoid(S::broadcast(A(g[j]) + gb))[0]); });
+          [&](int64_t j) {
+            to[j] = T(A(m[j]) * (A(p[j]) + pb) * sigmoid(S::broadcast(A(g[j]) + gb))[0]);
+          });
     }
   });
 }
@@ -80,8 +82,11 @@ void add_gated(const Tensor& x, const Tensor& gate, const Tensor& y) {
       const T *p = from[r], *g = gates[r];
       T* q = to[r];
       vector_loop<A>(
-          from.c, [&](int64_t j) { store(q + j, load(q + j) + load(p + j) * sigmoid(load(g + j))); },
-          [&](int64_t j) { q[j] = T(A(q[j]) + A(p[j]) * sigmoid(Simd<A>::broadcast(A(g[j])))[0]); });
+          from.c,
+          [&](int64_t j) { store(q + j, load(q + j) + load(p + j) * sigmoid(load(g + j))); },
+          [&](int64_t j) {
+            q[j] = T(A(q[j]) + A(p[j]) * sigmoid(Simd<A>::broadcast(A(g[j])))[0]);
+          });
     }
   });
 }
@@ -102,12 +107,14 @@ void scale_rows(const Tensor& mask, const Tensor& y) {
   });
 }
 
-void pair_embed(const Tensor& left, const Tensor& right, const Tensor& residue_index, const Tensor& relpos,
-                const Tensor& beta, const Tensor& dgram, const Tensor& breaks, int64_t first_row, const Tensor& z) {
+void pair_embed(const Tensor& left, const Tensor& right, const Tensor& residue_index,
+                const Tensor& relpos, const Tensor& beta, const Tensor& dgram, const Tensor& breaks,
+                int64_t first_row, const Tensor& z) {
   by_type(left, [&](auto t) {
     using T = decltype(t);
     using A = Acc<T>;
-    const int64_t n = right.size(0), c = right.size(1), far = (relpos.size(0) - 1) / 2, bins = dgram.size(0);
+    const int64_t n = right.size(0), c = right.size(1), far = (relpos.size(0) - 1) / 2,
+                  bins = dgram.size(0);
     const int32_t* index = residue_index.data<int32_t>();
     const float* edges = breaks.data<float>();
 #pragma omp parallel for
@@ -122,10 +129,12 @@ void pair_embed(const Tensor& left, const Tensor& right, const Tensor& residue_i
           const float dist2 = (a[0] - b[0]) * (a[0] - b[0]) + (a[1] - b[1]) * (a[1] - b[1]) +
                               (a[2] - b[2]) * (a[2] - b[2]);
           for (int64_t k = 0; k < bins; ++k)
-            if (dist2 > edges[k] && dist2 < (k + 1 < bins ? edges[k + 1] : 1e8f)) g = dgram.data<T>() + k * c;
+            if (dist2 > edges[k] && dist2 < (k + 1 < bins ? edges[k + 1] : 1e8f))
+              g = dgram.data<T>() + k * c;
         }
         T* to = z.data<T>() + (i - first_row) * z.stride(0) + j * z.stride(1);
-        for (int64_t k = 0; k < c; ++k) to[k] = T(A(l[k]) + A(r[k]) + A(p[k]) + (g ? A(g[k]) : A(0)));
+        for (int64_t k = 0; k < c; ++k)
+          to[k] = T(A(l[k]) + A(r[k]) + A(p[k]) + (g ? A(g[k]) : A(0)));
       }
     }
   });

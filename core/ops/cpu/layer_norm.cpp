@@ -13,7 +13,8 @@ void normalise(const T* x, const Acc<T>* scale, const Acc<T>* offset, int64_t c,
   using V = typename S::V;
   V total{};
   A rest = 0;
-  vector_loop<A>(c, [&](int64_t j) { total += load(x + j); }, [&](int64_t j) { rest += A(x[j]); });
+  vector_loop<A>(
+      c, [&](int64_t j) { total += load(x + j); }, [&](int64_t j) { rest += A(x[j]); });
   const A mean = (sum<A>(total) + rest) / A(c);
   V squares{};
   rest = 0;
@@ -27,7 +28,9 @@ void normalise(const T* x, const Acc<T>* scale, const Acc<T>* offset, int64_t c,
   const A rstd = 1 / std::sqrt((sum<A>(squares) + rest) / A(c) + A(kEpsilon));
   vector_loop<A>(
       c,
-      [&](int64_t j) { store(y + j, (load(x + j) - mean) * rstd * S::load(scale + j) + S::load(offset + j)); },
+      [&](int64_t j) {
+        store(y + j, (load(x + j) - mean) * rstd * S::load(scale + j) + S::load(offset + j));
+      },
       [&](int64_t j) { y[j] = T((A(x[j]) - mean) * rstd * scale[j] + offset[j]); });
 }
 
@@ -43,13 +46,15 @@ void layer_norm(const Tensor& x, const Tensor& scale, const Tensor& offset, cons
   });
 }
 
-void layer_norm_channels_first(const Tensor& x, const Tensor& scale, const Tensor& offset, const Tensor& y) {
+void layer_norm_channels_first(const Tensor& x, const Tensor& scale, const Tensor& offset,
+                               const Tensor& y) {
   by_type(x, [&](auto t) {
     using T = decltype(t);
     using A = Acc<T>;
     const int64_t c = x.size(0), n = x.size(1), m = x.size(2);
     const A *s = scale.data<A>(), *o = offset.data<A>();
-    constexpr int64_t kBlock = 64;  // positions gathered at a time: whole cache lines of each channel
+    constexpr int64_t kBlock =
+        64;  // positions gathered at a time: whole cache lines of each channel
 #pragma omp parallel for collapse(2)
     for (int64_t i = 0; i < n; ++i)
       for (int64_t j0 = 0; j0 < m; j0 += kBlock) {
@@ -68,7 +73,8 @@ void layer_norm_channels_first(const Tensor& x, const Tensor& scale, const Tenso
         T* to = y.data<T>() + i * y.stride(0) + j0 * y.stride(1);
         for (int64_t k = 0; k < c; ++k)
           for (int64_t j = 0; j < width; ++j)
-            to[j * y.stride(1) + k] = T((A(from[k * x.stride(0) + j]) - mean[j]) * rstd[j] * s[k] + o[k]);
+            to[j * y.stride(1) + k] =
+                T((A(from[k * x.stride(0) + j]) - mean[j]) * rstd[j] * s[k] + o[k]);
       }
   });
 }

@@ -1,5 +1,5 @@
-// Outer product mean on the CPU: a few rows of the outer product at a time, projected while they are
-// in the cache; the whole [n, n, c^2] product never exists.
+// Outer product mean on the CPU: a few rows of the outer product at a time, projected while they
+// are in the cache; the whole [n, n, c^2] product never exists.
 #include "core/ops/cpu/table.h"
 
 namespace ff::cpu::FF_ISA {
@@ -9,7 +9,8 @@ void outer_product_mean(const Tensor& left, const Tensor& right, const Tensor& w
   by_type(left, [&](auto t) {
     using T = decltype(t);
     using A = Acc<T>;
-    const int64_t n_seq = left.size(0), n_i = left.size(1), c = left.size(2), n_j = right.size(1), d = right.size(2);
+    const int64_t n_seq = left.size(0), n_i = left.size(1), c = left.size(2), n_j = right.size(1),
+                  d = right.size(2);
     const int64_t c_z = z.size(2);
     // Rows of i whose products fill about 4 MB.
     int64_t block = (int64_t(1) << 20) / (n_j * c * d);
@@ -22,8 +23,8 @@ void outer_product_mean(const Tensor& left, const Tensor& right, const Tensor& w
     for (int64_t i0 = 0; i0 < n_i; i0 += block) {
       const int64_t rows = n_i - i0 < block ? n_i - i0 : block;
       const Tensor o = outer.narrow(0, 0, rows * c);
-      gemm(left.narrow(1, i0, rows).view({n_seq, rows * c}).transpose(0, 1).unsqueeze(0), right_2d, {},
-           o.unsqueeze(0));
+      gemm(left.narrow(1, i0, rows).view({n_seq, rows * c}).transpose(0, 1).unsqueeze(0), right_2d,
+           {}, o.unsqueeze(0));
       // [i, c, j, d] -> [i, j, c, d]
       const T* from = o.data<T>();
       T* to = ordered.data<T>();
@@ -31,13 +32,15 @@ void outer_product_mean(const Tensor& left, const Tensor& right, const Tensor& w
       for (int64_t i = 0; i < rows; ++i)
         for (int64_t j = 0; j < n_j; ++j)
           for (int64_t k = 0; k < c; ++k)
-            __builtin_memcpy(to + ((i * n_j + j) * c + k) * d, from + ((i * c + k) * n_j + j) * d, d * sizeof(T));
+            __builtin_memcpy(to + ((i * n_j + j) * c + k) * d, from + ((i * c + k) * n_j + j) * d,
+                             d * sizeof(T));
       const Tensor u = update.narrow(0, 0, rows * n_j);
       gemm(ordered.narrow(0, 0, rows * n_j).unsqueeze(0), weights, b, u.unsqueeze(0));
 #pragma omp parallel for collapse(2)
       for (int64_t i = 0; i < rows; ++i)
         for (int64_t j = 0; j < n_j; ++j) {
-          const A scale = 1 / (A(1e-3) + norm.data<A>()[(i0 + i) * norm.stride(0) + j * norm.stride(1)]);
+          const A scale =
+              1 / (A(1e-3) + norm.data<A>()[(i0 + i) * norm.stride(0) + j * norm.stride(1)]);
           const T* p = u.data<T>() + (i * n_j + j) * c_z;
           T* q = z.data<T>() + (i0 + i) * z.stride(0) + j * z.stride(1);
           vector_loop<A>(

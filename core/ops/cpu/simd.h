@@ -112,7 +112,8 @@ inline void vector_loop(int64_t n, Whole whole, Single single) {
 /// Rows of a tensor: everything but its last axis, which is contiguous.
 template <class T>
 struct Rows {
-  explicit Rows(const Tensor& t) : base(t.data<T>()), c(t.size(-1)), n(1), shape(t.shape()), stride(t.strides()) {
+  explicit Rows(const Tensor& t)
+      : base(t.data<T>()), c(t.size(-1)), n(1), shape(t.shape()), stride(t.strides()) {
     for (int i = 0; i + 1 < t.rank(); ++i) n *= t.size(i);
   }
   T* operator[](int64_t r) const {
@@ -132,10 +133,14 @@ struct Rows {
 template <class F>
 inline void by_type(const Tensor& t, F f) {
   switch (t.dtype()) {
-    case Dtype::f32: return f(float());
-    case Dtype::bf16: return f(bf16());
-    case Dtype::f64: return f(double());
-    case Dtype::i32: break;
+    case Dtype::f32:
+      return f(float());
+    case Dtype::bf16:
+      return f(bf16());
+    case Dtype::f64:
+      return f(double());
+    case Dtype::i32:
+      break;
   }
   fail(Exit::kBug, "no such kernel for i32");
 }

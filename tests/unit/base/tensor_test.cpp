@@ -44,8 +44,8 @@ TEST_CASE("copies follow strides and convert", "[tensor]") {
 
 TEST_CASE("bf16 rounds to nearest even and keeps NaN", "[tensor]") {
   REQUIRE(float(bf16(1.0f)) == 1.0f);
-  REQUIRE(float(bf16(1.00390625f)) == 1.0f);         // halfway between 1 and 1 + 2^-7: to even
-  REQUIRE(float(bf16(1.01171875f)) == 1.015625f);    // halfway: to even, upwards
+  REQUIRE(float(bf16(1.00390625f)) == 1.0f);       // halfway between 1 and 1 + 2^-7: to even
+  REQUIRE(float(bf16(1.01171875f)) == 1.015625f);  // halfway: to even, upwards
   REQUIRE(std::isinf(float(bf16(3.4e38f))));
   REQUIRE(std::isnan(float(bf16(std::numeric_limits<float>::quiet_NaN()))));
 }

@@ -1,4 +1,5 @@
-// AlphaFold's own numbers for small models (tests/data/tiny, ...): their configuration, batch and parameters.
+// AlphaFold's own numbers for small models (tests/data/tiny, ...): their configuration, batch and
+// parameters.
 #pragma once
 
 #include <fstream>
@@ -10,18 +11,23 @@
 
 namespace ff::test {
 
-inline std::string data_path(const std::string& name) { return std::string(TEST_DATA) + "/" + name; }
+inline std::string data_path(const std::string& name) {
+  return std::string(TEST_DATA) + "/" + name;
+}
 
-/// The fixtures' rule for pseudo-random parameters: every value follows from its name, its index and a seed, so that
-/// no file of values is needed. Spelled out in the fixtures' own notes.
+/// The fixtures' rule for pseudo-random parameters: every value follows from its name, its index
+/// and a seed, so that no file of values is needed. Spelled out in the fixtures' own notes.
 inline Tensor fixture_parameter(const std::string& key, const Dims& shape, uint64_t seed) {
   constexpr uint64_t kGolden = 0x9E3779B97F4A7C15u;
   const std::string name = key.substr(key.find("//") + 2), scope = key.substr(0, key.find("//"));
   const std::string layer = scope.substr(scope.rfind('/') + 1);
   double base = 0, scale = 0.1;
-  if (name == "scale" || name == "gating_b") base = 1;
-  else if (name == "trainable_point_weights") base = 0.541324854612918;
-  else if (name == "bias" && (layer == "left_gate" || layer == "right_gate" || layer == "gating_linear" || layer == "gate"))
+  if (name == "scale" || name == "gating_b")
+    base = 1;
+  else if (name == "trainable_point_weights")
+    base = 0.541324854612918;
+  else if (name == "bias" && (layer == "left_gate" || layer == "right_gate" ||
+                              layer == "gating_linear" || layer == "gate"))
     base = 1;
   else if (name != "offset" && name != "bias" && name != "output_b") {
     bool stacked = false;
@@ -47,14 +53,16 @@ inline Tensor fixture_parameter(const std::string& key, const Dims& shape, uint6
 }
 
 struct Fixture {
-  explicit Fixture(const std::string& folder) : name(folder), config(alphafold_config(data_path(folder + "/config.json"))) {
+  explicit Fixture(const std::string& folder)
+      : name(folder), config(alphafold_config(data_path(folder + "/config.json"))) {
     std::ifstream file(data_path(folder + "/config.json"));
     seed = nlohmann::json::parse(file).at("fixture").at("param_seed");
     batch = read_npz(data_path(folder + "/batch.npz"));
   }
   Params params() const {
     Arrays arrays;
-    for (const ParamSpec& spec : param_specs(config)) arrays[spec.name] = fixture_parameter(spec.name, spec.shape, seed);
+    for (const ParamSpec& spec : param_specs(config))
+      arrays[spec.name] = fixture_parameter(spec.name, spec.shape, seed);
     return Params(config, std::move(arrays), name);
   }
   Arrays slice(int64_t i) const {

@@ -1,5 +1,5 @@
-// Every operation of the trunk against its plain composition in f64, at odd sizes, with masks, in all dtypes, on
-// strided views, and the two instruction sets against each other.
+// Every operation of the trunk against its plain composition in f64, at odd sizes, with masks, in
+// all dtypes, on strided views, and the two instruction sets against each other.
 #include <catch2/catch.hpp>
 #include <cmath>
 #include <random>
@@ -15,8 +15,11 @@ extern const Kernels kTable;
 
 namespace {
 
-/// Largest relative error of one operation: unit roundoff times the length of its sums, with margin.
-double tolerance(Dtype dtype) { return dtype == Dtype::f64 ? 1e-12 : dtype == Dtype::f32 ? 3e-6 : 2e-2; }
+/// Largest relative error of one operation: unit roundoff times the length of its sums, with
+/// margin.
+double tolerance(Dtype dtype) {
+  return dtype == Dtype::f64 ? 1e-12 : dtype == Dtype::f32 ? 3e-6 : 2e-2;
+}
 
 struct Random {
   std::mt19937 engine{7};
@@ -51,8 +54,8 @@ void require_close(const Tensor& got, const Tensor& want, double tol) {
     if (!(d <= worst)) worst = d, where = i;
   }
   const double rms = std::sqrt(squares / double(std::max<int64_t>(1, a.numel())));
-  INFO("element " << where << " of " << a.shape().str() << ": " << a.data<double>()[where] << ", expected "
-                  << b.data<double>()[where] << ", rms " << rms);
+  INFO("element " << where << " of " << a.shape().str() << ": " << a.data<double>()[where]
+                  << ", expected " << b.data<double>()[where] << ", rms " << rms);
   REQUIRE(worst <= tol * std::max(1.0, rms));
 }
 
@@ -88,8 +91,8 @@ TEST_CASE("layer norm equals its definition", "[ops]") {
       const Var scale(s.to(wide(type))), offset(o.to(wide(type)));
       require_close(layer_norm(x.to(type), scale, offset).value(), want, tolerance(type));
       // A transposed view gives the transposed result; channels first gives the same.
-      require_close(layer_norm(x.to(type).transpose(0, 1), scale, offset).value(), want.transpose(0, 1),
-                    tolerance(type));
+      require_close(layer_norm(x.to(type).transpose(0, 1), scale, offset).value(),
+                    want.transpose(0, 1), tolerance(type));
       const Tensor first = x.transpose(1, 2).transpose(0, 1).contiguous().to(type);  // [c, 7, 5]
       require_close(layer_norm_channels_first(first, scale, offset).value(), want, tolerance(type));
     }
@@ -99,20 +102,23 @@ TEST_CASE("linear equals its definition", "[ops]") {
   const NoGrad no_grad;
   Random random;
   for (Dtype type : kTypes) {
-    const Tensor x = rounded(random({3, 4, 19}), type), w = rounded(random({19, 2, 7}, Dtype::f64, 0.2), type),
+    const Tensor x = rounded(random({3, 4, 19}), type),
+                 w = rounded(random({19, 2, 7}, Dtype::f64, 0.2), type),
                  b = rounded(random({2, 7}), wide(type));
     const Tensor plain = Tensor::empty({3, 4, 14}, Dtype::f64), relu = plain.clone();
     for (int64_t r = 0; r < 12; ++r)
       for (int64_t o = 0; o < 14; ++o) {
         double y = b.data<double>()[o];
-        for (int64_t c = 0; c < 19; ++c) y += x.data<double>()[r * 19 + c] * w.data<double>()[c * 14 + o];
+        for (int64_t c = 0; c < 19; ++c)
+          y += x.data<double>()[r * 19 + c] * w.data<double>()[c * 14 + o];
         plain.data<double>()[r * 14 + o] = y;
         relu.data<double>()[r * 14 + o] = std::max(y, 0.0);
       }
     const Var wv(w.to(type)), bv(b.to(wide(type)));
     require_close(linear(x.to(type), wv, bv).value(), plain, tolerance(type));
     require_close(linear(x.to(type), wv, bv, Activation::kRelu).value(), relu, tolerance(type));
-    require_close(linear(x.to(type).transpose(0, 1), wv, bv).value(), plain.transpose(0, 1), tolerance(type));
+    require_close(linear(x.to(type).transpose(0, 1), wv, bv).value(), plain.transpose(0, 1),
+                  tolerance(type));
     // Added into a transposed view of the residual.
     const Tensor residual = Tensor::zeros({3, 4, 14}).to(type);
     linear_add(residual.transpose(0, 1), linear(x.to(type).transpose(0, 1), wv, bv),
@@ -135,7 +141,10 @@ TEST_CASE("attention equals its definition", "[ops]") {
     int64_t batch, n_query, n_key, h, c, c_v;
   };
   for (Dtype type : kTypes)
-    for (const Size& n : {Size{3, 7, 7, 2, 8, 8}, {2, 1, 4, 4, 16, 16}, {2, 13, 37, 3, 5, 6}, {1, 70, 70, 2, 32, 32},
+    for (const Size& n : {Size{3, 7, 7, 2, 8, 8},
+                          {2, 1, 4, 4, 16, 16},
+                          {2, 13, 37, 3, 5, 6},
+                          {1, 70, 70, 2, 32, 32},
                           {2, 9, 131, 1, 33, 65}}) {
       for (bool with_all : {true, false}) {
         const Tensor q = rounded(random({n.batch, n.n_query, n.h, n.c}), type),
@@ -168,9 +177,10 @@ TEST_CASE("attention equals its definition", "[ops]") {
                 want.data<double>()[((b * n.n_query + i) * n.h + h) * n.c_v + l] = o;
               }
             }
-        const Tensor got = attention(q.to(type), k.to(type), v.to(type), with_all ? Var(g.to(type)) : Var(),
-                                     with_all ? Var(bias.to(wide(type))) : Var(), with_all ? mask : Tensor())
-                               .value();
+        const Tensor got =
+            attention(q.to(type), k.to(type), v.to(type), with_all ? Var(g.to(type)) : Var(),
+                      with_all ? Var(bias.to(wide(type))) : Var(), with_all ? mask : Tensor())
+                .value();
         require_close(got, want, tolerance(type));
       }
     }
@@ -182,15 +192,18 @@ TEST_CASE("global attention and masked mean equal their definitions", "[ops]") {
   const int64_t batch = 4, n = 11, h = 3, c = 5, c_v = 6;
   for (Dtype type : kTypes) {
     const Tensor q = rounded(random({batch, h, c}), type), k = rounded(random({batch, n, c}), type),
-                 v = rounded(random({batch, n, c_v}), type), g = rounded(random({batch, n, h * c_v}), type);
+                 v = rounded(random({batch, n, c_v}), type),
+                 g = rounded(random({batch, n, h * c_v}), type);
     const Tensor mask = random.mask({batch, n});
     for (int64_t s = 0; s < n; ++s) mask.data<float>()[s] = 0;
-    const Tensor want = Tensor::empty(g.shape(), Dtype::f64), mean = Tensor::zeros({batch, c_v}, Dtype::f64);
+    const Tensor want = Tensor::empty(g.shape(), Dtype::f64),
+                 mean = Tensor::zeros({batch, c_v}, Dtype::f64);
     for (int64_t b = 0; b < batch; ++b) {
       double count = 1e-10;
       for (int64_t s = 0; s < n; ++s) {
         count += at(mask, {b, s});
-        for (int64_t l = 0; l < c_v; ++l) mean.data<double>()[b * c_v + l] += at(mask, {b, s}) * at(v, {b, s, l});
+        for (int64_t l = 0; l < c_v; ++l)
+          mean.data<double>()[b * c_v + l] += at(mask, {b, s}) * at(v, {b, s, l});
       }
       for (int64_t l = 0; l < c_v; ++l) mean.data<double>()[b * c_v + l] /= count;
       for (int64_t i = 0; i < h; ++i) {
@@ -198,7 +211,8 @@ TEST_CASE("global attention and masked mean equal their definitions", "[ops]") {
         double top = -1e300, total = 0;
         for (int64_t s = 0; s < n; ++s) {
           p[s] = 0;
-          for (int64_t l = 0; l < c; ++l) p[s] += at(q, {b, i, l}) * at(k, {b, s, l}) / std::sqrt(double(c));
+          for (int64_t l = 0; l < c; ++l)
+            p[s] += at(q, {b, i, l}) * at(k, {b, s, l}) / std::sqrt(double(c));
           if (at(mask, {b, s}) == 0) p[s] = -1e9;
           top = std::max(top, p[s]);
         }
@@ -207,12 +221,13 @@ TEST_CASE("global attention and masked mean equal their definitions", "[ops]") {
           double o = 0;
           for (int64_t s = 0; s < n; ++s) o += p[s] / total * at(v, {b, s, l});
           for (int64_t s = 0; s < n; ++s)
-            want.data<double>()[(b * n + s) * h * c_v + i * c_v + l] = o * sigmoid(at(g, {b, s, i * c_v + l}));
+            want.data<double>()[(b * n + s) * h * c_v + i * c_v + l] =
+                o * sigmoid(at(g, {b, s, i * c_v + l}));
         }
       }
     }
-    require_close(global_attention(q.to(type), k.to(type), v.to(type), g.to(type), mask).value(), want,
-                  tolerance(type));
+    require_close(global_attention(q.to(type), k.to(type), v.to(type), g.to(type), mask).value(),
+                  want, tolerance(type));
     require_close(masked_mean(v.to(type), mask).value(), mean, tolerance(type));
   }
 }
@@ -229,18 +244,21 @@ TEST_CASE("triangle operations equal their definitions", "[ops]") {
         for (int64_t i = 0; i < n; ++i)
           for (int64_t j = 0; j < n; ++j)
             for (int64_t k = 0; k < n; ++k)
-              want.data<double>()[(l * n + i) * n + j] += outgoing ? at(a, {l, i, k}) * at(b, {l, j, k})
-                                                                   : at(a, {l, k, j}) * at(b, {l, k, i});
-      require_close(triangle_product(a.to(type), b.to(type), outgoing).value(), want, tolerance(type));
+              want.data<double>()[(l * n + i) * n + j] += outgoing
+                                                              ? at(a, {l, i, k}) * at(b, {l, j, k})
+                                                              : at(a, {l, k, j}) * at(b, {l, k, i});
+      require_close(triangle_product(a.to(type), b.to(type), outgoing).value(), want,
+                    tolerance(type));
     }
     const Tensor pb = rounded(random({c}), wide(type)), gb = rounded(random({c}), wide(type));
     const Tensor mask = random.mask({n * n}), want = Tensor::empty({c, n * n}, Dtype::f64);
     for (int64_t l = 0; l < c; ++l)
       for (int64_t r = 0; r < n * n; ++r)
-        want.data<double>()[l * n * n + r] = mask.data<float>()[r] * (a.data<double>()[l * n * n + r] + at(pb, {l})) *
+        want.data<double>()[l * n * n + r] = mask.data<float>()[r] *
+                                             (a.data<double>()[l * n * n + r] + at(pb, {l})) *
                                              sigmoid(b.data<double>()[l * n * n + r] + at(gb, {l}));
-    require_close(triangle_gate(a.view({c, -1}).to(type), pb.to(wide(type)), b.view({c, -1}).to(type),
-                                gb.to(wide(type)), mask)
+    require_close(triangle_gate(a.view({c, -1}).to(type), pb.to(wide(type)),
+                                b.view({c, -1}).to(type), gb.to(wide(type)), mask)
                       .value(),
                   want, tolerance(type));
   }
@@ -251,9 +269,10 @@ TEST_CASE("outer product mean equals its definition", "[ops]") {
   Random random;
   const int64_t n_seq = 6, n = 9, c = 3, d = 4, c_z = 7;
   for (Dtype type : kTypes) {
-    const Tensor left = rounded(random({n_seq, n, c}), type), right = rounded(random({n_seq, n, d}), type),
-                 w = rounded(random({c, d, c_z}, Dtype::f64, 0.3), type), b = rounded(random({c_z}), wide(type)),
-                 z = rounded(random({n, n, c_z}), type);
+    const Tensor left = rounded(random({n_seq, n, c}), type),
+                 right = rounded(random({n_seq, n, d}), type),
+                 w = rounded(random({c, d, c_z}, Dtype::f64, 0.3), type),
+                 b = rounded(random({c_z}), wide(type)), z = rounded(random({n, n, c_z}), type);
     const Tensor norm = pair_count(random.mask({n_seq, n}), type), want = z.clone();
     for (int64_t i = 0; i < n; ++i)
       for (int64_t j = 0; j < n; ++j)
@@ -268,7 +287,8 @@ TEST_CASE("outer product mean equals its definition", "[ops]") {
           want.data<double>()[(i * n + j) * c_z + o] += y / (1e-3 + at(norm, {i, j}));
         }
     // A pair that no sequence covers divides by 1e-3: compare on the scale of the result.
-    require_close(outer_product_mean(z.to(type), left.to(type), right.to(type), w.to(type), b.to(wide(type)), norm)
+    require_close(outer_product_mean(z.to(type), left.to(type), right.to(type), w.to(type),
+                                     b.to(wide(type)), norm)
                       .value(),
                   want, tolerance(type) * 4);
   }
