@@ -10,6 +10,11 @@ namespace ff {
 
 enum class Activation;
 
+/// What invariant point attention reads; core/ops/invariant_point_attention.h has the shapes.
+struct IpaTensors {
+  Tensor q_scalar, kv_scalar, q_point, kv_point, affine, bias, z, mask, point_weights;
+};
+
 struct Kernels {
   const char* name;  ///< "AVX-512", ...
 
@@ -47,10 +52,26 @@ struct Kernels {
   void (*pair_embed)(const Tensor& left, const Tensor& right, const Tensor& residue_index,
                      const Tensor& relpos, const Tensor& beta, const Tensor& dgram,
                      const Tensor& breaks, int64_t first_row, const Tensor& z);
+  /// The structure module's, f32 or f64, contiguous: invariant_point_attention.h and rigid_ops.h.
+  void (*invariant_point_attention)(const IpaTensors& in, const Tensor& out);
+  void (*apply_rigids)(const Tensor& affine, const Tensor& points, const Tensor& out);
+  void (*update_backbone)(const Tensor& affine, const Tensor& update, const Tensor& out);
+  void (*scale_translation)(const Tensor& affine, double factor, const Tensor& out);
+  void (*normalize_pairs)(const Tensor& x, const Tensor& out);
+  void (*torsions_to_frames)(const Tensor& affine, const Tensor& angles, const Tensor& aatype,
+                             const Tensor& default_frames, const Tensor& frames);
+  void (*frames_to_atom14)(const Tensor& frames, const Tensor& aatype, const Tensor& group,
+                           const Tensor& positions, const Tensor& mask, const Tensor& out);
+  void (*atom14_to_atom37)(const Tensor& atoms, const Tensor& index, const Tensor& mask,
+                           const Tensor& out);
+  /// out = max(x, 0).
+  void (*relu)(const Tensor& x, const Tensor& out);
+  /// out[i, j] = x[i, j] + x[j, i].
+  void (*symmetrize)(const Tensor& x, const Tensor& out);
 };
 
-/// The table for a device. The CPU's is chosen once by what the processor has; FASTFOLD_ISA=v3 in the
-/// environment forces the AVX2 one.
+/// The table for a device. The CPU's is chosen once by what the processor has; FASTFOLD_ISA=v3 in
+/// the environment forces the AVX2 one.
 const Kernels& kernels(Device device);
 void register_kernels(Device::Kind kind, const Kernels* table);
 

@@ -30,6 +30,16 @@ const Kernels kTable = {
     .scale_rows = scale_rows,
     .outer_product_mean = outer_product_mean,
     .pair_embed = pair_embed,
+    .invariant_point_attention = invariant_point_attention,
+    .apply_rigids = apply_rigids,
+    .update_backbone = update_backbone,
+    .scale_translation = scale_translation,
+    .normalize_pairs = normalize_pairs,
+    .torsions_to_frames = torsions_to_frames,
+    .frames_to_atom14 = frames_to_atom14,
+    .atom14_to_atom37 = atom14_to_atom37,
+    .relu = relu,
+    .symmetrize = symmetrize,
 };
 
 }  // namespace ff::cpu::FF_ISA

@@ -10,20 +10,35 @@ namespace ff::cpu::FF_ISA {
 extern const Kernels kTable;
 
 void layer_norm(const Tensor& x, const Tensor& scale, const Tensor& offset, const Tensor& y);
-void layer_norm_channels_first(const Tensor& x, const Tensor& scale, const Tensor& offset, const Tensor& y);
-void attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate, const Tensor& bias,
-               const Tensor& mask, const Tensor& o);
-void global_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate, const Tensor& mask,
-                      const Tensor& o);
+void layer_norm_channels_first(const Tensor& x, const Tensor& scale, const Tensor& offset,
+                               const Tensor& y);
+void attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
+               const Tensor& bias, const Tensor& mask, const Tensor& o);
+void global_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
+                      const Tensor& mask, const Tensor& o);
 void masked_mean(const Tensor& x, const Tensor& mask, const Tensor& y);
-void triangle_gate(const Tensor& proj, const Tensor& proj_bias, const Tensor& gate, const Tensor& gate_bias,
-                   const Tensor& mask, const Tensor& a);
+void triangle_gate(const Tensor& proj, const Tensor& proj_bias, const Tensor& gate,
+                   const Tensor& gate_bias, const Tensor& mask, const Tensor& a);
 void add(const Tensor& x, const Tensor& y);
 void add_gated(const Tensor& x, const Tensor& gate, const Tensor& y);
 void scale_rows(const Tensor& mask, const Tensor& y);
 void outer_product_mean(const Tensor& left, const Tensor& right, const Tensor& w, const Tensor& b,
                         const Tensor& norm, const Tensor& z);
-void pair_embed(const Tensor& left, const Tensor& right, const Tensor& residue_index, const Tensor& relpos,
-                const Tensor& beta, const Tensor& dgram, const Tensor& breaks, int64_t first_row, const Tensor& z);
+void pair_embed(const Tensor& left, const Tensor& right, const Tensor& residue_index,
+                const Tensor& relpos, const Tensor& beta, const Tensor& dgram, const Tensor& breaks,
+                int64_t first_row, const Tensor& z);
+void invariant_point_attention(const IpaTensors& in, const Tensor& out);
+void apply_rigids(const Tensor& affine, const Tensor& points, const Tensor& out);
+void update_backbone(const Tensor& affine, const Tensor& update, const Tensor& out);
+void scale_translation(const Tensor& affine, double factor, const Tensor& out);
+void normalize_pairs(const Tensor& x, const Tensor& out);
+void torsions_to_frames(const Tensor& affine, const Tensor& angles, const Tensor& aatype,
+                        const Tensor& default_frames, const Tensor& frames);
+void frames_to_atom14(const Tensor& frames, const Tensor& aatype, const Tensor& group,
+                      const Tensor& positions, const Tensor& mask, const Tensor& out);
+void atom14_to_atom37(const Tensor& atoms, const Tensor& index, const Tensor& mask,
+                      const Tensor& out);
+void relu(const Tensor& x, const Tensor& out);
+void symmetrize(const Tensor& x, const Tensor& out);
 
 }  // namespace ff::cpu::FF_ISA

@@ -1,0 +1,72 @@
+// The heads: linear layers, the distogram made symmetric, and the two-layer confidence head.
+#include "core/model/heads.h"
+
+#include "core/model/nn.h"
+#include "core/ops/rigid_ops.h"
+
+namespace ff {
+namespace {
+
+/// `count` values from `first` to `last`, f32.
+Tensor linspace(double first, double last, int64_t count) {
+  const Tensor t = Tensor::empty({count});
+  for (int64_t i = 0; i < count; ++i)
+    t.data<float>()[i] =
+        count == 1 ? float(first) : float(first + (last - first) * double(i) / double(count - 1));
+  return t;
+}
+
+}  // namespace
+
+Var distogram_logits(const Scope& scope, const Var& pair) {
+  return symmetrize(linear(scope / "half_logits", pair));
+}
+
+Var aligned_error_logits(const Scope& scope, const Var& pair) {
+  return linear(scope / "logits", pair);
+}
+
+Var masked_msa_logits(const Scope& scope, const Var& msa) { return linear(scope / "logits", msa); }
+
+Var resolved_logits(const Scope& scope, const Var& single) {
+  return linear(scope / "logits", single);
+}
+
+Var lddt_logits(const Scope& scope, const Var& structure_act) {
+  Var x = layer_norm(scope / "input_layer_norm", structure_act);
+  x = linear(scope / "act_0", x, Activation::kRelu);
+  x = linear(scope / "act_1", x, Activation::kRelu);
+  return linear(scope / "logits", x);
+}
+
+Tensor distogram_edges(const HeadsConfig& config) {
+  return linspace(config.distogram_first_break, config.distogram_last_break,
+                  config.distogram_num_bins - 1);
+}
+
+Tensor aligned_error_breaks(const HeadsConfig& config) {
+  return linspace(0, config.pae_max_error_bin, config.pae_num_bins - 1);
+}
+
+void run_heads(const Scope& scope, const HeadsConfig& config, Arrays& out) {
+  const auto input = [&](const char* name) { return Var(out.at(cat("representations/", name))); };
+  if (config.distogram_weight != 0) {
+    out["distogram/logits"] = distogram_logits(scope / "distogram_head", input("pair")).value();
+    out["distogram/bin_edges"] = distogram_edges(config);
+  }
+  if (config.masked_msa_weight != 0)
+    out["masked_msa/logits"] = masked_msa_logits(scope / "masked_msa_head", input("msa")).value();
+  if (config.experimentally_resolved_weight != 0)
+    out["experimentally_resolved/logits"] =
+        resolved_logits(scope / "experimentally_resolved_head", input("single")).value();
+  if (config.plddt_weight != 0)
+    out["predicted_lddt/logits"] =
+        lddt_logits(scope / "predicted_lddt_head", input("structure_module")).value();
+  if (config.pae_weight != 0) {
+    out["predicted_aligned_error/logits"] =
+        aligned_error_logits(scope / "predicted_aligned_error_head", input("pair")).value();
+    out["predicted_aligned_error/breaks"] = aligned_error_breaks(config);
+  }
+}
+
+}  // namespace ff
