@@ -1,7 +1,11 @@
 // The list of every parameter of a configuration, and the store that holds them.
 #include "core/model/params.h"
 
+#include <cmath>
+#include <numbers>
 #include <set>
+
+#include "core/base/rng.h"
 
 namespace ff {
 
@@ -215,6 +219,65 @@ void structure_module(const Adder& a, const StructureConfig& c, int64_t c_s, int
   side.linear("unnormalized_angles", n, 14);
 }
 
+/// FNV-1a, so that a name is a stream of random numbers.
+uint64_t hash_of(const std::string& name) {
+  uint64_t h = 0xcbf29ce484222325u;
+  for (unsigned char c : name) h = (h ^ c) * 0x100000001b3u;
+  return h;
+}
+
+/// Standard normal value of element `i`; cut off at two deviations where `truncated`.
+double normal(const Rng& rng, uint64_t i, bool truncated) {
+  constexpr double kCut = 2;
+  for (uint64_t attempt = 0;; ++attempt) {
+    const auto w = rng.block(i | attempt << 48);
+    const double r = std::sqrt(-2 * std::log1p(-unit_double(w[0], w[1])));
+    const double angle = 2 * std::numbers::pi * unit_double(w[2], w[3]);
+    for (double z : {r * std::cos(angle), r * std::sin(angle)})
+      if (!truncated || std::abs(z) <= kCut) return z;
+  }
+}
+
+Tensor initial_value(const ParamSpec& spec, uint64_t seed) {
+  constexpr double kTruncatedDeviation = 0.87962566103423978;  // of a standard normal cut at 2
+  const Tensor t = Tensor::empty(spec.shape);
+  float* out = t.data<float>();
+  const int64_t n = t.numel();
+  const auto fill = [&](float value) { std::fill(out, out + n, value); };
+  const Rng rng(seed, {hash_of(spec.name)});
+  switch (spec.init) {
+    case Init::kZeros:
+      fill(0);
+      break;
+    case Init::kOnes:
+      fill(1);
+      break;
+    case Init::kPointWeights:
+      fill(float(std::log(std::exp(1.0) - 1)));
+      break;
+    case Init::kGlorot: {
+      const double limit = std::sqrt(6.0 / double(spec.fan_in + spec.fan_out));
+#pragma omp parallel for
+      for (int64_t i = 0; i < n; ++i) {
+        const auto w = rng.block(uint64_t(i));
+        out[i] = float(limit * (2 * unit_double(w[0], w[1]) - 1));
+      }
+      break;
+    }
+    case Init::kLinear:
+    case Init::kRelu:
+    case Init::kNormal: {
+      const bool truncated = spec.init != Init::kNormal;
+      const double variance = (spec.init == Init::kRelu ? 2.0 : 1.0) / double(spec.fan_in);
+      const double scale = std::sqrt(variance) / (truncated ? kTruncatedDeviation : 1);
+#pragma omp parallel for
+      for (int64_t i = 0; i < n; ++i) out[i] = float(scale * normal(rng, uint64_t(i), truncated));
+      break;
+    }
+  }
+  return t;
+}
+
 /// Says which other kind of file the misfits look like, or nothing.
 std::string hint(const std::vector<std::string>& missing, const std::vector<std::string>& unused) {
   const auto any = [](const std::vector<std::string>& keys, const char* part) {
@@ -269,6 +332,12 @@ std::vector<ParamSpec> param_specs(const ModelConfig& c) {
   if (c.heads.experimentally_resolved_weight != 0)
     (a / "experimentally_resolved_head").linear("logits", c.seq_channel, kAtom37, Init::kZeros);
   return out;
+}
+
+Arrays initial_params(const ModelConfig& config, uint64_t seed) {
+  Arrays arrays;
+  for (const ParamSpec& spec : param_specs(config)) arrays[spec.name] = initial_value(spec, seed);
+  return arrays;
 }
 
 Params::Params(const ModelConfig& config, Arrays arrays, const std::string& file) {
