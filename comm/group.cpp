@@ -43,7 +43,6 @@ Group launched_group() {
 
 void require_single(const Group& group) {
   if (group.size == 1) return;
-  if (group.rank > 0) throw Error(Exit::kUsage, "");
   fail(Exit::kUsage, "started as ", group.size,
        " ranks, and this version works with one; start it without mpirun or srun");
 }
