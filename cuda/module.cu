@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -13,9 +14,11 @@ namespace {
 
 constexpr int kMinMajor = 8;  // the oldest compute capability that the kernels are compiled for
 
-template <class... Args>
-void explain(GpuReport* report, const char* format, Args... args) {
-  std::snprintf(report->reason, sizeof report->reason, format, args...);
+__attribute__((format(printf, 2, 3))) void explain(GpuReport* report, const char* format, ...) {
+  va_list args;
+  va_start(args, format);
+  std::vsnprintf(report->reason, sizeof report->reason, format, args);
+  va_end(args);
 }
 
 void explain_driver(GpuReport* report) {
