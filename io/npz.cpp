@@ -601,7 +601,7 @@ void write_contents(AtomicFile& file, Member& member, const std::string& header,
   z_stream z{};
   std::string packed(size_t(kChunk), '\0');
   if (member.method == kDeflated)
-    check(deflateInit2(&z, 3, Z_DEFLATED, -MAX_WBITS, 9, Z_DEFAULT_STRATEGY) == Z_OK,
+    check(deflateInit2(&z, Z_BEST_SPEED, Z_DEFLATED, -MAX_WBITS, 9, Z_DEFAULT_STRATEGY) == Z_OK,
           "zlib: no memory to deflate");
   try {
     for (int p = 0; p < 2; ++p)
