@@ -1,0 +1,66 @@
+// Finds the preset that a parameter file belongs to.
+#include "app/model_file.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <regex>
+
+#include "core/base/log.h"
+#include "core/model/params.h"
+#include "io/npz.h"
+
+namespace fs = std::filesystem;
+
+namespace ff {
+
+std::string where_parameters_are() {
+  return "DeepMind's trained parameters are in "
+         "https://storage.googleapis.com/alphafold/alphafold_params_2022-12-06.tar (CC BY 4.0; "
+         "take "
+         "params_model_1_ptm.npz from it), untrained ones for trying things come from "
+         "'fastfold init'";
+}
+
+std::string preset_of_name(const std::string& path) {
+  static const std::regex kName("(^|_)(model_[1-5](_ptm)?)$");
+  const std::string stem = fs::path(path).stem();
+  std::smatch match;
+  return std::regex_search(stem, match, kName) ? match[2].str() : "";
+}
+
+std::string preset_of_arrays(const Arrays& arrays) {
+  for (const std::string& name : preset_names()) {
+    const std::vector<ParamSpec> specs = param_specs(preset_config(name));
+    const auto fits = [&](const ParamSpec& spec) {
+      const auto found = arrays.find(spec.name);
+      return found != arrays.end() && found->second.shape() == spec.shape;
+    };
+    if (specs.size() == arrays.size() && std::all_of(specs.begin(), specs.end(), fits)) return name;
+  }
+  return "";
+}
+
+Arrays read_parameters(const std::string& path) {
+  check_input(fs::exists(path), path, ": no such file; ", where_parameters_are());
+  return read_npz(path);
+}
+
+ModelFile read_model_file(const std::string& path, const std::string& preset) {
+  if (!preset.empty()) {
+    ModelConfig config = preset_config(preset);
+    return {std::move(config), read_parameters(path)};
+  }
+  Arrays arrays = read_parameters(path);
+  std::string name = preset_of_name(path);
+  if (name.empty()) {
+    name = preset_of_arrays(arrays);
+    if (name.empty()) {
+      // Says in detail what does not fit the most common preset.
+      Params(preset_config("model_1_ptm"), std::move(arrays), path);
+    }
+    log_notice(path, ": taken for preset ", name, " by its contents (--preset says otherwise)");
+  }
+  return {preset_config(name), std::move(arrays)};
+}
+
+}  // namespace ff
