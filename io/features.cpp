@@ -2,6 +2,7 @@
 #include "io/features.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <numbers>
 #include <string_view>
@@ -30,6 +31,16 @@ constexpr auto kToHhblits = [] {
   return map;
 }();
 
+/// A character of an alignment to its index, -1 for what is no letter of it.
+constexpr auto kFromLetter = [] {
+  std::array<int8_t, 256> map{};
+  for (int c = 0; c < 256; ++c) {
+    const int id = c < 128 ? hhblits_id(char(c)) : -1;
+    map[c] = id < 0 ? int8_t(-1) : kFromHhblits[id];
+  }
+  return map;
+}();
+
 std::string shown(char c) {
   const auto code = static_cast<unsigned char>(c);
   return code >= 0x20 && code < 0x7f ? cat('\'', c, '\'') : cat("byte ", int(code));
@@ -46,18 +57,19 @@ void set_profile(RawFeatures& raw) {
   for (size_t c = 0; c < counts.size(); ++c) raw.profile[c] = float(counts[c]) / float(raw.n_seq);
 }
 
-/// Appends a row; `name` says which in an error.
+/// Appends a row; `name()` says which in an error.
+template <class Name>
 void add_row(RawFeatures& raw, std::string_view row, const std::vector<int>& deletions,
-             const std::string& name) {
+             const Name& name) {
   const auto n_res = size_t(raw.n_res());
-  check_input(deletions.size() == n_res, name, ": ", deletions.size(),
-              " deletion counts, expected one for each of the ", n_res, " columns");
+  check(deletions.size() == n_res, "a row of ", n_res, " columns has ", deletions.size(),
+        " deletion counts");
   for (size_t i = 0; i < n_res; ++i) {
-    const int id = hhblits_id(row[i]);
-    check_input(id >= 0, name, ": column ", i + 1, " is ", shown(row[i]),
-                ", expected an upper-case amino acid letter or '-'");
-    check_input(deletions[i] >= 0, name, ": column ", i + 1, " has ", deletions[i], " deletions");
-    raw.msa.push_back(kFromHhblits[id]);
+    const int8_t letter = kFromLetter[static_cast<unsigned char>(row[i])];
+    if (letter < 0)
+      fail(Exit::kInput, name(), ": column ", i + 1, " is ", shown(row[i]),
+           ", expected an upper-case amino acid letter or '-'");
+    raw.msa.push_back(letter);
   }
   raw.deletion_matrix.insert(raw.deletion_matrix.end(), deletions.begin(), deletions.end());
   ++raw.n_seq;
@@ -248,28 +260,35 @@ RawFeatures make_raw_features(const std::string& sequence, std::span<const Msa> 
         templates.size() ? templates.aatype.size(1) : 0, " residues, the query has ", n_res);
   raw.templates = std::move(templates);
   for (int64_t i = 0; i < n_res; ++i) {
-    check_input(sequence[i] >= 'A' && sequence[i] <= 'Z', "residue ", i + 1, " of the sequence is ",
-                shown(sequence[i]), ", expected an upper-case amino acid letter");
+    if (sequence[i] < 'A' || sequence[i] > 'Z')
+      fail(Exit::kInput, "residue ", i + 1, " of the sequence is ", shown(sequence[i]),
+           ", expected an upper-case amino acid letter");
     raw.aatype.data<int32_t>()[i] = restype_index(sequence[i]);
     raw.residue_index.data<int32_t>()[i] = int32_t(i);
   }
-  if (msas.empty()) add_row(raw, sequence, std::vector<int>(n_res), "the sequence");
+  if (msas.empty()) add_row(raw, sequence, std::vector<int>(n_res), [] { return "the sequence"; });
 
   std::unordered_set<std::string_view> seen;
   for (size_t a = 0; a < msas.size(); ++a) {
     const Msa& msa = msas[a];
     check_input(!msa.sequences.empty(), "alignment ", a + 1, " has no rows");
-    check(msa.deletion_matrix.size() == msa.sequences.size(), "alignment ", a + 1, ": ",
-          msa.sequences.size(), " rows and ", msa.deletion_matrix.size(), " rows of deletions");
+    check(msa.deletion_matrix.size() == msa.sequences.size() &&
+              msa.descriptions.size() == msa.sequences.size(),
+          "alignment ", a + 1, ": ", msa.sequences.size(), " rows, ", msa.deletion_matrix.size(),
+          " rows of deletions, ", msa.descriptions.size(), " descriptions");
     for (size_t s = 0; s < msa.sequences.size(); ++s) {
       const std::string& row = msa.sequences[s];
       if (!seen.insert(row).second) continue;
-      std::string name = cat("alignment ", a + 1, ", row ", s + 1);
-      if (s < msa.descriptions.size()) name += " (" + msa.descriptions[s].substr(0, 60) + ")";
-      check_input(int64_t(row.size()) == n_res, name, ": ", row.size(),
-                  " columns, expected one for each of the query's ", n_res, " residues");
+      const auto name = [&] {
+        return cat("alignment ", a + 1, ", row ", s + 1, " (", msa.descriptions[s].substr(0, 60),
+                   ")");
+      };
+      if (int64_t(row.size()) != n_res)
+        fail(Exit::kInput, name(), ": ", row.size(),
+             " columns, expected one for each of the query's ", n_res, " residues");
       if (raw.n_seq == 0) check_query(raw, sequence, row);
-      check_input(raw.n_seq < kMostRows, name, ": more than ", kMostRows, " rows");
+      check_input(raw.n_seq < kMostRows, "alignment ", a + 1, ": more than ", kMostRows,
+                  " distinct rows");
       add_row(raw, row, msa.deletion_matrix[s], name);
     }
   }

@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <catch2/catch.hpp>
 #include <chrono>
+#include <cstdlib>
 #include <functional>
+#include <iostream>
 
 #include "core/geometry/residue_constants.h"
 #include "io/npz.h"
@@ -148,6 +150,22 @@ std::string error_of(const std::function<void()>& f, Exit code) {
 TEST_CASE("raw features survive a round trip under AlphaFold's names") {
   const Arrays want = read_npz(TEST_DATA "/features_q73/expected_raw_features.npz");
   same(to_arrays(query_73()), want);
+}
+
+TEST_CASE("alignment files become AlphaFold's raw features") {
+  const char* shared = std::getenv("FASTFOLD_TEST_DATA");
+  if (!shared) {
+    std::cout << "SKIPPED: FASTFOLD_TEST_DATA is not set\n";
+    return;
+  }
+  const std::string folder = std::string(shared) + "/fixtures/features_q73/input/";
+  std::vector<Msa> msas;
+  for (const char* file : {"uniref90_hits.sto", "bfd_uniclust_hits.a3m", "mgnify_hits.sto"})
+    msas.push_back(read_msa(folder + file));
+  const Arrays got = to_arrays(make_raw_features(msas[0].sequences[0], msas));
+  const Arrays want = read_npz(TEST_DATA "/features_q73/expected_raw_features.npz");
+  REQUIRE(got.size() == 7);
+  for (const auto& [name, t] : got) same(name, t, want.at(name));
 }
 
 TEST_CASE("features that do not depend on chance") {
