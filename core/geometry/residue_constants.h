@@ -7,10 +7,12 @@
 
 namespace ff {
 
-constexpr int kRestypes = 20;                ///< standard amino acids; index 20 is unknown, 'X'
-constexpr int kUnknownRestype = kRestypes;   ///< 'X', "UNK"
-constexpr int kGapRestype = kRestypes + 1;   ///< '-', in alignments only
-constexpr int kMaskRestype = kRestypes + 2;  ///< the [MASK] of the masked MSA
+constexpr int kRestypes = 20;                  ///< standard amino acids; index 20 is unknown, 'X'
+constexpr int kUnknownRestype = kRestypes;     ///< 'X', "UNK"
+constexpr int kGapRestype = kRestypes + 1;     ///< '-', in alignments only
+constexpr int kMaskRestype = kRestypes + 2;    ///< the [MASK] of the masked MSA
+constexpr int kMsaLetters = kMaskRestype;      ///< amino acids, X, gap
+constexpr int kMsaClasses = kMaskRestype + 1;  ///< and the mask
 constexpr int kAtom37 = 37;
 constexpr int kAtom14 = 14;
 /// 0 backbone, 1 pre-omega, 2 phi, 3 psi, 4..7 chi1..chi4.
