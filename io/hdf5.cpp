@@ -1,0 +1,26 @@
+// The lock around HDF5 and its error stack.
+#include "io/hdf5.h"
+
+namespace ff {
+namespace {
+
+std::recursive_mutex& hdf5_mutex() {
+  static std::recursive_mutex mutex;
+  return mutex;
+}
+
+}  // namespace
+
+Hdf5Lock::Hdf5Lock() : lock_(hdf5_mutex()) { H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr); }
+
+std::string hdf5_reason() {
+  std::string reason;
+  const auto first = [](unsigned n, const H5E_error2_t* error, void* to) -> herr_t {
+    if (n == 0 && error->desc) *static_cast<std::string*>(to) = error->desc;
+    return 0;
+  };
+  H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, first, &reason);
+  return reason.empty() ? reason : " (" + reason + ")";
+}
+
+}  // namespace ff
