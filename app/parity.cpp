@@ -11,7 +11,7 @@
 #include "core/base/log.h"
 #include "core/base/progress.h"
 #include "core/base/stop.h"
-#include "core/model/alphafold.h"
+#include "core/predict/predictor.h"
 #include "io/npz.h"
 
 namespace ff {
@@ -144,7 +144,8 @@ int run(const Options& o) {
       throw_if_stopped();
       progress.update(stage, done);
     };
-    out = model.run([&](int64_t i) { return slices(i); }, options);
+    out = predict(
+        model, [&](int64_t i) { return slices(i); }, options);
   }
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   if (!o.outputs.empty()) write_npz(o.outputs, out);

@@ -15,7 +15,7 @@
 #include "core/base/log.h"
 #include "core/base/progress.h"
 #include "core/base/stop.h"
-#include "core/model/alphafold.h"
+#include "core/predict/predictor.h"
 #include "io/features.h"
 #include "io/file.h"
 #include "io/structure_writer.h"
@@ -135,7 +135,7 @@ void predict(const Job& job, const AlphaFold& model, const RunOptions& base, con
       throw_if_stopped();
       progress.update(stage, done);
     };
-    out = model.run(source, options);
+    out = predict(model, source, options);
   }
   passes.push_back(Clock::now());
   timings.predict = seconds_since(pass_start);
@@ -178,6 +178,9 @@ void predict(const Job& job, const AlphaFold& model, const RunOptions& base, con
 
 int run(const Options& o) {
   o.compute.apply();
+  if (o.inputs.empty())
+    fail(Exit::kUsage,
+         "predict needs a FASTA file: fastfold predict INPUT.fasta --params FILE -o OUT");
   if (o.params.empty()) fail(Exit::kUsage, "predict needs --params FILE: ", where_parameters_are());
   std::optional<MaxMsa> max_msa;
   if (!o.max_msa.empty()) max_msa = parse_max_msa(o.max_msa);
@@ -220,8 +223,8 @@ Command add_predict(CLI::App& root) {
   const auto o = std::make_shared<Options>();
   CLI::App* app =
       root.add_subcommand("predict", "predict structures from sequences and alignments");
-  app->add_option("input,--fasta-paths", o->inputs, "FASTA files; each record is a target")
-      ->required();
+  app->add_option("input", o->inputs, "FASTA files; each record is a target");
+  app->add_option("--fasta-paths", o->inputs, "the same, divided by commas")->delimiter(',');
   app->add_option("-o,--output-dir,--out", o->output,
                   "folder of the results, one folder a target in it (default: here)");
   app->add_option("--params,--jax-param-path", o->params,

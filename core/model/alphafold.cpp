@@ -11,7 +11,6 @@
 #include "core/model/template_features.h"
 #include "core/model/trace.h"
 #include "core/ops/ops.h"
-#include "core/predict/confidence.h"
 
 namespace ff {
 namespace {
@@ -314,7 +313,6 @@ Arrays AlphaFold::run(const FeatureSource& features, const RunOptions& options) 
     out["representations/msa"] = cast(trunk.msa, head_type).value();
     out["representations/msa_first_row"] = cast(trunk.first_row, head_type).value();
     run_heads(root, config_.heads, out);
-    add_confidence(config_.heads, out);
     const int32_t recycles = int32_t(cycle);
     out["num_recycles"] = Tensor::of<int32_t>({}, &recycles);
     return out;

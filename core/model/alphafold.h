@@ -34,7 +34,7 @@ class AlphaFold {
   AlphaFold(ModelConfig config, Params params, Dtype activations = Dtype::f32);
 
   /// Every output under the fixtures' names: "representations/pair", "structure_module/traj",
-  /// "predicted_lddt/logits", "confidence/plddt", ... plus "num_recycles" (i32, how many were run).
+  /// "predicted_lddt/logits", ... plus "num_recycles" (i32, how many were run).
   Arrays run(const FeatureSource& features, const RunOptions& options) const;
 
   const ModelConfig& config() const { return config_; }
