@@ -167,14 +167,22 @@ void run(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate, 
     for (int64_t h = 0; h < n_head; ++h)
       for (int64_t b = 0; b < batch; ++b) {
         for (int64_t j0 = 0; j0 < padded; j0 += S::kWidth) {
-          // Transposed a vector of keys at a time; padding repeats the last key and is never kept.
-          const T* rows[S::kWidth];
-          for (int i = 0; i < S::kWidth; ++i)
-            rows[i] = ks.at(b, j0 + i < n_key ? j0 + i : n_key - 1, h);
-          for (int64_t l = 0; l < c; ++l) {
-            typename S::V x;
-            for (int i = 0; i < S::kWidth; ++i) x[i] = A(rows[i][l]);
-            S::store(s.keys + l * padded + j0, x);
+          // Transposed square by square; padding repeats the last key and is never kept.
+          for (int64_t l0 = 0; l0 < c; l0 += S::kWidth) {
+            const int64_t channels = c - l0 < S::kWidth ? c - l0 : S::kWidth;
+            typename S::V square[S::kWidth];
+            for (int i = 0; i < S::kWidth; ++i) {
+              const T* pk = ks.at(b, j0 + i < n_key ? j0 + i : n_key - 1, h) + l0;
+              if (channels == S::kWidth) {
+                square[i] = load(pk);
+              } else {
+                A some[S::kWidth] = {};
+                for (int64_t l = 0; l < channels; ++l) some[l] = A(pk[l]);
+                square[i] = S::load(some);
+              }
+            }
+            transpose<A>(square);
+            for (int64_t l = 0; l < channels; ++l) S::store(s.keys + (l0 + l) * padded + j0, square[l]);
           }
         }
         for (int64_t j = 0; j < n_key; ++j) {

@@ -101,6 +101,27 @@ inline void store(T* p, typename Simd<Acc<T>>::V v) {
   }
 }
 
+/// Transposes a square of vectors: log2(width) rounds that swap blocks across the diagonal.
+template <class A>
+inline void transpose(typename Simd<A>::V (&rows)[Simd<A>::kWidth]) {
+  using Index = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
+  typedef Index I __attribute__((vector_size(kVectorBytes)));
+  constexpr int kWidth = Simd<A>::kWidth;
+  for (int step = 1; step < kWidth; step *= 2) {
+    I low, high;
+    for (int j = 0; j < kWidth; ++j) {
+      low[j] = j & step ? kWidth + j - step : j;
+      high[j] = j & step ? kWidth + j : j + step;
+    }
+    for (int i = 0; i < kWidth; ++i)
+      if (!(i & step)) {
+        const auto a = rows[i], b = rows[i + step];
+        rows[i] = __builtin_shuffle(a, b, low);
+        rows[i + step] = __builtin_shuffle(a, b, high);
+      }
+  }
+}
+
 /// f(offset, width) over [0, n) in whole vectors, then element by element: `V(j)` says how many.
 template <class A, class Whole, class Single>
 inline void vector_loop(int64_t n, Whole whole, Single single) {
