@@ -4,7 +4,8 @@
 namespace ff::cpu::FF_ISA {
 namespace {
 
-void linear(const Tensor& x, const Tensor& w, const Tensor& bias, Activation act, bool accumulate, const Tensor& y) {
+void linear(const Tensor& x, const Tensor& w, const Tensor& bias, Activation act, bool accumulate,
+            const Tensor& y) {
   gemm(x, w, bias, y, act, accumulate);
 }
 void matmul(const Tensor& a, const Tensor& b, const Tensor& c) { gemm(a, b, {}, c); }
