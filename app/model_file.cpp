@@ -7,6 +7,7 @@
 
 #include "core/base/log.h"
 #include "core/model/params.h"
+#include "io/checkpoint.h"
 #include "io/npz.h"
 
 namespace fs = std::filesystem;
@@ -42,7 +43,7 @@ std::string preset_of_arrays(const Arrays& arrays) {
 
 Arrays read_parameters(const std::string& path) {
   check_input(fs::exists(path), path, ": no such file; ", where_parameters_are());
-  return read_npz(path);
+  return fs::path(path).extension() == ".h5" ? read_checkpoint(path) : read_npz(path);
 }
 
 ModelFile read_model_file(const std::string& path, const std::string& preset) {

@@ -24,9 +24,10 @@ struct ParamSpec {
 };
 std::vector<ParamSpec> param_specs(const ModelConfig& config);
 
-/// Fresh parameters, f32: truncated normal (LeCun; He before a relu), Glorot uniform for q, k and v,
-/// zeros for what ends a residual branch, gates open, point weights softplus^-1(1) (Suppl. 1.11.4 and
-/// AlphaFold's code). Depends on the seed and each parameter's name and shape alone.
+/// Fresh parameters, f32: truncated normal (LeCun; He before a relu), Glorot uniform for q, k and
+/// v, zeros for what ends a residual branch, gates open, point weights softplus^-1(1)
+/// (Suppl. 1.11.4 and AlphaFold's code). Depends on the seed and each parameter's name and shape
+/// alone.
 Arrays initial_params(const ModelConfig& config, uint64_t seed);
 
 class Params {

@@ -4,7 +4,7 @@ source "$(dirname "$0")/common.bash"
 expect 0 "fastfold 0" --version
 expect 0 "predict" --help
 expect 0 "--max-msa" predict --help
-for command in predict parity init bench; do
+for command in predict parity init convert bench; do
   "$program" --help | grep -q "$command" || problem "--help does not list $command"
 done
 
@@ -14,6 +14,8 @@ expect 2 "did you mean '--preset'" init --prest demo -o x.npz
 expect 2 "did you mean 'model_1_ptm'" init --preset model_1_pmt -o x.npz
 expect 2 "DeepMind's" predict nothing.fasta --preset demo
 expect 2 "CLUSTERS:EXTRA" predict "$data/cli/short.fasta" --params "$data/cli/multimer.npz" --preset demo --max-msa 12
+expect 2 "needs a FASTA file" predict --params x.npz
+expect 3 "b.fasta" predict --fasta_paths="$data/cli/short.fasta,b.fasta" --params x.npz
 expect 2 "" init
 expect 2 "f64" predict x.fasta --precision f64
 [ -z "$(ls | grep -v -e out.txt -e err.txt)" ] || problem "left behind: $(ls)"
