@@ -44,7 +44,8 @@ Counter g_counters[kKinds];
 void* cpu_allocate(int64_t bytes, int) {
   // Temporaries of a chunk come and go thousands of times: keep their pages instead of returning
   // them to the kernel and faulting them in again.
-  static const bool tuned = mallopt(M_MMAP_THRESHOLD, 32 << 20) && mallopt(M_TRIM_THRESHOLD, 128 << 20);
+  static const bool tuned =
+      mallopt(M_MMAP_THRESHOLD, 32 << 20) && mallopt(M_TRIM_THRESHOLD, 128 << 20);
   (void)tuned;
   return std::aligned_alloc(64, (bytes + 63) / 64 * 64);
 }
@@ -130,18 +131,22 @@ bool Tensor::is_contiguous() const {
 double Tensor::item() const {
   check(numel() == 1, "item() of a tensor of shape ", shape_);
   switch (dtype_) {
-    case Dtype::f32: return *data<float>();
-    case Dtype::bf16: return float(*data<bf16>());
-    case Dtype::i32: return *data<int32_t>();
-    case Dtype::f64: return *data<double>();
+    case Dtype::f32:
+      return *data<float>();
+    case Dtype::bf16:
+      return float(*data<bf16>());
+    case Dtype::i32:
+      return *data<int32_t>();
+    case Dtype::f64:
+      return *data<double>();
   }
   return 0;
 }
 
 Tensor Tensor::narrow(int axis, int64_t start, int64_t length) const {
   const int a = wrap(axis);
-  check(start >= 0 && length >= 0 && start + length <= shape_[a], "narrow(", axis, ", ", start, ", ",
-        length, ") of a tensor of shape ", shape_);
+  check(start >= 0 && length >= 0 && start + length <= shape_[a], "narrow(", axis, ", ", start,
+        ", ", length, ") of a tensor of shape ", shape_);
   Tensor t = *this;
   t.offset_ += start * strides_[a];
   t.shape_[a] = length;
@@ -210,8 +215,8 @@ Tensor Tensor::view(const Dims& wanted) const {
   }
   if (free_axis >= 0) shape[free_axis] = known ? numel() / known : 0;
   check(shape.product() == numel(), "view of ", shape_, " as ", wanted);
-  // Pair runs of old axes with runs of new axes of the same product; inside a run the old strides must
-  // chain (the rule of numpy's reshape without a copy).
+  // Pair runs of old axes with runs of new axes of the same product; inside a run the old strides
+  // must chain (the rule of numpy's reshape without a copy).
   Dims strides = shape, old_shape, old_strides;
   for (int i = 0; i < rank(); ++i)
     if (shape_[i] != 1) {
@@ -224,8 +229,10 @@ Tensor Tensor::view(const Dims& wanted) const {
     const int old_first = old_axis, first = axis;
     int64_t old_run = old_shape[old_axis++], run = shape[axis++];
     while (run != old_run) {
-      if (run < old_run) run *= shape[axis++];
-      else old_run *= old_shape[old_axis++];
+      if (run < old_run)
+        run *= shape[axis++];
+      else
+        old_run *= old_shape[old_axis++];
     }
     for (int i = old_first; i + 1 < old_axis; ++i)
       check(old_strides[i] == old_shape[i + 1] * old_strides[i + 1], "view of ", shape_,
@@ -243,14 +250,19 @@ namespace {
 
 template <class To, class From>
 To convert(From x) {
-  if constexpr (std::is_same_v<To, From>) return x;
-  else if constexpr (std::is_same_v<To, bf16>) return bf16(float(x));
-  else if constexpr (std::is_same_v<From, bf16>) return To(float(x));
-  else return To(x);
+  if constexpr (std::is_same_v<To, From>)
+    return x;
+  else if constexpr (std::is_same_v<To, bf16>)
+    return bf16(float(x));
+  else if constexpr (std::is_same_v<From, bf16>)
+    return To(float(x));
+  else
+    return To(x);
 }
 
 template <class To, class From>
-void copy_axis(To* to, const From* from, const Dims& shape, const Dims& ts, const Dims& fs, int axis) {
+void copy_axis(To* to, const From* from, const Dims& shape, const Dims& ts, const Dims& fs,
+               int axis) {
   const int64_t n = axis < shape.size() ? shape[axis] : 1;
   if (axis >= shape.size() - 1) {
     const int64_t st = shape.size() ? ts[axis] : 1, sf = shape.size() ? fs[axis] : 1;
@@ -267,10 +279,14 @@ void copy_axis(To* to, const From* from, const Dims& shape, const Dims& ts, cons
 template <class F>
 void with_type(Dtype dtype, F f) {
   switch (dtype) {
-    case Dtype::f32: return f(float());
-    case Dtype::bf16: return f(bf16());
-    case Dtype::i32: return f(int32_t());
-    case Dtype::f64: return f(double());
+    case Dtype::f32:
+      return f(float());
+    case Dtype::bf16:
+      return f(bf16());
+    case Dtype::i32:
+      return f(int32_t());
+    case Dtype::f64:
+      return f(double());
   }
 }
 
@@ -278,7 +294,8 @@ void with_type(Dtype dtype, F f) {
 
 void Tensor::copy_from(const Tensor& source) const {
   check(shape_ == source.shape_, "copy of ", source.shape_, " into ", shape_);
-  check(device_.kind == Device::cpu && source.device_.kind == Device::cpu, "copy_from is for the CPU");
+  check(device_.kind == Device::cpu && source.device_.kind == Device::cpu,
+        "copy_from is for the CPU");
   if (!numel()) return;
   if (dtype_ == source.dtype_ && is_contiguous() && source.is_contiguous()) {
     std::memcpy(raw(), source.raw(), numel() * size_of(dtype_));
@@ -286,7 +303,8 @@ void Tensor::copy_from(const Tensor& source) const {
   }
   with_type(dtype_, [&](auto to) {
     with_type(source.dtype_, [&](auto from) {
-      copy_axis(data<decltype(to)>(), source.data<decltype(from)>(), shape_, strides_, source.strides_, 0);
+      copy_axis(data<decltype(to)>(), source.data<decltype(from)>(), shape_, strides_,
+                source.strides_, 0);
     });
   });
 }

@@ -38,11 +38,16 @@ const char* name_of(Dtype dtype);
 
 template <class T>
 constexpr Dtype dtype_of() {
-  if constexpr (std::is_same_v<T, float>) return Dtype::f32;
-  else if constexpr (std::is_same_v<T, bf16>) return Dtype::bf16;
-  else if constexpr (std::is_same_v<T, int32_t>) return Dtype::i32;
-  else if constexpr (std::is_same_v<T, double>) return Dtype::f64;
-  else static_assert(!sizeof(T), "no such dtype");
+  if constexpr (std::is_same_v<T, float>)
+    return Dtype::f32;
+  else if constexpr (std::is_same_v<T, bf16>)
+    return Dtype::bf16;
+  else if constexpr (std::is_same_v<T, int32_t>)
+    return Dtype::i32;
+  else if constexpr (std::is_same_v<T, double>)
+    return Dtype::f64;
+  else
+    static_assert(!sizeof(T), "no such dtype");
 }
 
 struct Device {
@@ -139,8 +144,8 @@ class Tensor {
   /// First element. The type must be the tensor's.
   template <class T>
   T* data() const {
-    check(dtype_of<std::remove_const_t<T>>() == dtype_, "tensor holds ", name_of(dtype_), ", read as ",
-          name_of(dtype_of<std::remove_const_t<T>>()));
+    check(dtype_of<std::remove_const_t<T>>() == dtype_, "tensor holds ", name_of(dtype_),
+          ", read as ", name_of(dtype_of<std::remove_const_t<T>>()));
     return static_cast<T*>(raw());
   }
   void* raw() const;
