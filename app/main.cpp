@@ -102,7 +102,9 @@ int run(int argc, char** argv) {
   refuse_unknown(root, "fastfold");
   if (!parse_error.empty()) fail(Exit::kUsage, name, ": ", parse_error);
   install_stop_handlers();
-  return command->run();
+  const int code = command->run();
+  throw_if_stopped();  // a signal that came too late to stop anything is still told
+  return code;
 }
 
 }  // namespace

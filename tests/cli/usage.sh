@@ -20,11 +20,15 @@ expect 2 "" init
 expect 2 "f64" predict x.fasta --precision f64
 [ -z "$(ls | grep -v -e out.txt -e err.txt)" ] || problem "left behind: $(ls)"
 
-# The start is fast: nothing heavy is loaded for help.
-start=$(date +%s%N)
-"$program" --version > /dev/null
-milliseconds=$((($(date +%s%N) - start) / 1000000))
-echo "--version took $milliseconds ms"
-[ "$milliseconds" -lt 200 ] || problem "--version took $milliseconds ms, expected less than 200"
+# The start is fast: nothing heavy is loaded. The best of five, as other work may hold the processor.
+best=1000000
+for _ in 1 2 3 4 5; do
+  start=$(date +%s%N)
+  "$program" --version > /dev/null
+  milliseconds=$((($(date +%s%N) - start) / 1000000))
+  [ "$milliseconds" -lt "$best" ] && best=$milliseconds
+done
+echo "--version took $best ms"
+[ "$best" -lt 200 ] || problem "--version took $best ms, expected less than 200"
 
 finish
