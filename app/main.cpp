@@ -8,6 +8,7 @@
 #include <new>
 
 #include "app/commands.h"
+#include "comm/group.h"
 #include "core/base/log.h"
 #include "core/base/nearest.h"
 #include "core/base/stop.h"
@@ -101,6 +102,7 @@ int run(int argc, char** argv) {
   // A mistyped flag before the command is left with the root.
   refuse_unknown(root, "fastfold");
   if (!parse_error.empty()) fail(Exit::kUsage, name, ": ", parse_error);
+  require_single(launched_group());
   install_stop_handlers();
   const int code = command->run();
   throw_if_stopped();  // a signal that came too late to stop anything is still told

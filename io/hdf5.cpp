@@ -11,7 +11,12 @@ std::recursive_mutex& hdf5_mutex() {
 
 }  // namespace
 
-Hdf5Lock::Hdf5Lock() : lock_(hdf5_mutex()) { H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr); }
+Hdf5Lock::Hdf5Lock() : lock_(hdf5_mutex()) {
+  // HDF5's clean-up at exit stops with a segmentation fault when a file could not be written.
+  static const herr_t without_atexit = H5dont_atexit();
+  static_cast<void>(without_atexit);
+  H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
+}
 
 std::string hdf5_reason() {
   std::string reason;

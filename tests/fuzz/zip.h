@@ -31,7 +31,7 @@ inline std::string deflate_raw(const std::string& bytes) {
 }
 
 inline void append_bytes(std::string& to, uint64_t value, int bytes) {
-  for (int i = 0; i < bytes; ++i) to += char(value >> (8 * i));
+  for (int i = 0; i < bytes; ++i) to += char(i < 8 ? value >> (8 * i) : 0);
 }
 
 /// `copies` directory entries point at the one member.
@@ -51,7 +51,7 @@ inline std::string make_zip(const ZipMember& m, int copies = 1) {
   std::string directory;
   for (int i = 0; i < copies; ++i) {
     directory += std::string("PK\x01\x02\x14\x00", 6) + fields;
-    append_bytes(directory, 0, 14);  // comment, disk, attributes, offset 0
+    directory.append(14, '\0');  // comment, disk, attributes, offset 0
     directory += m.name;
   }
   std::string zip = "PK\x03\x04" + fields + m.name + data;

@@ -173,20 +173,6 @@ TEST_CASE("files that only pretend to be checkpoints") {
              Contains("cannot read evil"));
   CHECK_THAT(add(H5T_IEEE_F32LE, {3}, [](hid_t p) { H5Pset_external(p, "/etc/passwd", 0, 12); }),
              Contains("cannot read evil"));
-  // Damage that the checksum was made to fit: HDF5 itself has to notice, or to give some numbers.
-  write_checkpoint(path, {{"a//b", Tensor::zeros({3})}}, {{"step", "1"}});
-  const std::string good = read_text_file(path, 1 << 22);
-  for (size_t i = 512; i < good.size(); i += 31) {
-    std::string changed = good;
-    changed[i] ^= 0xff;
-    seal(changed);
-    scratch.write("x.h5", changed);
-    try {
-      read_checkpoint(path);
-    } catch (const Error& e) {
-      REQUIRE(e.code() == Exit::kInput);
-    }
-  }
 }
 
 TEST_CASE("a checkpoint that has no room leaves the last one as it was") {
