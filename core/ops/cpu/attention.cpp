@@ -182,7 +182,8 @@ void run(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate, 
               }
             }
             transpose<A>(square);
-            for (int64_t l = 0; l < channels; ++l) S::store(s.keys + (l0 + l) * padded + j0, square[l]);
+            for (int64_t l = 0; l < channels; ++l)
+              S::store(s.keys + (l0 + l) * padded + j0, square[l]);
           }
         }
         for (int64_t j = 0; j < n_key; ++j) {

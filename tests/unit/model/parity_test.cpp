@@ -36,7 +36,8 @@ Arrays run(const Fixture& f, int64_t recycles, Dtype dtype = Dtype::f32,
   options.num_recycle = recycles;
   options.num_ensemble = f.num_ensemble();
   options.trace = trace;
-  return predict(model, [&](int64_t i) { return f.slice(i); }, options);
+  return predict(
+      model, [&](int64_t i) { return f.slice(i); }, options);
 }
 
 void compare_outputs(const std::string& folder, int64_t recycles, double tol,
