@@ -27,7 +27,8 @@ void write_checkpoint(const std::string& path, const Arrays& arrays,
                       const Attributes& attributes = {});
 
 /// All arrays, bit for bit and in their dtypes; the texts into `attributes` where given. Throws
-/// Exit::kInput on other files, damage and newer formats.
+/// Exit::kInput on other files, damage and newer formats. The checksum keeps damage away from
+/// HDF5 1.10, which can crash on it; a file forged on purpose, checksum and all, still can do that.
 Arrays read_checkpoint(const std::string& path, Attributes* attributes = nullptr);
 
 }  // namespace ff

@@ -47,8 +47,8 @@ std::vector<FastaRecord> parse_fasta(std::string_view text, const std::string& n
   int64_t line_number = 0, title_line = 0;
   const auto finish = [&] {
     if (!records.empty() && records.back().sequence.empty())
-      fail(Exit::kInput, name, ":", title_line, ": record '", records.back().title,
-           "' has no sequence; remove it or add one");
+      fail(Exit::kInput, name, ":", title_line, ": record ", show_text(records.back().title),
+           " has no sequence; remove it or add one");
   };
   for (std::string_view line; next_line(text, line);) {
     ++line_number;
@@ -73,21 +73,22 @@ std::vector<FastaRecord> parse_fasta(std::string_view text, const std::string& n
     for (char c : line) {
       if (c == ' ' || c == '\t' || c == '\v' || c == '\f') continue;
       if (is_lower(c)) c = char(c - 'a' + 'A');
-      check_input(!ended, name, ":", line_number, ": record '", records.back().title,
-                  "' goes on after '*', which stands only at the end of a sequence");
+      if (ended)
+        fail(Exit::kInput, name, ":", line_number, ": record ", show_text(records.back().title),
+             " goes on after '*', which stands only at the end of a sequence");
       if (c == '*') {
         ended = true;
         continue;
       }
       if (!is_upper(c))
-        fail(Exit::kInput, name, ":", line_number, ": record '", records.back().title, "' has ",
-             show_char(c), ", expected the letters of amino acids",
+        fail(Exit::kInput, name, ":", line_number, ": record ", show_text(records.back().title),
+             " has ", show_char(c), ", expected the letters of amino acids",
              c == ':'   ? "; ':' joins the chains of a complex: give each chain its own record"
              : c == '-' ? "; a gap belongs to an alignment: give the plain sequence"
                         : "");
-      check_input(sequence.size() < kMaxResidues, name, ":", line_number, ": record '",
-                  records.back().title, "' has more than ", kMaxResidues,
-                  " residues, the limit; is it a protein?");
+      if (sequence.size() == kMaxResidues)
+        fail(Exit::kInput, name, ":", line_number, ": record ", show_text(records.back().title),
+             " has more than ", kMaxResidues, " residues, the limit; is it a protein?");
       sequence += c;
     }
   }

@@ -74,6 +74,14 @@ std::string show_char(char c) {
   return cat("character code ", int(static_cast<unsigned char>(c)));
 }
 
+std::string show_text(std::string_view text) {
+  constexpr size_t kMost = 100;
+  std::string shown = cat("'", text.substr(0, kMost), text.size() > kMost ? "...'" : "'");
+  for (char& c : shown)
+    if ((c >= 0 && c < ' ') || c == '\x7f') c = '?';
+  return shown;
+}
+
 AtomicFile::AtomicFile(std::string path) : path_(std::move(path)) {
   struct stat found;
   // Renaming over a device or a pipe (/dev/null, /dev/stdout) would replace it by a file.

@@ -21,6 +21,9 @@ std::string_view trim(std::string_view text);
 /// A character for an error message: 'x', or its code where it cannot be printed.
 std::string show_char(char c);
 
+/// Text of a file for an error message: in quotes, at most 100 bytes, control characters as '?'.
+std::string show_text(std::string_view text);
+
 /// Writes a file under a temporary name in the target's folder; commit() syncs and renames it.
 /// Without commit the temporary is removed and the target stays as it was. Throws Exit::kUsage when
 /// the file cannot be made there, Exit::kDevice when writing fails.

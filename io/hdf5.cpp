@@ -1,6 +1,9 @@
 // The lock around HDF5 and its error stack.
 #include "io/hdf5.h"
 
+#include <algorithm>
+#include <string_view>
+
 namespace ff {
 namespace {
 
@@ -25,6 +28,12 @@ std::string hdf5_reason() {
     return 0;
   };
   H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, first, &reason);
+  // Of "file write failed: time = ..., error message = 'No space left on device', buf = ..."
+  constexpr std::string_view kSystem = "error message = '";
+  if (const size_t at = reason.find(kSystem); at != std::string::npos) {
+    reason.erase(0, at + kSystem.size());
+    reason.resize(std::min(reason.find('\''), reason.size()));
+  }
   return reason.empty() ? reason : " (" + reason + ")";
 }
 

@@ -9,7 +9,8 @@
 
 namespace ff {
 
-/// Held while HDF5 is used: the library has no locks of its own. Also silences its error printing.
+/// Held while HDF5 is used, from the first call on: the library has no locks of its own. Also
+/// silences its error printing and keeps it from cleaning up at the program's exit.
 class Hdf5Lock {
  public:
   Hdf5Lock();

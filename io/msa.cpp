@@ -19,7 +19,7 @@ bool is_column(char c) { return (c >= 'A' && c <= 'Z') || c == '-'; }
 
 /// "file: record 3 'title'"
 std::string record(const std::string& name, size_t row, const std::string& title) {
-  return cat(name, ": record ", row + 1, " '", title.substr(0, 100), "'");
+  return cat(name, ": record ", row + 1, " ", show_text(title));
 }
 
 void check_rows(size_t rows, const std::string& name) {
@@ -35,8 +35,8 @@ size_t chain_length(std::string_view line, const std::string& name) {
   auto [p, error] = std::from_chars(line.data(), end, length);
   if (error != std::errc() || p == end || (*p != '\t' && *p != ',')) return 0;
   const bool is_one = *p == '\t' && std::from_chars(p + 1, end, copies).ptr == end && copies == 1;
-  check_input(is_one, name, ":1: is the alignment of a complex ('#", line.substr(0, 100),
-              "'), expected one chain; give each chain its own alignment");
+  check_input(is_one, name, ":1: is the alignment of a complex (", show_text(line),
+              "), expected one chain; give each chain its own alignment");
   return length;
 }
 
@@ -62,9 +62,9 @@ struct RowBuilder {
            " has no aligned residue, expected the query; lower-case letters are insertions");
     if (row > 0 && sequence.size() != msa.sequences[0].size())
       fail(Exit::kInput, record(name, row, title), " has ", sequence.size(),
-           " aligned columns, expected ", msa.sequences[0].size(), " as in record 1 '",
-           msa.descriptions[0].substr(0, 100),
-           "'; the file is damaged or not an alignment to this query");
+           " aligned columns, expected ", msa.sequences[0].size(), " as in record 1 ",
+           show_text(msa.descriptions[0]),
+           "; the file is damaged or not an alignment to this query");
     msa.sequences.push_back(sequence);
     msa.deletion_matrix.push_back(deletions);
     msa.descriptions.push_back(title);
@@ -129,8 +129,9 @@ Msa parse_stockholm(std::string_view text, const std::string& name) {
     const std::string_view row_name = line.substr(0, space);
     const std::string_view part =
         space == std::string_view::npos ? std::string_view() : trim(line.substr(space));
-    check_input(!part.empty(), name, ":", line_number, ": '", row_name.substr(0, 100),
-                "' has no sequence, expected 'name sequence'");
+    if (part.empty())
+      fail(Exit::kInput, name, ":", line_number, ": ", show_text(row_name),
+           " has no sequence, expected 'name sequence'");
     const auto [found, is_new] = index.emplace(row_name, names.size());
     if (is_new) {
       check_rows(names.size(), name);
@@ -150,8 +151,8 @@ Msa parse_stockholm(std::string_view text, const std::string& name) {
   for (size_t i = 0; i < rows.size(); ++i) {
     if (rows[i].size() != query.size())
       fail(Exit::kInput, record(name, i, names[i]), " has ", rows[i].size(), " columns, expected ",
-           query.size(), " as in record 1 '", names[0].substr(0, 100),
-           "'; the file is damaged or incomplete");
+           query.size(), " as in record 1 ", show_text(names[0]),
+           "; the file is damaged or incomplete");
     for (size_t c = 0; c < query.size(); ++c)
       if (rows[i][c] != '-' || query[c] != '-') row.add(rows[i][c], query[c] == '-');
     row.finish(msa, names[i], name);

@@ -104,7 +104,8 @@ struct Member {
 
 template <class... Parts>
 void check_member(bool ok, const Source& source, const Member& member, const Parts&... parts) {
-  check_input(ok, source.name, ": member '", member.name, "': ", parts...);
+  if (!ok) [[unlikely]]
+    fail(Exit::kInput, source.name, ": member ", show_text(member.name), ": ", parts...);
 }
 
 /// Where the directory is and how many entries it has.
@@ -233,8 +234,8 @@ std::vector<Member> read_directory(const Source& source) {
             [](const Member& a, const Member& b) { return a.offset < b.offset; });
   for (size_t i = 1; i < members.size(); ++i)
     check_member(members[i - 1].data + members[i - 1].packed <= members[i].offset, source,
-                 members[i], "overlaps '", members[i - 1].name,
-                 "'; the file is damaged or hostile");
+                 members[i], "overlaps ", show_text(members[i - 1].name),
+                 "; the file is damaged or hostile");
   return members;
 }
 
@@ -421,7 +422,7 @@ NpyHeader read_header(const Source& source, const Member& member, MemberReader& 
   reader.read(text.data(), length);
   const std::optional<NpyHeader> header = HeaderParser(text).parse();
   check_member(header.has_value(), source, member,
-               "its .npy header cannot be understood: ", text.substr(0, 100),
+               "its .npy header cannot be understood: ", show_text(text),
                "; write it with numpy.savez");
   return *header;
 }
@@ -439,12 +440,14 @@ Element parse_descr(const Source& source, const Member& member, const std::strin
                                     "u4", "i8", "u8", "f2", "f4", "f8"};
   for (int i = 0; i < int(std::size(kNames)); ++i)
     if (descr.size() == 3 && descr.substr(1) == kNames[i]) {
-      check_member(descr[0] != '>' || descr[2] == '1', source, member, "its dtype '", descr,
-                   "' is big-endian, expected little-endian; convert it with "
+      check_member(descr[0] != '>' || descr[2] == '1', source, member, "its dtype ",
+                   show_text(descr),
+                   " is big-endian, expected little-endian; convert it with "
                    "array.astype(array.dtype.newbyteorder('<'))");
       if (std::string_view("<|=>").find(descr[0]) != std::string_view::npos) return Element(i);
     }
-  fail(Exit::kInput, source.name, ": member '", member.name, "': its dtype '", descr, "'", hint,
+  fail(Exit::kInput, source.name, ": member ", show_text(member.name), ": its dtype ",
+       show_text(descr), hint,
        " cannot be read, expected floats (f2, f4, f8), integers (i1 to i8, u1 to u8) or booleans; "
        "leave it out or convert it");
 }
@@ -487,8 +490,8 @@ Tensor read_member(const Source& source, const Member& member, bool keep_f64) {
     extent *= std::max<int64_t>(size, 1);
     bytes *= size;
   }
-  check_member(bytes == reader.left(), source, member, "shape ", shape.str(), " of '", header.descr,
-               "' needs ", bytes, " bytes, found ", reader.left(),
+  check_member(bytes == reader.left(), source, member, "shape ", shape.str(), " of ",
+               show_text(header.descr), " needs ", bytes, " bytes, found ", reader.left(),
                "; it is damaged: write it again");
 
   if (header.fortran_order)
@@ -728,8 +731,7 @@ void write_npz(const std::string& path, const Arrays& arrays, bool compress) {
     const Tensor t = array.dtype() == Dtype::bf16 ? array.to(Dtype::f32) : array.contiguous();
     Member m;
     m.name = name + ".npy";
-    check(m.name.size() < kFull16, path, ": the array name '", name.substr(0, 80),
-          "...' is too long");
+    check(m.name.size() < kFull16, path, ": the array name ", show_text(name), " is too long");
     m.method = compress ? kDeflated : kStored;
     m.offset = file.size();
     const std::string header = npy_header(t);
