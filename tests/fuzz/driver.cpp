@@ -147,8 +147,8 @@ int main(int argc, char** argv) {
   }
   if (!files.empty()) return 0;
 
-  std::vector<std::string> corpus = ff::fuzz_seeds();
-  for (const std::string& input : corpus) {
+  const std::vector<std::string> seeds = ff::fuzz_seeds();
+  for (const std::string& input : seeds) {
     g_input = input;
     run_target();
     if (!ff::g_fuzz_outcome.empty()) {
@@ -157,7 +157,7 @@ int main(int argc, char** argv) {
     }
   }
   Mutator mutator(seed, ff::fuzz_words());
-  std::vector<std::string> refused;
+  std::vector<std::string> corpus = seeds, refused;
   std::set<std::string> kinds;
   long accepted = 0;
   const auto pick = [&](const std::vector<std::string>& from) {
@@ -166,7 +166,8 @@ int main(int argc, char** argv) {
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(seconds);
   while (g_iteration < iterations && std::chrono::steady_clock::now() < end) {
     ++g_iteration;
-    g_input = pick(refused.empty() || mutator.below(4) ? corpus : refused);
+    const size_t from = mutator.below(4);
+    g_input = pick(from < 2 ? seeds : from < 3 || refused.empty() ? corpus : refused);
     mutator.mutate(g_input, pick(corpus));
     alarm(10);  // longer than this is a hang
     run_target();
