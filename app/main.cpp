@@ -103,7 +103,7 @@ int run(int argc, char** argv) {
   refuse_unknown(root, "fastfold");
   if (!parse_error.empty()) fail(Exit::kUsage, name, ": ", parse_error);
   require_single(launched_group());
-  install_stop_handlers();
+  watch_stop_signals();
   const int code = command->run();
   throw_if_stopped();  // a signal that came too late to stop anything is still told
   return code;

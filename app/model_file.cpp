@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <regex>
 
 #include "core/base/log.h"
 #include "core/model/params.h"
@@ -23,10 +22,10 @@ std::string where_parameters_are() {
 }
 
 std::string preset_of_name(const std::string& path) {
-  static const std::regex kName("(^|_)(model_[1-5](_ptm)?)$");
   const std::string stem = fs::path(path).stem();
-  std::smatch match;
-  return std::regex_search(stem, match, kName) ? match[2].str() : "";
+  for (const std::string& name : preset_names())
+    if (name.starts_with("model_") && (stem == name || stem.ends_with("_" + name))) return name;
+  return "";
 }
 
 std::string preset_of_arrays(const Arrays& arrays) {
