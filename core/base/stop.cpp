@@ -1,43 +1,49 @@
-// The handlers of SIGINT and SIGTERM.
+// The thread that waits for SIGINT and SIGTERM.
 #include "core/base/stop.h"
 
+#include <pthread.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <csignal>
+#include <thread>
+
+#include "core/base/log.h"
 
 namespace ff {
 
 namespace {
 
-volatile std::sig_atomic_t g_signal = 0;
+std::atomic<int> g_signal{0};
 
-void on_signal(int signal) {
-  if (g_signal) _exit(128 + signal);
-  g_signal = signal;
-  constexpr char kInterrupted[] = "\nfastfold: interrupted, stopping\n";
-  constexpr char kTerminated[] = "\nfastfold: terminated, stopping\n";
-  // After ^C a terminal's cursor stands in the progress line.
-  const bool terminal = isatty(STDERR_FILENO);
-  const char* text = signal == SIGINT ? kInterrupted : kTerminated;
-  const size_t size = (signal == SIGINT ? sizeof kInterrupted : sizeof kTerminated) - 1;
-  const ssize_t written = write(STDERR_FILENO, text + !terminal, size - !terminal);
-  (void)written;
+void wait_for_signals(sigset_t signals) {
+  while (true) {
+    int signal = 0;
+    if (sigwait(&signals, &signal) != 0) return;
+    if (g_signal.exchange(signal)) _exit(128 + signal);
+    log_line(signal == SIGINT ? "fastfold: interrupted, stopping"
+                              : "fastfold: terminated, stopping");
+  }
 }
 
 }  // namespace
 
-void install_stop_handlers() {
-  struct sigaction action = {};
-  action.sa_handler = on_signal;
-  action.sa_flags = SA_RESTART;
-  sigaction(SIGINT, &action, nullptr);
-  sigaction(SIGTERM, &action, nullptr);
+void watch_stop_signals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  for (int signal : {SIGINT, SIGTERM}) {
+    struct sigaction now = {};
+    if (sigaction(signal, nullptr, &now) == 0 && now.sa_handler != SIG_IGN)
+      sigaddset(&signals, signal);
+  }
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  std::thread(wait_for_signals, signals).detach();
 }
 
 int stop_requested() { return g_signal; }
 
 void throw_if_stopped() {
-  if (g_signal) throw Stopped{int(g_signal)};
+  if (const int signal = g_signal) throw Stopped{signal};
 }
 
 }  // namespace ff

@@ -11,8 +11,11 @@ struct Stopped {
   int exit_code() const { return 128 + signal; }
 };
 
-/// The handler writes the one line that says so.
-void install_stop_handlers();
+/// Starts the thread that receives the signals and writes the one line that says so; all threads
+/// started later keep them blocked. oneDNN's kernels use the stack pointer as if no signal could
+/// come: a handler's frame on a computing thread's stack overwrites memory. A signal that is
+/// ignored (a shell's background job) stays so.
+void watch_stop_signals();
 /// The signal that asked, or 0.
 int stop_requested();
 void throw_if_stopped();
