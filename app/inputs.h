@@ -1,0 +1,54 @@
+// What predict and features read: targets, their alignments and templates.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "io/features.h"
+#include "io/templates.h"
+
+namespace CLI {
+class App;
+}
+
+namespace ff {
+
+/// A target and the files that belong to it.
+struct Job {
+  std::string tag;                         ///< names the target and its folder; unique in the run
+  std::string title;                       ///< the FASTA record's whole title line
+  std::string sequence;                    ///< upper case
+  std::string source;                      ///< the file that it came from
+  std::vector<std::string> alignments;     ///< files, in AlphaFold's order of merging
+  std::vector<std::string> template_hits;  ///< .hhr or hmmsearch's Stockholm file, at most one
+  std::string error;                       ///< why it cannot be predicted (its alignment folder is
+                                           ///< missing, ...); "" where nothing is known against it
+};
+
+struct InputOptions {
+  std::vector<std::string> inputs;  ///< FASTA, ColabFold's a3m, folders of them
+  std::string alignments, msa;
+  std::string msa_mode = "dir";      ///< dir, single_sequence
+  std::string templates = "search";  ///< none, search (hits in the alignment folder), custom
+  TemplateOptions search;
+  std::vector<std::string> template_files;  ///< --template FILE[:CHAIN]
+  std::string features;  ///< features.npz of `fastfold features` instead of all above
+
+  void add_to(CLI::App& app);
+  /// One job a target. Throws Exit::kInput or Exit::kUsage for what concerns the whole run.
+  std::vector<Job> jobs() const;
+};
+
+/// A target's features before any random choice, and what a user wants to know of them.
+struct TargetInputs {
+  RawFeatures raw;
+  std::vector<UsedTemplate> templates;
+  std::vector<std::string> warnings;
+  std::vector<std::pair<std::string, int64_t>> rows;  ///< rows of each alignment file
+  std::string msa_a3m;  ///< the merged alignment, insertions kept, for msa.a3m
+};
+
+/// Reads and merges. Throws Exit::kInput naming the file.
+TargetInputs read_inputs(const Job& job, const InputOptions& options);
+
+}  // namespace ff
