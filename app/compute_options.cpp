@@ -4,7 +4,7 @@
 #include "app/commands.h"
 #include "app/gpu.h"
 #include "core/base/log.h"
-#include "core/base/threads.h"
+#include "core/base/machine.h"
 
 namespace ff {
 

@@ -40,6 +40,36 @@ std::string preset_of_arrays(const Arrays& arrays) {
   return "";
 }
 
+std::vector<std::string> find_parameter_files(const std::vector<std::string>& params,
+                                              const std::string& model_preset, int num_models) {
+  if (model_preset == "multimer")
+    fail(Exit::kUsage,
+         "--model-preset multimer: fastfold predicts single chains; expected monomer, ",
+         "monomer_ptm or monomer_casp14");
+  std::vector<std::string> found;
+  for (const std::string& path : params) {
+    if (!fs::is_directory(path)) {
+      check_input(fs::exists(path), path, ": no such file; ", where_parameters_are());
+      found.push_back(path);
+      continue;
+    }
+    std::vector<std::string> plain, ptm;
+    for (const fs::path& folder : {fs::path(path), fs::path(path) / "params"})
+      for (int i = 1; i <= 5; ++i)
+        for (const auto& [end, files] : {std::pair{"", &plain}, std::pair{"_ptm", &ptm}})
+          if (const fs::path file = folder / cat("params_model_", i, end, ".npz"); fs::exists(file))
+            files->push_back(file);
+    const bool take_ptm = model_preset == "monomer_ptm" || (model_preset.empty() && !ptm.empty());
+    const std::vector<std::string>& files = take_ptm ? ptm : plain;
+    if (files.empty())
+      fail(Exit::kInput, path, ": holds no params_model_1", take_ptm ? "_ptm" : "",
+           ".npz to params_model_5", take_ptm ? "_ptm" : "", ".npz; ", where_parameters_are());
+    found.insert(found.end(), files.begin(), files.end());
+  }
+  if (num_models > 0 && size_t(num_models) < found.size()) found.resize(size_t(num_models));
+  return found;
+}
+
 Arrays read_parameters(const std::string& path) {
   check_input(fs::exists(path), path, ": no such file; ", where_parameters_are());
   return fs::path(path).extension() == ".h5" ? read_checkpoint(path) : read_npz(path);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "core/model/config.h"
 #include "core/tensor/arrays.h"
@@ -17,6 +18,13 @@ struct ModelFile {
 /// (params_model_1_ptm.npz), else from the names and shapes it holds. Throws Exit::kInput when they
 /// fit none, Exit::kUsage for an unknown preset.
 ModelFile read_model_file(const std::string& path, const std::string& preset);
+
+/// The parameter files that `--params` names. A folder (or its params/) stands for its
+/// params_model_N*.npz in the order of N: those of `model_preset` (monomer, monomer_ptm,
+/// monomer_casp14; "" takes the _ptm ones where there are any). `num_models` > 0 keeps the first so
+/// many. Throws Exit::kInput on what is not there, Exit::kUsage for a preset that is not ours.
+std::vector<std::string> find_parameter_files(const std::vector<std::string>& params,
+                                              const std::string& model_preset, int num_models);
 
 /// The arrays of a parameter file by its extension.
 Arrays read_parameters(const std::string& path);

@@ -13,6 +13,7 @@
 #include "app/model_file.h"
 #include "app/report.h"
 #include "core/base/log.h"
+#include "core/base/machine.h"
 #include "core/base/progress.h"
 #include "core/base/stop.h"
 #include "core/predict/predictor.h"
@@ -142,11 +143,11 @@ void predict(const Job& job, const AlphaFold& model, const RunOptions& base, con
   for (size_t i = 0; i + 1 < passes.size(); ++i)
     timings.recycles.push_back(std::chrono::duration<double>(passes[i + 1] - passes[i]).count());
 
-  PredictedStructure structure;
+  Prediction structure;
   structure.aatype = raw.aatype;
   structure.positions = out.at("structure_module/final_atom_positions");
   structure.mask = out.at("structure_module/final_atom_mask");
-  structure.b_factors = out.at("confidence/plddt");
+  structure.plddt = out.at("confidence/plddt");
   const std::string pdb = to_pdb(structure);
   throw_if_stopped();
 
@@ -164,7 +165,7 @@ void predict(const Job& job, const AlphaFold& model, const RunOptions& base, con
 
   const auto ptm = out.find("confidence/ptm");
   char confidence[64];
-  std::snprintf(confidence, sizeof confidence, "pLDDT %.1f", mean(structure.b_factors));
+  std::snprintf(confidence, sizeof confidence, "pLDDT %.1f", mean(structure.plddt));
   std::string line = cat(job.tag, ": ", job.sequence.size(), " residues, ", confidence);
   if (ptm != out.end()) {
     std::snprintf(confidence, sizeof confidence, ", pTM %.2f", ptm->second.item());

@@ -10,9 +10,6 @@ namespace ff {
 /// "f32", "bf16" or "f64" as a dtype.
 Dtype dtype_of_precision(const std::string& precision);
 
-/// Highest resident set of this process so far, bytes.
-int64_t peak_rss();
-
 /// "peak memory 4.51 GiB (tensors 4.12 GiB)"
 std::string memory_line();
 

@@ -265,11 +265,27 @@ void validate(const ModelConfig& c, Exit code, const std::string& file) {
   }
 }
 
+std::string read_config(const std::string& path) {
+  std::ifstream in(path, std::ios::binary | std::ios::ate);
+  check_input(in.good(), path, ": cannot be opened");
+  check_input(in.tellg() >= 0 && in.tellg() <= kLargestJson, path,
+              ": is larger than any configuration");
+  std::string text(size_t(in.tellg()), '\0');
+  in.seekg(0).read(text.data(), std::streamsize(text.size()));
+  check_input(in.good(), path, ": cannot be read");
+  return text;
+}
+
 int line_of(const YAML::Node& node) { return node.Mark().line + 1; }
 
-/// Sets the fields that `node` names; `prefix` is the dotted path to it.
-void apply(const YAML::Node& node, const std::string& prefix, const Fields& fields) {
+/// Sets the fields that `node` of `file` names; `prefix` is the dotted path to it.
+void apply(const YAML::Node& node, const std::string& file, const std::string& prefix,
+           const Fields& fields) {
   for (const auto& item : node) {
+    const auto fail_at = [&](const YAML::Node& at, const auto&... what) {
+      fail(Exit::kUsage, file, ":", line_of(at), ": ", what...);
+    };
+    if (!item.first.IsScalar()) fail_at(item.first, "expected 'key: value'");
     const std::string name = item.first.as<std::string>(), key = prefix + name;
     std::vector<std::string> siblings;
     bool known = false, section = false;
@@ -281,14 +297,11 @@ void apply(const YAML::Node& node, const std::string& prefix, const Fields& fiel
       known |= sibling == name;
       section |= sibling == name && rest != sibling;
     }
-    if (!known)
-      fail(Exit::kUsage, kPresetsFile, ":", line_of(item.first), ": unknown key '", key, "'",
-           did_you_mean(name, siblings));
+    if (!known) fail_at(item.first, "unknown key '", key, "'", did_you_mean(name, siblings));
     if (section != item.second.IsMap())
-      fail(Exit::kUsage, kPresetsFile, ":", line_of(item.first), ": '", key, "' is ",
-           section ? "a section" : "a value");
+      fail_at(item.first, "'", key, "' is ", section ? "a section" : "a value");
     if (section) {
-      apply(item.second, key + ".", fields);
+      apply(item.second, file, key + ".", fields);
       continue;
     }
     try {
@@ -297,8 +310,7 @@ void apply(const YAML::Node& node, const std::string& prefix, const Fields& fiel
           std::visit([&](auto* p) { *p = item.second.as<std::remove_pointer_t<decltype(p)>>(); },
                      field.target);
     } catch (const YAML::Exception&) {
-      fail(Exit::kUsage, kPresetsFile, ":", line_of(item.second), ": '", key, "' cannot be ",
-           item.second.Scalar());
+      fail_at(item.second, "'", key, "' cannot be '", item.second.Scalar(), "'");
     }
   }
 }
@@ -307,7 +319,21 @@ void apply_preset(const YAML::Node& presets, const std::string& name, const Fiel
   YAML::Node preset = YAML::Clone(presets[name]);
   if (preset["base"]) apply_preset(presets, preset["base"].as<std::string>(), fields);
   preset.remove("base");
-  apply(preset, "", fields);
+  apply(preset, kPresetsFile, "", fields);
+}
+
+/// Applies the YAML (or JSON) text of `file` over `config`.
+void apply_text(ModelConfig& config, const std::string& text, const std::string& file) {
+  YAML::Node root;
+  try {
+    root = YAML::Load(text);
+  } catch (const YAML::Exception& e) {
+    fail(Exit::kUsage, file, ":", e.mark.line + 1, ": is not YAML: ", e.msg);
+  }
+  if (!root.IsMap())
+    fail(Exit::kUsage, file, ": expected sections 'model' and 'data' as in configs/presets.yaml");
+  apply(root, file, "", yaml_fields(config));
+  validate(config, Exit::kUsage, file);
 }
 
 }  // namespace
@@ -334,12 +360,39 @@ ModelConfig preset_config(const std::string& name) {
   return config;
 }
 
+void apply_config_file(ModelConfig& config, const std::string& path) {
+  apply_text(config, read_config(path), path);
+}
+
+void apply_override(ModelConfig& config, const std::string& assignment) {
+  const size_t equal = assignment.find('=');
+  std::string key = assignment.substr(0, equal);
+  if (equal == std::string::npos || key.empty())
+    fail(Exit::kUsage, "'", assignment, "': expected key=value, such as model.num_recycle=5");
+  std::string text, close;
+  for (size_t dot; (dot = key.find('.')) != std::string::npos; key.erase(0, dot + 1)) {
+    text += key.substr(0, dot) + ": {";
+    close += '}';
+  }
+  apply_text(config, text + key + ": " + assignment.substr(equal + 1) + close,
+             "'" + assignment + "'");
+}
+
+std::string config_json(const ModelConfig& config) {
+  ModelConfig copy = config;
+  nlohmann::ordered_json root;
+  for (const Field& field : yaml_fields(copy)) {
+    nlohmann::ordered_json* at = &root;
+    std::string key = field.key;
+    for (size_t dot; (dot = key.find('.')) != std::string::npos; key.erase(0, dot + 1))
+      at = &(*at)[key.substr(0, dot)];
+    std::visit([&](const auto* value) { (*at)[key] = *value; }, field.target);
+  }
+  return root.dump();
+}
+
 ModelConfig alphafold_config(const std::string& path) {
-  std::ifstream in(path, std::ios::binary | std::ios::ate);
-  check_input(in.good(), path, ": cannot be opened");
-  check_input(in.tellg() <= kLargestJson, path, ": larger than any configuration");
-  in.seekg(0);
-  const nlohmann::json root = nlohmann::json::parse(in, nullptr, false);
+  const nlohmann::json root = nlohmann::json::parse(read_config(path), nullptr, false);
   check_input(!root.is_discarded(), path, ": is not JSON");
 
   ModelConfig config;

@@ -93,6 +93,17 @@ struct ModelConfig {
 ModelConfig preset_config(const std::string& name);
 std::vector<std::string> preset_names();
 
+/// Sets what a YAML or JSON file names in the schema of configs/presets.yaml (sections "model" and
+/// "data"). Throws Exit::kUsage with file and line on an unknown key (with the nearest name), a
+/// wrong type or an impossible size, Exit::kInput on a file that cannot be read.
+void apply_config_file(ModelConfig& config, const std::string& path);
+
+/// The same for one "model.num_recycle=5".
+void apply_override(ModelConfig& config, const std::string& assignment);
+
+/// Every key of the schema with its value, as JSON that apply_config_file takes.
+std::string config_json(const ModelConfig& config);
+
 /// AlphaFold's tree as JSON, as in fixtures/tiny/config.json (sections "data" and "model"). Throws
 /// Exit::kInput naming the file and the key that is missing or of another type.
 ModelConfig alphafold_config(const std::string& json_path);

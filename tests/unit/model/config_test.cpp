@@ -123,3 +123,55 @@ TEST_CASE("edit distance and the nearest name") {
   CHECK(did_you_mean("no_blok", {"no_blocks", "c_m"}) == "; did you mean 'no_blocks'?");
   CHECK(did_you_mean("zebra", {"no_blocks", "c_m"}).empty());
 }
+
+namespace {
+
+/// The message with which `change` is refused.
+template <class Change>
+std::string refusal(Change change) {
+  try {
+    change();
+  } catch (const Error& e) {
+    CHECK(e.code() == Exit::kUsage);
+    return e.what();
+  }
+  return "";
+}
+
+}  // namespace
+
+TEST_CASE(
+    "a configuration file and overrides change what they name, and say what they do not know") {
+  using Catch::Contains;
+  ModelConfig config = preset_config("model_1");
+  apply_override(config, "model.num_recycle=7");
+  apply_override(config, "data.masked_msa.replace_fraction=0");
+  CHECK(config.num_recycle == 7);
+  CHECK(config.data.masked_msa_replace_fraction == 0);
+
+  // Everything of the schema travels through a file.
+  const auto path = std::filesystem::temp_directory_path() / cat("ff_config_file_", getpid());
+  std::ofstream(path) << config_json(config);
+  ModelConfig other = preset_config("model_5_ptm");
+  apply_config_file(other, path);
+  CHECK(config_json(other) == config_json(config));
+  CHECK(other.templates.enabled);
+
+  std::ofstream(path) << "model:\n  num_recycle: 2\n  evoformer_stack: {no_blok: 3}\n";
+  CHECK_THAT(refusal([&] { apply_config_file(config, path); }),
+             Contains(path.string() + ":3") && Contains("no_blok") && Contains("'no_blocks'"));
+  std::ofstream(path) << "model: [1, 2\n";
+  CHECK_THAT(refusal([&] { apply_config_file(config, path); }), Contains("is not YAML"));
+  std::ofstream(path) << "- 1\n";
+  CHECK_THAT(refusal([&] { apply_config_file(config, path); }), Contains("expected sections"));
+  std::ofstream(path) << "? [a]\n: 1\n";
+  CHECK_THAT(refusal([&] { apply_config_file(config, path); }), Contains("key: value"));
+  std::filesystem::remove(path);
+
+  CHECK_THAT(refusal([&] { apply_override(config, "model.num_recycles=7"); }),
+             Contains("num_recycles") && Contains("'num_recycle'"));
+  CHECK_THAT(refusal([&] { apply_override(config, "model.c_z=many"); }), Contains("many"));
+  CHECK_THAT(refusal([&] { apply_override(config, "model.c_z=-4"); }), Contains("-4"));
+  CHECK_THAT(refusal([&] { apply_override(config, "model.c_z"); }), Contains("key=value"));
+  CHECK_THAT(refusal([&] { apply_override(config, "model=3"); }), Contains("section"));
+}

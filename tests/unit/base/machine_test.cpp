@@ -1,5 +1,5 @@
-// The cgroup's CPU limit, from made-up /proc and /sys trees.
-#include "core/base/threads.h"
+// The cgroup's limits, from made-up /proc and /sys trees.
+#include "core/base/machine.h"
 
 #include <unistd.h>
 
@@ -51,6 +51,26 @@ TEST_CASE("cgroup v1: quota and period") {
   CHECK(cgroup_cpu_limit(tree.str()) == 1.5);
   tree.put("sys/fs/cgroup/cpu,cpuacct/job/cpu.cfs_quota_us", "-1\n");
   CHECK(cgroup_cpu_limit(tree.str()) == 0);
+}
+
+TEST_CASE("memory: what the system has, and no more than the groups leave") {
+  const Tree tree;
+  CHECK(available_memory(tree.str()) == -1);
+  tree.put("proc/meminfo", "MemTotal:  4000 kB\nMemFree:  100 kB\nMemAvailable:  3000 kB\n");
+  tree.put("proc/self/cgroup", "0::/user/job\n");
+  CHECK(available_memory(tree.str()) == 3000 * 1024);
+  tree.put("sys/fs/cgroup/user/job/memory.max", "max\n");
+  CHECK(available_memory(tree.str()) == 3000 * 1024);
+  tree.put("sys/fs/cgroup/user/memory.max", "1000000\n");
+  tree.put("sys/fs/cgroup/user/memory.current", "600000\n");
+  tree.put("sys/fs/cgroup/user/memory.stat", "anon 1\ninactive_file 50000\n");
+  CHECK(available_memory(tree.str()) == 450000);
+  tree.put("proc/self/cgroup", "5:memory:/job\n");
+  tree.put("sys/fs/cgroup/memory/job/memory.limit_in_bytes", "200000\n");
+  tree.put("sys/fs/cgroup/memory/job/memory.usage_in_bytes", "250000\n");
+  CHECK(available_memory(tree.str()) == 0);
+  CHECK(available_memory() > 0);
+  CHECK(peak_rss() > 0);
 }
 
 TEST_CASE("a tree without cgroups has no limit, and there is always a thread") {

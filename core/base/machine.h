@@ -1,6 +1,7 @@
-// How many threads this process may use, and setting it.
+// What this process may use of the machine: threads and memory.
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 namespace ff {
@@ -15,5 +16,12 @@ double cgroup_cpu_limit(const std::string& root = "");
 
 /// Threads of all parallel regions that start after this call.
 void set_threads(int count);
+
+/// Bytes that can still be had: what the system calls available, and no more than the cgroup's
+/// limits leave (its file cache counts as free). -1 where neither is known.
+int64_t available_memory(const std::string& root = "");
+
+/// Highest resident set of this process so far, bytes.
+int64_t peak_rss();
 
 }  // namespace ff
