@@ -12,8 +12,9 @@ namespace ff {
 
 namespace {
 
-constexpr double kTerminalInterval = 0.1, kPlainInterval = 15;  // seconds between two updates
-constexpr double kLeastShare = 0.01;                            // no estimate before this is done
+// Seconds between two updates.
+constexpr double kTerminalInterval = 0.1, kPlainInterval = 15, kJsonInterval = 2;
+constexpr double kLeastShare = 0.01;  // no estimate before this is done
 constexpr int kBarWidth = 30;
 
 }  // namespace
@@ -22,26 +23,32 @@ Progress::Progress(std::string title)
     : title_(std::move(title)),
       terminal_(isatty(STDERR_FILENO)),
       start_(Clock::now()),
-      last_(start_) {}
+      last_(start_),
+      last_json_(start_) {}
 
 Progress::~Progress() {
   if (drawn_) set_status_line("");
 }
 
 void Progress::update(const std::string& stage, double done) {
-  if (is_quiet()) return;
+  if (is_quiet() && !has_json_log()) return;
   const Clock::time_point now = Clock::now();
   const auto seconds = [&](Clock::time_point since) {
     return std::chrono::duration<double>(now - since).count();
   };
-  if (seconds(last_) < (terminal_ ? kTerminalInterval : kPlainInterval)) return;
-  last_ = now;
   done = std::clamp(done, 0.0, 1.0);
-  const std::string left =
-      done < kLeastShare ? "" : ", " + show_seconds(seconds(start_) * (1 - done) / done) + " left";
-  const std::string text = cat(title_, " ", int(done * 100), " %", left, ": ", stage);
+  const double left = done < kLeastShare ? std::nan("") : seconds(start_) * (1 - done) / done;
+  if (has_json_log() && seconds(last_json_) >= kJsonInterval) {
+    last_json_ = now;
+    log_event("progress", stage, {{"target", title_}, {"done", done}, {"seconds_left", left}});
+  }
+  if (is_quiet() || seconds(last_) < (terminal_ ? kTerminalInterval : kPlainInterval)) return;
+  last_ = now;
+  const std::string text =
+      cat(title_, " ", int(done * 100), " %",
+          std::isnan(left) ? "" : ", " + show_seconds(left) + " left", ": ", stage);
   if (!terminal_) {
-    log_notice(text);
+    log_message(Level::kProgress, text);
     return;
   }
   const int full = int(std::lround(done * kBarWidth));

@@ -17,14 +17,14 @@ class Progress {
   Progress& operator=(const Progress&) = delete;
 
   /// `stage` runs now; `done` is the share of the whole that is finished, 0 to 1. Cheap: draws at
-  /// most ten times a second.
+  /// most ten times a second, and an event in the JSON log every other second.
   void update(const std::string& stage, double done);
 
  private:
   using Clock = std::chrono::steady_clock;
   std::string title_;
   bool terminal_, drawn_ = false;
-  Clock::time_point start_, last_;
+  Clock::time_point start_, last_, last_json_;
 };
 
 }  // namespace ff
