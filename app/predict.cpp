@@ -9,7 +9,7 @@
 #include <optional>
 
 #include "app/commands.h"
-#include "app/jobs.h"
+#include "app/inputs.h"
 #include "app/model_file.h"
 #include "app/report.h"
 #include "core/base/log.h"
@@ -33,8 +33,8 @@ double seconds_since(Clock::time_point start) {
 
 struct Options {
   ComputeOptions compute;
-  std::vector<std::string> inputs;
-  std::string params, preset, alignments, msa, output = ".", max_msa;
+  InputOptions input;
+  std::string params, preset, output = ".", max_msa;
   int64_t num_recycle = -1, num_ensemble = -1;
   uint64_t random_seed = 0;
   std::optional<double> tolerance;
@@ -107,11 +107,9 @@ void predict(const Job& job, const AlphaFold& model, const RunOptions& base, con
   Timings timings;
   const Clock::time_point start = Clock::now();
 
-  const std::vector<Msa> alignments = read_alignments(job);
-  if (alignments.empty())
-    log_notice(job.tag,
-               ": no alignment, predicting from the single sequence (expect less accuracy)");
-  const RawFeatures raw = make_raw_features(job.sequence, alignments);
+  const TargetInputs inputs = read_inputs(job, o.input);
+  for (const std::string& warning : inputs.warnings) log_notice(job.tag, ": ", warning);
+  const RawFeatures& raw = inputs.raw;
   timings.features = seconds_since(start);
   throw_if_stopped();
 
@@ -179,13 +177,13 @@ void predict(const Job& job, const AlphaFold& model, const RunOptions& base, con
 
 int run(const Options& o) {
   o.compute.apply();
-  if (o.inputs.empty())
+  if (o.input.inputs.empty() && o.input.features.empty())
     fail(Exit::kUsage,
          "predict needs a FASTA file: fastfold predict INPUT.fasta --params FILE -o OUT");
   if (o.params.empty()) fail(Exit::kUsage, "predict needs --params FILE: ", where_parameters_are());
   std::optional<MaxMsa> max_msa;
   if (!o.max_msa.empty()) max_msa = parse_max_msa(o.max_msa);
-  const std::vector<Job> jobs = plan_jobs(o.inputs, o.alignments, o.msa);
+  const std::vector<Job> jobs = o.input.jobs();
   // Fails now rather than after the first prediction where nothing can be written.
   make_output_folder(o.output);
 
@@ -224,19 +222,13 @@ Command add_predict(CLI::App& root) {
   const auto o = std::make_shared<Options>();
   CLI::App* app =
       root.add_subcommand("predict", "predict structures from sequences and alignments");
-  app->add_option("input", o->inputs, "FASTA files; each record is a target");
-  app->add_option("--fasta-paths", o->inputs, "the same, divided by commas")->delimiter(',');
+  o->input.add_to(*app);
   app->add_option("-o,--output-dir,--out", o->output,
                   "folder of the results, one folder a target in it (default: here)");
   app->add_option("--params,--jax-param-path", o->params,
                   "DeepMind's params_model_*.npz, or a file of fastfold's");
   app->add_option("--preset,--config-preset", o->preset,
                   "model_1..5, model_1..5_ptm, demo (default: from the file's name or contents)");
-  app->add_option(
-      "--alignments,--use-precomputed-alignments", o->alignments,
-      "folder with TARGET/*.a3m[.gz], TARGET.a3m[.gz], or *.a3m[.gz] of the one target");
-  app->add_option("--msa", o->msa, "the alignment of the one target, .a3m or .a3m.gz")
-      ->excludes("--alignments");
   app->add_option("--num-recycle", o->num_recycle, "recycles (default: the preset's, 3)")
       ->check(CLI::Range(0, 1000));
   app->add_option("--num-ensemble", o->num_ensemble,

@@ -6,15 +6,17 @@
 #include <cmath>
 #include <numbers>
 #include <string_view>
-#include <unordered_set>
 
 #include "core/geometry/residue_constants.h"
+#include "io/file.h"
 #include "io/transforms.h"
 
 namespace ff {
 namespace {
 
 constexpr int64_t kMostRows = INT32_MAX;
+/// Of one place and of a whole alignment; nothing that was ever aligned comes near.
+constexpr int64_t kMostDeleted = 1'000'000, kMostInserted = int64_t(1) << 31;
 
 /// First words of the names of this room's random streams.
 enum Stream : uint64_t { kShuffle0 = 0x66656174, kShuffle1, kMaskedMsa, kCropSeed };
@@ -57,34 +59,40 @@ void set_profile(RawFeatures& raw) {
   for (size_t c = 0; c < counts.size(); ++c) raw.profile[c] = float(counts[c]) / float(raw.n_seq);
 }
 
-/// Appends a row; `name()` says which in an error.
-template <class Name>
-void add_row(RawFeatures& raw, std::string_view row, const std::vector<int>& deletions,
-             const Name& name) {
-  const auto n_res = size_t(raw.n_res());
-  check(deletions.size() == n_res, "a row of ", n_res, " columns has ", deletions.size(),
-        " deletion counts");
-  for (size_t i = 0; i < n_res; ++i) {
-    const int8_t letter = kFromLetter[static_cast<unsigned char>(row[i])];
-    if (letter < 0)
-      fail(Exit::kInput, name(), ": column ", i + 1, " is ", shown(row[i]),
-           ", expected an upper-case amino acid letter or '-'");
-    raw.msa.push_back(letter);
-  }
-  raw.deletion_matrix.insert(raw.deletion_matrix.end(), deletions.begin(), deletions.end());
-  ++raw.n_seq;
-}
-
 /// The first row's letters must be the query's; letters without an index of their own stand for X.
 void check_query(const RawFeatures& raw, const std::string& sequence, const std::string& row) {
   for (int64_t i = 0; i < raw.n_res(); ++i) {
     const int expected = raw.aatype.data<int32_t>()[i], found = restype_index(row[i]);
     check_input(row[i] != '-' &&
                     (found == expected || found == kUnknownRestype || expected == kUnknownRestype),
-                "alignment 1: its first row must be the query, but column ", i + 1, " is '", row[i],
+                "the alignment's first row must be the query, but column ", i + 1, " is '", row[i],
                 "' and the query's residue '", sequence[i],
                 "'; is this another sequence's alignment?");
   }
+}
+
+/// Fills letters and deletion counts of a row in A3M form.
+void fill_row(RawFeatures& raw, int64_t s, const Msa& msa) {
+  int8_t* letters = raw.msa.data() + s * raw.n_res();
+  int32_t* deletions = raw.deletion_matrix.data() + s * raw.n_res();
+  int64_t i = 0;
+  int32_t pending = 0;
+  for (const char c : msa.rows[s]) {
+    if (c >= 'a' && c <= 'z') {
+      ++pending;
+      continue;
+    }
+    const int8_t letter = kFromLetter[static_cast<unsigned char>(c)];
+    if (letter < 0 || i == raw.n_res())
+      fail(Exit::kInput, "row ", s + 1, " ", show_text(msa.descriptions[s]), ": column ", i + 1,
+           letter < 0 ? cat(" is ", shown(c), ", expected a letter or '-'")
+                      : " is beyond the last residue of the query");
+    letters[i] = letter;
+    deletions[i++] = pending;
+    pending = 0;
+  }
+  check_input(i == raw.n_res(), "row ", s + 1, " ", show_text(msa.descriptions[s]), ": ", i,
+              " columns, expected one for each of the query's ", raw.n_res(), " residues");
 }
 
 /// Checks one array of `from_arrays` and returns it contiguous.
@@ -118,6 +126,7 @@ int argmax(const float* values, int n) {
 }
 
 float deletion_value(float deletions) {
+  if (deletions == 0) return 0;  // most are
   return std::atan(deletions / 3) * float(2 / std::numbers::pi);
 }
 
@@ -249,8 +258,12 @@ void add_template_features(const TemplateFeatures& templates, int64_t n, int64_t
 
 }  // namespace
 
-RawFeatures make_raw_features(const std::string& sequence, std::span<const Msa> msas,
+RawFeatures make_raw_features(const std::string& sequence, const Msa& msa,
                               TemplateFeatures templates) {
+  if (msa.rows.empty())
+    return make_raw_features(sequence,
+                             {.rows = {sequence}, .descriptions = {""}, .columns = sequence.size()},
+                             std::move(templates));
   RawFeatures raw;
   const auto n_res = int64_t(sequence.size());
   check_input(n_res > 0, "the sequence is empty");
@@ -266,34 +279,29 @@ RawFeatures make_raw_features(const std::string& sequence, std::span<const Msa> 
     raw.aatype.data<int32_t>()[i] = restype_index(sequence[i]);
     raw.residue_index.data<int32_t>()[i] = int32_t(i);
   }
-  if (msas.empty()) add_row(raw, sequence, std::vector<int>(n_res), [] { return "the sequence"; });
-
-  std::unordered_set<std::string_view> seen;
-  for (size_t a = 0; a < msas.size(); ++a) {
-    const Msa& msa = msas[a];
-    check_input(!msa.sequences.empty(), "alignment ", a + 1, " has no rows");
-    check(msa.deletion_matrix.size() == msa.sequences.size() &&
-              msa.descriptions.size() == msa.sequences.size(),
-          "alignment ", a + 1, ": ", msa.sequences.size(), " rows, ", msa.deletion_matrix.size(),
-          " rows of deletions, ", msa.descriptions.size(), " descriptions");
-    for (size_t s = 0; s < msa.sequences.size(); ++s) {
-      const std::string& row = msa.sequences[s];
-      if (!seen.insert(row).second) continue;
-      const auto name = [&] {
-        return cat("alignment ", a + 1, ", row ", s + 1, " (", msa.descriptions[s].substr(0, 60),
-                   ")");
-      };
-      if (int64_t(row.size()) != n_res)
-        fail(Exit::kInput, name(), ": ", row.size(),
-             " columns, expected one for each of the query's ", n_res, " residues");
-      if (raw.n_seq == 0) check_query(raw, sequence, row);
-      check_input(raw.n_seq < kMostRows, "alignment ", a + 1, ": more than ", kMostRows,
-                  " distinct rows");
-      add_row(raw, row, msa.deletion_matrix[s], name);
-    }
-  }
+  raw.n_seq = std::ssize(msa.rows);
+  check_input(raw.n_seq <= kMostRows, "the alignment has more than ", kMostRows, " rows");
+  raw.msa.resize(raw.n_seq * n_res);
+  raw.deletion_matrix.resize(raw.n_seq * n_res);
+  for (int64_t s = 0; s < raw.n_seq; ++s) fill_row(raw, s, msa);
+  check_query(raw, sequence, msa.aligned(0));
   set_profile(raw);
   return raw;
+}
+
+Msa to_msa(const RawFeatures& raw) {
+  Msa msa;
+  msa.columns = size_t(raw.n_res());
+  for (int64_t s = 0; s < raw.n_seq; ++s) {
+    std::string row;
+    for (int64_t i = 0; i < raw.n_res(); ++i) {
+      row.append(size_t(raw.deletions(s)[i]), 'x');
+      row += kRestypeLetters[raw.row(s)[i]];
+    }
+    msa.rows.push_back(std::move(row));
+    msa.descriptions.push_back(s ? cat("row_", s + 1) : "query");
+  }
+  return msa;
 }
 
 Arrays to_arrays(const RawFeatures& raw) {
@@ -350,7 +358,11 @@ RawFeatures from_arrays(const Arrays& arrays, const std::string& path) {
                kMsaLetters, path, "msa");
   for (int8_t& letter : raw.msa) letter = kFromHhblits[letter];
   copy_checked(take(arrays, path, "deletion_matrix_int", Dtype::i32, {raw.n_seq, n_res}),
-               raw.deletion_matrix.data(), INT32_MAX, path, "deletion_matrix_int");
+               raw.deletion_matrix.data(), kMostDeleted, path, "deletion_matrix_int");
+  int64_t inserted = 0;
+  for (const int32_t count : raw.deletion_matrix) inserted += count;
+  check_input(inserted <= kMostInserted, path, ": 'deletion_matrix_int' counts ", inserted,
+              " inserted residues, expected at most ", kMostInserted);
   if (arrays.count("template_aatype")) {
     const int64_t n =
         arrays.at("template_aatype").rank() ? arrays.at("template_aatype").size(0) : 0;

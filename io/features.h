@@ -39,12 +39,14 @@ struct RawFeatures {
   const int32_t* deletions(int64_t s) const { return deletion_matrix.data() + s * n_res(); }
 };
 
-/// The rows of all alignments in the order given, each distinct row once; the sequence alone when
-/// there is no alignment. Throws Exit::kInput, naming alignment, row and column, unless the
-/// sequence and the rows are upper-case letters (rows: or '-'), every row has a column per residue,
-/// and the first row is the query.
-RawFeatures make_raw_features(const std::string& sequence, std::span<const Msa> msas,
+/// Features of a sequence and its alignment (merge_msas); of the sequence alone where `msa` is
+/// empty. Throws Exit::kInput, naming row and column, unless the sequence is upper-case letters and
+/// the first row is the query.
+RawFeatures make_raw_features(const std::string& sequence, const Msa& msa,
                               TemplateFeatures templates = {});
+
+/// The alignment of raw features, inserted residues as 'x': it gives the same features again.
+Msa to_msa(const RawFeatures& raw);
 
 /// The same as AlphaFold's raw features (features.pkl): aatype [n_res, 21] i32 one-hot,
 /// between_segment_residues, residue_index, seq_length, num_alignments [n_res] i32, msa (in
@@ -52,7 +54,7 @@ RawFeatures make_raw_features(const std::string& sequence, std::span<const Msa> 
 Arrays to_arrays(const RawFeatures& raw);
 
 /// The reverse of `to_arrays`. Throws Exit::kInput naming `path` and the key on a missing array, a
-/// wrong shape or dtype, or a value out of range.
+/// wrong shape or dtype, or a value out of range. Other arrays are left alone.
 RawFeatures from_arrays(const Arrays& arrays, const std::string& path);
 
 /// Everything random in one slice.

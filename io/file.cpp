@@ -46,7 +46,18 @@ std::string read_text_file(const std::string& path, int64_t max_bytes) {
                 " bytes of text, the limit for this kind of file; is it the right file?");
     if (got < wanted) break;
   }
+  check_input(size == 0 || !path.ends_with(".gz") || !gzdirect(file.get()), path,
+              ": is named .gz but holds no gzip data; give it the name of what it is, or pack it");
   text.resize(size);
+  return text;
+}
+
+std::string read_text_start(const std::string& path, int64_t bytes) {
+  const std::unique_ptr<gzFile_s, int (*)(gzFile)> file(gzopen(path.c_str(), "rbe"), gzclose_r);
+  check_input(file != nullptr, path, ": cannot open it: ", std::strerror(errno),
+              "; check the path");
+  std::string text(bytes, '\0');
+  text.resize(std::max(0, gzread(file.get(), text.data(), unsigned(bytes))));
   return text;
 }
 

@@ -8,9 +8,13 @@
 namespace ff {
 
 /// The whole text of a file; gzip is recognised by its magic bytes and unpacked. Throws
-/// Exit::kInput when it cannot be read, is damaged, or holds more than `max_bytes` (after
-/// unpacking).
+/// Exit::kInput when it cannot be read, is damaged, is named .gz without being it, or holds more
+/// than `max_bytes` (after unpacking).
 std::string read_text_file(const std::string& path, int64_t max_bytes);
+
+/// The first `bytes` of such a text, fewer where it ends or is damaged. Throws Exit::kInput when it
+/// cannot be opened.
+std::string read_text_start(const std::string& path, int64_t bytes);
 
 /// Takes the next line off `text`: without its end (\n, \r\n or \r). False at the end of the text.
 bool next_line(std::string_view& text, std::string_view& line);

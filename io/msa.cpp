@@ -2,8 +2,10 @@
 #include "io/msa.h"
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "core/base/error.h"
 #include "io/file.h"
@@ -13,9 +15,6 @@ namespace {
 
 constexpr int64_t kMaxBytes = int64_t(2) << 30;
 constexpr size_t kMaxRows = 4'000'000;
-
-bool is_lower(char c) { return c >= 'a' && c <= 'z'; }
-bool is_column(char c) { return (c >= 'A' && c <= 'Z') || c == '-'; }
 
 /// "file: record 3 'title'"
 std::string record(const std::string& name, size_t row, const std::string& title) {
@@ -40,56 +39,94 @@ size_t chain_length(std::string_view line, const std::string& name) {
   return length;
 }
 
-/// Appends a row of letters and '-' to the aligned sequence and its deletion counts.
-struct RowBuilder {
-  std::string sequence;
-  std::vector<int> deletions;
-  int pending = 0;
+/// What a character of an alignment is.
+enum Kind : uint8_t { kOther, kColumn, kInsertion, kDot };
+constexpr auto kKinds = [] {
+  std::array<Kind, 256> kinds{};
+  for (int c = 'A'; c <= 'Z'; ++c) kinds[c] = kColumn;
+  for (int c = 'a'; c <= 'z'; ++c) kinds[c] = kInsertion;
+  kinds['-'] = kColumn;
+  kinds['.'] = kDot;
+  return kinds;
+}();
+Kind kind_of(char c) { return kKinds[static_cast<unsigned char>(c)]; }
 
-  void add(char c, bool is_insertion) {
-    if (is_insertion) {
-      ++pending;
-    } else {
-      sequence += c;
-      deletions.push_back(pending);
-      pending = 0;
-    }
-  }
-  void finish(Msa& msa, const std::string& title, const std::string& name) {
-    const size_t row = msa.sequences.size();
-    if (row == 0 && sequence.empty())
-      fail(Exit::kInput, record(name, row, title),
+/// Appends a row that has `columns` columns.
+void add_row(Msa& msa, std::string row, std::string title, size_t columns,
+             const std::string& name) {
+  if (msa.rows.empty()) {
+    if (columns == 0)
+      fail(Exit::kInput, record(name, 0, title),
            " has no aligned residue, expected the query; lower-case letters are insertions");
-    if (row > 0 && sequence.size() != msa.sequences[0].size())
-      fail(Exit::kInput, record(name, row, title), " has ", sequence.size(),
-           " aligned columns, expected ", msa.sequences[0].size(), " as in record 1 ",
-           show_text(msa.descriptions[0]),
-           "; the file is damaged or not an alignment to this query");
-    msa.sequences.push_back(sequence);
-    msa.deletion_matrix.push_back(deletions);
-    msa.descriptions.push_back(title);
-    sequence.clear();
-    deletions.clear();
-    pending = 0;
+    msa.columns = columns;
   }
-};
+  if (columns != msa.columns)
+    fail(Exit::kInput, record(name, msa.size(), title), " has ", columns,
+         " aligned columns, expected ", msa.columns, " as in record 1 ",
+         show_text(msa.descriptions[0]), "; the file is damaged or not an alignment to this query");
+  msa.rows.push_back(std::move(row));
+  msa.descriptions.push_back(std::move(title));
+}
+
+bool is_alphanumeric(char c) {
+  return (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z');
+}
+
+/// Letters and digits at the start of `text`.
+std::string_view leading_word(std::string_view text) {
+  return text.substr(0, std::find_if_not(text.begin(), text.end(), is_alphanumeric) - text.begin());
+}
+
+/// Takes `start` off the front of `text`, where it is there.
+bool skip(std::string_view& text, std::string_view start) {
+  const bool found = text.starts_with(start);
+  if (found) text.remove_prefix(start.size());
+  return found;
+}
 
 }  // namespace
 
+std::string Msa::aligned(size_t row) const {
+  std::string out;
+  out.reserve(columns);
+  for (const char c : rows[row])
+    if (kind_of(c) != kInsertion) out += c;
+  return out;
+}
+
+std::vector<int32_t> Msa::deletions(size_t row) const {
+  std::vector<int32_t> out;
+  out.reserve(columns);
+  int32_t pending = 0;
+  for (const char c : rows[row]) {
+    if (kind_of(c) == kInsertion) {
+      ++pending;
+    } else {
+      out.push_back(pending);
+      pending = 0;
+    }
+  }
+  return out;
+}
+
 Msa parse_a3m(std::string_view text, const std::string& name) {
   Msa msa;
-  RowBuilder row;
-  std::string title;
+  std::string row, title;
   bool any = false;
-  size_t expected = 0;
+  size_t expected = 0, columns = 0;
   int64_t line_number = 0;
+  const auto finish = [&] {
+    add_row(msa, row, title, columns, name);
+    row.clear();
+    columns = 0;
+  };
   for (std::string_view line; next_line(text, line);) {
     ++line_number;
     line.remove_prefix(std::min(line.find_first_not_of('\0'), line.size()));
     line = trim(line);
     if (line.starts_with('>')) {
-      if (any) row.finish(msa, title, name);
-      check_rows(msa.sequences.size(), name);
+      if (any) finish();
+      check_rows(msa.size(), name);
       any = true;
       title = line.substr(1);
       continue;
@@ -102,28 +139,34 @@ Msa parse_a3m(std::string_view text, const std::string& name) {
     if (!any)
       fail(Exit::kInput, name, ":", line_number, ": found ", show_char(line[0]),
            " before the first record, expected A3M: a title line that begins with '>'");
+    bool dots = false;
     for (const char c : line) {
-      if (!is_lower(c) && !is_column(c))
-        fail(Exit::kInput, record(name, msa.sequences.size(), title), ", line ", line_number,
-             ": found ", show_char(c), ", expected letters and '-'");
-      row.add(c, is_lower(c));
+      const Kind kind = kind_of(c);
+      if (kind == kOther)
+        fail(Exit::kInput, record(name, msa.size(), title), ", line ", line_number, ": found ",
+             show_char(c), ", expected letters and '-'");
+      columns += kind == kColumn;
+      dots |= kind == kDot;
     }
+    row += line;
+    if (dots) std::erase(row, '.');
   }
   check_input(any, name, ": holds no record, expected an A3M alignment");
-  row.finish(msa, title, name);
-  check_input(expected == 0 || expected == msa.sequences[0].size(), name,
-              ":1: promises a chain of ", expected, " residues, found a query of ",
-              msa.sequences[0].size());
+  finish();
+  check_input(expected == 0 || expected == msa.columns, name, ":1: promises a chain of ", expected,
+              " residues, found a query of ", msa.columns);
   return msa;
 }
 
-Msa parse_stockholm(std::string_view text, const std::string& name) {
+Msa parse_stockholm(std::string_view text, const std::string& name, size_t max_rows) {
   std::vector<std::string> names, rows;
   std::unordered_map<std::string_view, size_t> index;
   int64_t line_number = 0;
+  bool ended = false;
   for (std::string_view line; next_line(text, line);) {
     ++line_number;
     line = trim(line);
+    ended |= line.starts_with("//");
     if (line.empty() || line[0] == '#' || line.starts_with("//")) continue;
     const size_t space = line.find_first_of(" \t\v\f");
     const std::string_view row_name = line.substr(0, space);
@@ -131,39 +174,123 @@ Msa parse_stockholm(std::string_view text, const std::string& name) {
         space == std::string_view::npos ? std::string_view() : trim(line.substr(space));
     if (part.empty())
       fail(Exit::kInput, name, ":", line_number, ": ", show_text(row_name),
-           " has no sequence, expected 'name sequence'");
-    const auto [found, is_new] = index.emplace(row_name, names.size());
-    if (is_new) {
+           " has no sequence, expected 'name sequence'",
+           text.empty() ? "; the file is incomplete: copy it again" : "");
+    auto found = index.find(row_name);
+    if (found == index.end()) {
+      if (names.size() >= max_rows) continue;
       check_rows(names.size(), name);
+      found = index.emplace(row_name, names.size()).first;
       names.emplace_back(row_name);
       rows.emplace_back();
     }
-    for (const char c : part)
-      if (!is_column(c))
+    std::string& row = rows[found->second];
+    const size_t start = row.size();
+    row += part;
+    for (size_t i = start; i < row.size(); ++i) {
+      const Kind kind = kind_of(row[i]);
+      if (kind == kOther)
         fail(Exit::kInput, record(name, found->second, names[found->second]), ", line ",
-             line_number, ": found ", show_char(c), ", expected capital letters and '-'");
-    rows[found->second] += part;
+             line_number, ": found ", show_char(row[i]), ", expected letters, '-' and '.'");
+      if (kind == kInsertion) row[i] = char(row[i] - 'a' + 'A');
+      if (kind == kDot) row[i] = '-';
+    }
   }
-  check_input(!rows.empty(), name, ": holds no sequence, expected a Stockholm alignment");
+  check_input(!rows.empty(), name, ": holds no sequence, expected a Stockholm alignment",
+              ended ? "" : "; it does not end with '//' either: copy the file again");
+  check_input(ended, name,
+              ": is incomplete: it does not end with '//' as a Stockholm file does; copy it again");
   Msa msa;
-  RowBuilder row;
   const std::string query = rows[0];
+  std::string row;
   for (size_t i = 0; i < rows.size(); ++i) {
     if (rows[i].size() != query.size())
       fail(Exit::kInput, record(name, i, names[i]), " has ", rows[i].size(), " columns, expected ",
            query.size(), " as in record 1 ", show_text(names[0]),
            "; the file is damaged or incomplete");
-    for (size_t c = 0; c < query.size(); ++c)
-      if (rows[i][c] != '-' || query[c] != '-') row.add(rows[i][c], query[c] == '-');
-    row.finish(msa, names[i], name);
+    row.clear();
+    size_t columns = 0;
+    for (size_t c = 0; c < query.size(); ++c) {
+      if (query[c] != '-') {
+        row += rows[i][c];
+        ++columns;
+      } else if (rows[i][c] != '-') {
+        row += char(rows[i][c] - 'A' + 'a');
+      }
+    }
+    add_row(msa, row, std::move(names[i]), columns, name);
     rows[i] = {};
   }
   return msa;
 }
 
-Msa read_msa(const std::string& path) {
-  const std::string text = read_text_file(path, kMaxBytes);
-  return text.starts_with("# STOCKHOLM") ? parse_stockholm(text, path) : parse_a3m(text, path);
+Msa parse_msa(std::string_view text, const std::string& name, size_t max_rows) {
+  const bool is_stockholm = text.starts_with("# STOCKHOLM");
+  return is_stockholm ? parse_stockholm(text, name, max_rows) : parse_a3m(text, name);
+}
+
+std::string read_msa_text(const std::string& path) {
+  std::string text = read_text_file(path, kMaxBytes);
+  check_input(!text.empty(), path, ": is an empty file, expected an alignment (A3M or Stockholm)");
+  return text;
+}
+
+Msa read_msa(const std::string& path, size_t max_rows) {
+  return parse_msa(read_msa_text(path), path, max_rows);
+}
+
+Msa merge_msas(std::vector<Msa> msas) {
+  Msa merged;
+  std::unordered_set<std::string> seen;
+  for (size_t a = 0; a < msas.size(); ++a) {
+    Msa& msa = msas[a];
+    check_input(msa.size() > 0, "alignment ", a + 1, " has no rows, expected the query at least");
+    if (a == 0) merged.columns = msa.columns;
+    check_input(msa.columns == merged.columns, "alignment ", a + 1, " has ", msa.columns,
+                " columns, expected one for each of the query's ", merged.columns, " residues");
+    for (size_t s = 0; s < msa.size(); ++s) {
+      if (!seen.insert(msa.aligned(s)).second) continue;
+      merged.rows.push_back(std::move(msa.rows[s]));
+      merged.descriptions.push_back(std::move(msa.descriptions[s]));
+    }
+  }
+  return merged;
+}
+
+std::string to_a3m(const Msa& msa) {
+  size_t bytes = 0;
+  for (size_t s = 0; s < msa.size(); ++s)
+    bytes += msa.rows[s].size() + msa.descriptions[s].size() + 3;
+  std::string text;
+  text.reserve(bytes);
+  for (size_t s = 0; s < msa.size(); ++s)
+    text.append(">").append(msa.descriptions[s]).append("\n").append(msa.rows[s]).append("\n");
+  return text;
+}
+
+std::string species_of(std::string_view description) {
+  description = trim(description);
+  std::string_view id = description.substr(0, description.find_first_of(" \t\v\f/"));
+  if (!skip(id, "tr|") && !skip(id, "sp|")) return "";
+  constexpr size_t kLeastAccession = 6, kMostAccession = 10, kMostSpecies = 5;
+  const std::string_view accession = leading_word(id);
+  id.remove_prefix(accession.size());
+  if (accession.size() < kLeastAccession || accession.size() > kMostAccession) return "";
+  const auto skip_number = [&](size_t most_digits) {  // "_1"
+    if (!id.starts_with('_')) return;
+    const size_t end = std::min(id.find_first_not_of("0123456789", 1), id.size());
+    if (end > 1 && end - 1 <= most_digits) id.remove_prefix(end);
+  };
+  skip_number(1);
+  if (!skip(id, "|")) return "";
+  const std::string_view entry = leading_word(id);
+  id.remove_prefix(entry.size());
+  if (entry.empty() || !skip(id, "_")) return "";
+  const std::string_view species = leading_word(id);
+  id.remove_prefix(species.size());
+  skip_number(SIZE_MAX);
+  const bool fits = !species.empty() && species.size() <= kMostSpecies && id.empty();
+  return fits ? std::string(species) : "";
 }
 
 }  // namespace ff

@@ -7,21 +7,21 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   ff::fuzz([&] {
     const bool is_a3m = !text.starts_with("# STOCKHOLM");
     const ff::Msa msa = is_a3m ? ff::parse_a3m(text, "input") : ff::parse_stockholm(text, "input");
-    const size_t rows = msa.sequences.size();
-    ff::fuzz_check(
-        rows > 0 && msa.deletion_matrix.size() == rows && msa.descriptions.size() == rows,
-        "numbers of rows differ");
+    const size_t rows = msa.size();
+    ff::fuzz_check(rows > 0 && msa.descriptions.size() == rows, "numbers of rows differ");
     size_t letters = 0;
     for (size_t s = 0; s < rows; ++s) {
-      ff::fuzz_check(msa.sequences[s].size() == msa.sequences[0].size() &&
-                         msa.deletion_matrix[s].size() == msa.sequences[0].size(),
+      const std::string aligned = msa.aligned(s);
+      const std::vector<int32_t> deletions = msa.deletions(s);
+      ff::fuzz_check(aligned.size() == msa.columns && deletions.size() == msa.columns,
                      "numbers of columns differ");
-      for (char c : msa.sequences[s])
-        ff::fuzz_check((c >= 'A' && c <= 'Z') || c == '-', "not a letter");
-      for (int n : msa.deletion_matrix[s]) letters += size_t(n);
-      letters += msa.sequences[s].size();
+      for (char c : aligned) ff::fuzz_check((c >= 'A' && c <= 'Z') || c == '-', "not a letter");
+      for (int32_t n : deletions) letters += size_t(n);
+      letters += aligned.size();
     }
     ff::fuzz_check(letters <= size, "more letters than bytes");
+    const ff::Msa again = ff::parse_a3m(ff::to_a3m(msa), "again");
+    ff::fuzz_check(again.rows == msa.rows, "changed by writing and reading");
   });
   return 0;
 }

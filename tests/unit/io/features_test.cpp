@@ -108,13 +108,15 @@ Tensor deletions(const RawFeatures& raw, std::span<const int32_t> rows) {
   return t;
 }
 
-Msa alignment(std::vector<std::string> rows) {
+/// Row s has s residues inserted before each column.
+Msa alignment(const std::vector<std::string>& rows) {
   Msa msa;
   for (size_t s = 0; s < rows.size(); ++s) {
-    msa.deletion_matrix.emplace_back(rows[s].size(), int(s));
+    std::string& row = msa.rows.emplace_back();
+    for (const char c : rows[s]) row += std::string(s, 'x') + c;
     msa.descriptions.push_back("row" + std::to_string(s));
   }
-  msa.sequences = std::move(rows);
+  msa.columns = rows.empty() ? 0 : rows[0].size();
   return msa;
 }
 
@@ -162,7 +164,7 @@ TEST_CASE("alignment files become AlphaFold's raw features") {
   std::vector<Msa> msas;
   for (const char* file : {"uniref90_hits.sto", "bfd_uniclust_hits.a3m", "mgnify_hits.sto"})
     msas.push_back(read_msa(folder + file));
-  const Arrays got = to_arrays(make_raw_features(msas[0].sequences[0], msas));
+  const Arrays got = to_arrays(make_raw_features(msas[0].aligned(0), merge_msas(msas)));
   const Arrays want = read_npz(TEST_DATA "/features_q73/expected_raw_features.npz");
   REQUIRE(got.size() == 7);
   for (const auto& [name, t] : got) same(name, t, want.at(name));
@@ -229,7 +231,7 @@ TEST_CASE("the steps of a slice, with AlphaFold's choices") {
 }
 
 TEST_CASE("least padding leaves out rows of zeros and changes nothing else") {
-  const RawFeatures raw = make_raw_features("ACDEF", std::vector{alignment({"ACDEF", "AC-EF"})});
+  const RawFeatures raw = make_raw_features("ACDEF", alignment({"ACDEF", "AC-EF"}));
   DataConfig config = small();
   config.use_templates = true;
   const Choices choices = draw_choices(raw, config, 5, 0);
@@ -251,7 +253,7 @@ TEST_CASE("least padding leaves out rows of zeros and changes nothing else") {
 
 TEST_CASE("several alignments: order kept, duplicate rows dropped") {
   Msa first = alignment({"ACDEF", "AC-EF"}), second = alignment({"ACDEF", "GCDEF", "AC-EF"});
-  const RawFeatures raw = make_raw_features("ACDEF", std::vector{first, second});
+  const RawFeatures raw = make_raw_features("ACDEF", merge_msas({first, second}));
   REQUIRE(raw.n_seq == 3);
   const Arrays a = to_arrays(raw);
   // A C D E F in the alignment's alphabet are 0 to 4, G is 5.
@@ -279,8 +281,7 @@ TEST_CASE("a sequence without alignment, and letters that are no amino acid's ow
 }
 
 TEST_CASE("fewer rows than clusters") {
-  const RawFeatures raw =
-      make_raw_features("ACDEF", std::vector{alignment({"ACDEF", "AC-EF", "GGDEF"})});
+  const RawFeatures raw = make_raw_features("ACDEF", alignment({"ACDEF", "AC-EF", "GGDEF"}));
   const Arrays slice = make_slice(raw, small(), 3, 1);
   REQUIRE(values(slice.at("msa_row_mask")) == std::vector<int32_t>{1, 1, 1, 0});
   REQUIRE(values(slice.at("extra_msa_row_mask")) == std::vector<int32_t>(6, 0));
@@ -344,8 +345,8 @@ TEST_CASE("masking has the configured frequencies") {
 }
 
 TEST_CASE("clusters: ties go to the first centre, gaps and masks agree with nothing") {
-  RawFeatures raw = make_raw_features(
-      "ACDEF", std::vector{alignment({"ACDEF", "ACDEG", "-----", "A----", "AC--G", "GGGGG"})});
+  RawFeatures raw =
+      make_raw_features("ACDEF", alignment({"ACDEF", "ACDEG", "-----", "A----", "AC--G", "GGGGG"}));
   const std::vector<int32_t> extra = {2, 3, 4, 5};
   std::vector<int8_t> centers(raw.row(0), raw.row(2));
   centers.insert(centers.end(), 5, int8_t(kGapRestype));
@@ -401,16 +402,24 @@ TEST_CASE("speed of a slice", "[.bench]") {
 
 TEST_CASE("bad input is named") {
   const auto raw = [](const std::string& sequence, std::vector<std::string> rows) {
-    return [=] { make_raw_features(sequence, std::vector{alignment(rows)}); };
+    return [=] { make_raw_features(sequence, alignment(rows)); };
   };
   using Catch::Contains;
   REQUIRE_THAT(error_of([] { make_raw_features("", {}); }, Exit::kInput), Contains("empty"));
   REQUIRE_THAT(error_of([] { make_raw_features("AC*", {}); }, Exit::kInput),
                Contains("residue 3") && Contains("'*'"));
   REQUIRE_THAT(error_of([] { make_raw_features("Ac", {}); }, Exit::kInput), Contains("'c'"));
-  REQUIRE_THAT(error_of(raw("ACD", {}), Exit::kInput), Contains("alignment 1 has no rows"));
+  REQUIRE_THAT(error_of([] { merge_msas({Msa{}}); }, Exit::kInput),
+               Contains("alignment 1 has no rows"));
+  REQUIRE_THAT(error_of(
+                   [] {
+                     merge_msas({alignment({"ACD"}), alignment({"AC"})});
+                   },
+                   Exit::kInput),
+               Contains("alignment 2 has 2 columns") && Contains("3 residues"));
+  REQUIRE_THAT(error_of(raw("ACD", {"ACD", "ACDE"}), Exit::kInput), Contains("beyond"));
   REQUIRE_THAT(error_of(raw("ACD", {"ACD", "AC"}), Exit::kInput),
-               Contains("row 2 (row1)") && Contains("2 columns") && Contains("3 residues"));
+               Contains("row 2 'row1'") && Contains("2 columns") && Contains("3 residues"));
   REQUIRE_THAT(error_of(raw("ACD", {"ACD", "A?D"}), Exit::kInput),
                Contains("row 2") && Contains("column 2 is '?'"));
   REQUIRE_THAT(error_of(raw("ACD", {"ACE"}), Exit::kInput),
