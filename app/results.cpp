@@ -440,7 +440,11 @@ Completion check_complete(const std::string& tag, const ResultOptions& options) 
     if (error) return damaged(name + " is missing");
     if (int64_t(bytes) != entry.bytes)
       return damaged(cat(name, " has ", bytes, " bytes, written were ", entry.bytes));
-    if (sha256_of_file(path) != entry.sha256) return damaged(name + " was changed");
+    try {
+      if (sha256_of_file(path) != entry.sha256) return damaged(name + " was changed");
+    } catch (const Error& e) {
+      return damaged(e.what());
+    }
   }
   return found;
 }

@@ -9,7 +9,6 @@
 #include <filesystem>
 #include <fstream>
 #include <limits>
-#include <regex>
 #include <thread>
 #include <vector>
 
@@ -72,9 +71,11 @@ TEST_CASE("messages and events are lines of the log, notices while quiet too") {
   log_message(Level::kProgress, "not in the log");
   const std::vector<std::string> lines = log.lines();
   REQUIRE(lines.size() == 2);
-  const std::string time = R"(\{"time": "\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", )";
-  CHECK(std::regex_match(lines[0],
-                         std::regex(time + R"("level": "notice", "message": "first 1"\})")));
+  std::string shape = lines[0];
+  for (char& c : shape)
+    if (c >= '0' && c <= '9') c = '0';
+  CHECK(shape ==
+        R"({"time": "0000-00-00T00:00:00.000Z", "level": "notice", "message": "first 0"})");
   const size_t level = lines[1].find("\"level\"");
   CHECK(lines[1].substr(level) ==
         R"("level": "target", "message": "6KWC_1", "seconds": 1.5, "residues": 191, "nan": null, )"
