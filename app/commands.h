@@ -16,6 +16,7 @@ struct Command {
 };
 
 Command add_predict(CLI::App& root);
+Command add_features(CLI::App& root);
 Command add_parity(CLI::App& root);
 Command add_init(CLI::App& root);
 Command add_convert(CLI::App& root);

@@ -462,13 +462,9 @@ TargetInputs read_inputs(const Job& job, const InputOptions& options) {
     check_query(msas.back(), path, job);
     in.rows.emplace_back(path, int64_t(msas.back().size()));
   }
-  if (msas.empty()) {
+  if (msas.empty())
     msas.push_back(
         {.rows = {job.sequence}, .descriptions = {job.tag}, .columns = job.sequence.size()});
-    if (options.msa_mode != "single_sequence")
-      in.warnings.push_back(
-          "no alignment, predicting from the single sequence (expect less accuracy)");
-  }
   const Msa merged = merge_msas(std::move(msas));
   in.raw = make_raw_features(job.sequence, merged);
   in.msa_a3m = to_a3m(merged);

@@ -172,7 +172,7 @@ TEST_CASE("folders, tables and ColabFold's a3m as inputs") {
   CHECK(in.raw.n_seq == 2);
   CHECK(in.msa_a3m == ">101\nMKV\n>hit\nM-Vaa\n");
   CHECK(in.warnings.empty());
-  CHECK(read_inputs(jobs[0], o).warnings.size() == 1);
+  CHECK(read_inputs(jobs[0], o).msa_a3m == ">one\nMKT\n");
 
   o.inputs = {f.put("empty/notes.txt", "").substr(0, f.path("empty").size())};
   CHECK_THROWS_WITH(o.jobs(), Catch::Contains("holds no input"));

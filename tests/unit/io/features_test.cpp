@@ -10,6 +10,7 @@
 #include <iostream>
 
 #include "core/geometry/residue_constants.h"
+#include "io/choices.h"
 #include "io/npz.h"
 #include "io/transforms.h"
 #include "tests/unit/compare.h"
@@ -57,17 +58,6 @@ template <class To = int32_t>
 std::vector<To> values(const Tensor& t) {
   const Tensor i = t.to(Dtype::i32);
   return {i.data<int32_t>(), i.data<int32_t>() + i.numel()};
-}
-
-Choices choices_of(const Arrays& a) {
-  Choices c;
-  c.shuffle0 = values(a.at("random/shuffle0"));
-  c.shuffle1 = values(a.at("random/shuffle1"));
-  c.bert_mask = values<int8_t>(a.at("step1/bert_mask"));
-  c.msa = values<int8_t>(a.at("step1/msa"));
-  const std::vector<int32_t> seed = values(a.at("nonensembled/random_crop_to_size_seed"));
-  std::copy(seed.begin(), seed.end(), c.random_crop_to_size_seed);
-  return c;
 }
 
 /// Integers exactly, floats to kFloat.
@@ -198,7 +188,7 @@ TEST_CASE("the steps of a slice, with AlphaFold's choices") {
     INFO(f.file);
     const RawFeatures raw = query_73();
     const Arrays all = read_npz(std::string(TEST_DATA "/features_q73/") + f.file);
-    const Choices choices = choices_of(all);
+    const Choices choices = choices_from_arrays(all, f.file, raw, f.config).at(0);
 
     const RowSplit rows = split_rows(cluster_count(f.config), choices.shuffle0);
     same("step0 msa", letters(raw, rows.centers), all.at("step0/msa"));
@@ -206,6 +196,12 @@ TEST_CASE("the steps of a slice, with AlphaFold's choices") {
     same("step0 extra msa", letters(raw, rows.extra), all.at("step0/extra_msa"));
     same("step0 extra deletions", deletions(raw, rows.extra),
          all.at("step0/extra_deletion_matrix"));
+
+    // Step 1 replaces letters of the centres only where it masks them.
+    same("step1 true msa", letters(raw, rows.centers), all.at("step1/true_msa"));
+    for (size_t e = 0; e < choices.msa.size(); ++e)
+      REQUIRE(
+          (choices.bert_mask[e] || choices.msa[e] == all.at("step1/true_msa").data<int32_t>()[e]));
 
     const std::vector<int32_t> nearest = nearest_clusters(raw, rows.extra, choices.msa);
     REQUIRE(nearest == values(all.at("step2/extra_cluster_assignment")));
@@ -219,15 +215,82 @@ TEST_CASE("the steps of a slice, with AlphaFold's choices") {
 
     const Arrays slice = make_slice(raw, f.config, choices, f.padding);
     same(slice, step(all, "final"));
-    // Steps 4, 5 and 7 are corners of the padded tensors.
-    for (const char* name : {"step4/extra_msa", "step5/extra_deletion_value",
-                             "step5/extra_has_deletion", "step5/msa_feat", "step5/target_feat"}) {
-      const Tensor want = all.at(name);
-      Tensor got = slice.at(std::string(name).substr(6));
+    // Step 4 takes the first of the extra rows, whose deletions step 5 makes features of.
+    const int64_t n_kept = all.at("step4/extra_msa").size(0);
+    std::vector<int32_t> kept(n_kept);
+    for (int64_t s = 0; s < n_kept; ++s) kept[s] = rows.extra[choices.shuffle1[s]];
+    same("step4 extra deletions", deletions(raw, kept), all.at("step4/extra_deletion_matrix"));
+    // Steps 4 to 8 are corners of the padded tensors.
+    int compared = 0;
+    for (const auto& [name, want] : all) {
+      if (name < "step4/" || name >= "step9/" || name == "step4/extra_deletion_matrix") continue;
+      INFO(name);
+      Tensor got = slice.at(name.substr(6));
       for (int axis = 0; axis < want.rank(); ++axis) got = got.narrow(axis, 0, want.size(axis));
       same(name, got, want);
+      ++compared;
+    }
+    REQUIRE(compared == 3 + 4 + 24 + 26);
+  }
+}
+
+TEST_CASE("choices of slices are written and read back") {
+  const RawFeatures raw = query_73(), alone = make_raw_features("ACD", {});
+  for (const RawFeatures* r : {&raw, &alone}) {
+    const DataConfig config = plain().config;
+    std::vector<Choices> some;
+    for (int slice = 0; slice < 3; ++slice) some.push_back(draw_choices(*r, config, 3, slice));
+    const Arrays arrays = to_arrays(some, r->n_res());
+    const std::vector<Choices> again = choices_from_arrays(arrays, "x", *r, config);
+    REQUIRE(again.size() == 3);
+    for (int slice = 0; slice < 3; ++slice) {
+      REQUIRE(again[slice].shuffle0 == some[slice].shuffle0);
+      REQUIRE(again[slice].shuffle1 == some[slice].shuffle1);
+      REQUIRE(again[slice].bert_mask == some[slice].bert_mask);
+      REQUIRE(again[slice].msa == some[slice].msa);
     }
   }
+  const DataConfig config = plain().config;
+  const Choices one = draw_choices(raw, config, 3, 0);
+  Arrays good;
+  for (const auto& [name, t] : to_arrays({&one, 1}, raw.n_res())) good["choices/" + name] = t;
+  const auto refusal = [&](const char* key, const std::function<void(Tensor&)>& change) {
+    Arrays bad = good;
+    Tensor& t = bad.at(std::string("choices/") + key);
+    t = t.clone();
+    change(t);
+    return error_of([&] { choices_from_arrays(bad, "c.npz", raw, config); }, Exit::kInput);
+  };
+  using Catch::Contains;
+  REQUIRE(choices_from_arrays(good, "c.npz", raw, config).size() == 1);
+  REQUIRE_THAT(
+      refusal("random/shuffle0", [](Tensor& t) { t.data<int32_t>()[3] = t.data<int32_t>()[4]; }),
+      Contains("c.npz") && Contains("random/shuffle0") && Contains("twice"));
+  REQUIRE_THAT(refusal("random/shuffle1", [](Tensor& t) { t.data<int32_t>()[3] = 1120; }),
+               Contains("1120"));
+  REQUIRE_THAT(refusal("step1/msa", [](Tensor& t) { t.data<int32_t>()[3] = -1; }),
+               Contains("expected 0 to 22"));
+  REQUIRE_THAT(refusal("step1/bert_mask", [](Tensor& t) { t.data<float>()[3] = 0.5f; }),
+               Contains("0.5"));
+  REQUIRE_THAT(refusal("step1/bert_mask", [](Tensor& t) { t.data<float>()[3] = NAN; }),
+               Contains("nan"));
+  REQUIRE_THAT(refusal("step1/msa", [](Tensor& t) { t = t.narrow(1, 0, 15); }),
+               Contains("[1, 15, 73]"));
+  Arrays other = good;
+  other.erase("choices/step1/msa");
+  REQUIRE_THAT(error_of([&] { choices_from_arrays(other, "c.npz", raw, config); }, Exit::kInput),
+               Contains("no array 'step1/msa'"));
+  REQUIRE_THAT(error_of([&] { choices_from_arrays(good, "c.npz", alone, config); }, Exit::kInput),
+               Contains("another alignment"));
+}
+
+TEST_CASE("features as an alignment give the same features") {
+  const RawFeatures raw = query_73();
+  const Msa again = parse_a3m(to_a3m(to_msa(raw)), "x");
+  const RawFeatures same_again = make_raw_features(again.aligned(0), again);
+  REQUIRE(same_again.msa == raw.msa);
+  REQUIRE(same_again.deletion_matrix == raw.deletion_matrix);
+  REQUIRE(same_again.profile == raw.profile);
 }
 
 TEST_CASE("least padding leaves out rows of zeros and changes nothing else") {
