@@ -16,7 +16,8 @@ struct TemplateHit {
   int index = 0;     ///< from 1, the order in the file
   std::string name;  ///< "1ABC_A description..."
   int aligned_cols = 0;
-  double sum_probs = 0;  ///< hmmsearch gives none: 0
+  double sum_probs = 0;
+  bool has_sum_probs = true;  ///< hmmsearch gives none
   std::string query, hit_sequence;
   std::vector<int> indices_query, indices_hit;  ///< a column each; -1 at a gap
 };
