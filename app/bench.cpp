@@ -1,5 +1,5 @@
 // fastfold bench: every module of the trunk and the whole network, beside what the processor could
-// do at best.
+// do at best; and the featurisation of a target, part by part.
 #include <malloc.h>
 
 #include <CLI/CLI.hpp>
@@ -8,12 +8,15 @@
 #include <nlohmann/json.hpp>
 
 #include "app/commands.h"
+#include "app/inputs.h"
 #include "app/report.h"
+#include "core/base/machine.h"
 #include "core/base/rng.h"
 #include "core/model/alphafold.h"
 #include "core/model/evoformer.h"
 #include "core/ops/gemm.h"
 #include "core/ops/kernels.h"
+#include "io/features.h"
 #include "io/file.h"
 
 namespace ff {
@@ -178,14 +181,75 @@ struct Bench {
 
 struct Options {
   ComputeOptions compute;
+  InputOptions inputs;
+  bool featurisation = false;
   std::string preset = "model_3_ptm", json;
   Sizes n;
   int64_t blocks = -1;
   bool modules_only = false;
 };
 
+/// Times from the alignment files to one slice of the preset's features. Every part's best of
+/// `repeat` runs; "whole" is timed by itself.
+int run_featurisation(const Options& options) {
+  const DataConfig config = preset_config(options.preset).data;
+  const std::vector<Job> jobs = options.inputs.jobs();
+  nlohmann::json targets = nlohmann::json::array();
+  for (const Job& job : jobs) {
+    std::vector<std::pair<std::string, double>> parts;
+    const auto timed = [&](size_t part, const char* name, const auto& f) {
+      const double start = seconds();
+      f();
+      if (parts.size() <= part) parts.emplace_back(name, 1e9);
+      parts[part].second = std::min(parts[part].second, seconds() - start);
+    };
+    RawFeatures raw;
+    for (int64_t i = 0; i < options.n.repeat; ++i) {
+      std::vector<std::string> texts;
+      std::vector<Msa> msas;
+      Msa merged;
+      Choices choices;
+      timed(0, "read and unpack", [&] {
+        for (const std::string& path : job.alignments) texts.push_back(read_msa_text(path));
+      });
+      timed(1, "parse", [&] {
+        for (size_t f = 0; f < texts.size(); ++f)
+          msas.push_back(parse_msa(texts[f], job.alignments[f]));
+      });
+      timed(2, "merge", [&] { merged = merge_msas(std::move(msas)); });
+      timed(3, "raw features", [&] { raw = make_raw_features(job.sequence, merged); });
+      timed(4, "choices", [&] { choices = draw_choices(raw, config, 0, i); });
+      timed(5, "slice", [&] { make_slice(raw, config, choices); });
+      timed(6, "whole, to raw features", [&] { read_inputs(job, options.inputs); });
+      timed(7, "whole, to one slice",
+            [&] { make_slice(read_inputs(job, options.inputs).raw, config, 0, i); });
+    }
+    std::printf("%s: %lld residues, %lld different rows, %s\n", job.tag.c_str(),
+                (long long)raw.n_res(), (long long)raw.n_seq, options.preset.c_str());
+    nlohmann::json times;
+    for (const auto& [name, best] : parts) {
+      std::printf("  %-24s %9.2f ms\n", name.c_str(), best * 1e3);
+      times[name] = best;
+    }
+    targets.push_back({{"target", job.tag},
+                       {"n_res", raw.n_res()},
+                       {"n_seq", raw.n_seq},
+                       {"preset", options.preset},
+                       {"seconds", times}});
+  }
+  if (!options.json.empty()) {
+    AtomicFile file(options.json);
+    file.write(targets.dump(2) + "\n");
+    file.commit();
+  }
+  return int(Exit::kDone);
+}
+
 int run(const Options& options) {
   options.compute.apply();
+  if (options.featurisation) return run_featurisation(options);
+  if (!options.inputs.inputs.empty())
+    fail(Exit::kUsage, options.inputs.inputs[0], ": only --featurisation takes inputs");
   const Dtype dtype = dtype_of_precision(options.compute.precision);
   ModelConfig config = preset_config(options.preset);
   if (options.blocks > 0) config.evoformer_num_block = options.blocks;
@@ -241,6 +305,9 @@ Command add_bench(CLI::App& root) {
       root.add_subcommand("bench", "time the modules and the whole network beside their floors");
   auto options = std::make_shared<Options>();
   options->compute.add_to(*app, false);
+  options->inputs.add_to(*app);
+  app->add_flag("--featurisation", options->featurisation,
+                "time the features of INPUT, from its files to one slice, instead of the network");
   app->add_option("--preset", options->preset, "whose sizes to use")->capture_default_str();
   app->add_option("--n-res", options->n.n_res, "residues")
       ->check(CLI::Range(1, 20000))

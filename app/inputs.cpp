@@ -367,6 +367,43 @@ void check_query(const Msa& msa, const std::string& path, const Job& job) {
        ", and they differ at residue ", at + 1);
 }
 
+/// Both tensors, one after the other on the first axis; either may be undefined.
+Tensor both(const Tensor& a, const Tensor& b) {
+  if (!a || !b) return a ? a : b;
+  Dims shape = a.shape();
+  shape[0] += b.size(0);
+  const Tensor all = Tensor::empty(shape, a.dtype());
+  all.narrow(0, 0, a.size(0)).copy_from(a);
+  all.narrow(0, a.size(0), b.size(0)).copy_from(b);
+  return all;
+}
+
+void append(Templates& to, Templates from) {
+  TemplateFeatures &a = to.features, &b = from.features;
+  a = {both(a.aatype, b.aatype), both(a.all_atom_positions, b.all_atom_positions),
+       both(a.all_atom_masks, b.all_atom_masks), both(a.sum_probs, b.sum_probs)};
+  std::move(from.used.begin(), from.used.end(), std::back_inserter(to.used));
+  std::move(from.warnings.begin(), from.warnings.end(), std::back_inserter(to.warnings));
+}
+
+/// The user's own templates, then those of the hits.
+Templates templates_of(const Job& job, const InputOptions& options) {
+  Templates all;
+  const std::vector<std::string> custom = custom_templates(options);
+  if (!custom.empty()) append(all, templates_of_files(job.sequence, custom));
+  if (options.templates != "search") return all;
+  for (const std::string& path : job.template_hits) {
+    const std::vector<TemplateHit> hits = read_template_hits(path, job.sequence);
+    if (options.search.mmcif_dir.empty())
+      all.warnings.push_back(cat(path, ": ", hits.size(),
+                                 " hits, but no --template-mmcif-dir with their structures: "
+                                 "predicting without them"));
+    else
+      append(all, templates_of_hits(job.sequence, hits, options.search));
+  }
+  return all;
+}
+
 /// Features of a file, with what can be told of their templates.
 TargetInputs inputs_of_features(const std::string& path) {
   TargetInputs in;
@@ -466,7 +503,10 @@ TargetInputs read_inputs(const Job& job, const InputOptions& options) {
     msas.push_back(
         {.rows = {job.sequence}, .descriptions = {job.tag}, .columns = job.sequence.size()});
   const Msa merged = merge_msas(std::move(msas));
-  in.raw = make_raw_features(job.sequence, merged);
+  Templates templates = templates_of(job, options);
+  in.raw = make_raw_features(job.sequence, merged, std::move(templates.features));
+  in.templates = std::move(templates.used);
+  in.warnings = std::move(templates.warnings);
   in.msa_a3m = to_a3m(merged);
   return in;
 }

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cmath>
 #include <numbers>
 #include <string_view>
@@ -91,8 +92,9 @@ void fill_row(RawFeatures& raw, int64_t s, const Msa& msa) {
     deletions[i++] = pending;
     pending = 0;
   }
-  check_input(i == raw.n_res(), "row ", s + 1, " ", show_text(msa.descriptions[s]), ": ", i,
-              " columns, expected one for each of the query's ", raw.n_res(), " residues");
+  if (i != raw.n_res())
+    fail(Exit::kInput, "row ", s + 1, " ", show_text(msa.descriptions[s]), ": ", i,
+         " columns, expected one for each of the query's ", raw.n_res(), " residues");
 }
 
 /// Checks one array of `from_arrays` and returns it contiguous.
@@ -171,26 +173,34 @@ void add_msa_features(const RawFeatures& raw, const RowSplit& rows, const Choice
   const int64_t n = raw.n_res(), n_clusters = std::ssize(rows.centers);
   const ClusterSummary summary =
       summarize_clusters(raw, rows, choices.msa, nearest_clusters(raw, rows.extra, choices.msa));
-  Tensor feat = Tensor::zeros({n_rows, padded, kFeatures});
-  Tensor mask = Tensor::zeros({n_rows, padded}), row_mask = Tensor::zeros({n_rows});
-  Tensor bert_mask = Tensor::zeros({n_rows, padded}), true_msa = ints({n_rows, padded});
+  Tensor feat = Tensor::empty({n_rows, padded, kFeatures}), mask = Tensor::empty({n_rows, padded}),
+         bert_mask = Tensor::empty({n_rows, padded}),
+         true_msa = Tensor::empty({n_rows, padded}, Dtype::i32);
+  auto *f = feat.data<float>(), *m = mask.data<float>(), *b = bert_mask.data<float>();
+  auto* letters = true_msa.data<int32_t>();
 #pragma omp parallel for
-  for (int64_t k = 0; k < n_clusters; ++k) {
-    row_mask.data<float>()[k] = 1;
-    for (int64_t i = 0; i < n; ++i) {
-      const int64_t from = k * n + i, to = k * padded + i;
+  for (int64_t k = 0; k < n_rows; ++k) {
+    const int64_t n_here = k < n_clusters ? n : 0, row = k * padded;
+    std::fill(f + (row + n_here) * kFeatures, f + (row + padded) * kFeatures, 0.0f);
+    std::fill_n(m + row, n_here, 1.0f);
+    for (float* values : {m, b}) std::fill(values + row + n_here, values + row + padded, 0.0f);
+    std::fill(letters + row + n_here, letters + row + padded, 0);
+    for (int64_t i = 0; i < n_here; ++i) {
+      const int64_t from = k * n + i, to = row + i;
       const auto deletions = float(raw.deletions(rows.centers[k])[i]);
-      mask.data<float>()[to] = 1;
-      bert_mask.data<float>()[to] = choices.bert_mask[from];
-      true_msa.data<int32_t>()[to] = raw.row(rows.centers[k])[i];
-      float* f = feat.data<float>() + to * kFeatures;
-      f[choices.msa[from]] = 1;
-      f[kMsaClasses] = std::min(deletions, 1.0f);
-      f[kMsaClasses + 1] = deletion_value(deletions);
-      std::copy_n(summary.profile.data() + from * kMsaClasses, kMsaClasses, f + kMsaClasses + 2);
-      f[kFeatures - 1] = deletion_value(summary.deletion_mean[from]);
+      b[to] = choices.bert_mask[from];
+      letters[to] = raw.row(rows.centers[k])[i];
+      float* x = f + to * kFeatures;
+      std::fill_n(x, kMsaClasses, 0.0f);
+      x[choices.msa[from]] = 1;
+      x[kMsaClasses] = std::min(deletions, 1.0f);
+      x[kMsaClasses + 1] = deletion_value(deletions);
+      std::copy_n(summary.profile.data() + from * kMsaClasses, kMsaClasses, x + kMsaClasses + 2);
+      x[kFeatures - 1] = deletion_value(summary.deletion_mean[from]);
     }
   }
+  Tensor row_mask = Tensor::zeros({n_rows});
+  std::fill_n(row_mask.data<float>(), n_clusters, 1.0f);
   out["msa_feat"] = feat;
   out["msa_mask"] = mask;
   out["msa_row_mask"] = row_mask;
@@ -201,21 +211,26 @@ void add_msa_features(const RawFeatures& raw, const RowSplit& rows, const Choice
 void add_extra_msa_features(const RawFeatures& raw, std::span<const int32_t> rows, int64_t n_rows,
                             int64_t padded, Arrays& out) {
   const int64_t n = raw.n_res();
-  Tensor msa = ints({n_rows, padded});
-  Tensor mask = Tensor::zeros({n_rows, padded}), row_mask = Tensor::zeros({n_rows});
-  Tensor has = Tensor::zeros({n_rows, padded}), value = Tensor::zeros({n_rows, padded});
+  const int64_t n_used = std::ssize(rows);
+  Tensor msa = Tensor::empty({n_rows, padded}, Dtype::i32), mask = Tensor::empty({n_rows, padded}),
+         has = Tensor::empty({n_rows, padded}), value = Tensor::empty({n_rows, padded});
+  auto* letters = msa.data<int32_t>();
+  auto *m = mask.data<float>(), *h = has.data<float>(), *v = value.data<float>();
 #pragma omp parallel for
-  for (int64_t s = 0; s < std::ssize(rows); ++s) {
-    row_mask.data<float>()[s] = 1;
-    for (int64_t i = 0; i < n; ++i) {
-      const int64_t to = s * padded + i;
+  for (int64_t s = 0; s < n_rows; ++s) {
+    const int64_t n_here = s < n_used ? n : 0, row = s * padded;
+    std::fill_n(m + row, n_here, 1.0f);
+    for (float* values : {m, h, v}) std::fill(values + row + n_here, values + row + padded, 0.0f);
+    std::fill(letters + row + n_here, letters + row + padded, 0);
+    for (int64_t i = 0; i < n_here; ++i) {
       const auto deletions = float(raw.deletions(rows[s])[i]);
-      msa.data<int32_t>()[to] = raw.row(rows[s])[i];
-      mask.data<float>()[to] = 1;
-      has.data<float>()[to] = std::min(deletions, 1.0f);
-      value.data<float>()[to] = deletion_value(deletions);
+      letters[row + i] = raw.row(rows[s])[i];
+      h[row + i] = std::min(deletions, 1.0f);
+      v[row + i] = deletion_value(deletions);
     }
   }
+  Tensor row_mask = Tensor::zeros({n_rows});
+  std::fill_n(row_mask.data<float>(), n_used, 1.0f);
   out["extra_msa"] = msa;
   out["extra_msa_mask"] = mask;
   out["extra_msa_row_mask"] = row_mask;
@@ -283,7 +298,16 @@ RawFeatures make_raw_features(const std::string& sequence, const Msa& msa,
   check_input(raw.n_seq <= kMostRows, "the alignment has more than ", kMostRows, " rows");
   raw.msa.resize(raw.n_seq * n_res);
   raw.deletion_matrix.resize(raw.n_seq * n_res);
-  for (int64_t s = 0; s < raw.n_seq; ++s) fill_row(raw, s, msa);
+  std::atomic<int64_t> bad = raw.n_seq;
+#pragma omp parallel for
+  for (int64_t s = 0; s < raw.n_seq; ++s) {
+    try {
+      fill_row(raw, s, msa);
+    } catch (const Error&) {
+      for (int64_t first = bad; s < first && !bad.compare_exchange_weak(first, s);) continue;
+    }
+  }
+  if (bad < raw.n_seq) fill_row(raw, bad, msa);  // throws again, outside of the threads
   check_query(raw, sequence, msa.aligned(0));
   set_profile(raw);
   return raw;

@@ -19,7 +19,10 @@ std::string read_text_start(const std::string& path, int64_t bytes);
 /// Takes the next line off `text`: without its end (\n, \r\n or \r). False at the end of the text.
 bool next_line(std::string_view& text, std::string_view& line);
 
-/// `text` without blanks and tabs at both ends.
+/// Blank, tab, vertical tab or form feed.
+bool is_blank(char c);
+
+/// `text` without these at both ends.
 std::string_view trim(std::string_view text);
 
 /// A character for an error message: 'x', or its code where it cannot be printed.

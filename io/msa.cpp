@@ -87,10 +87,13 @@ bool skip(std::string_view& text, std::string_view start) {
 }  // namespace
 
 std::string Msa::aligned(size_t row) const {
-  std::string out;
-  out.reserve(columns);
-  for (const char c : rows[row])
-    if (kind_of(c) != kInsertion) out += c;
+  std::string out(columns + 1, '\0');  // one more for insertions after the last column
+  size_t length = 0;
+  for (const char c : rows[row]) {
+    out[length] = c;
+    length += c < 'a';
+  }
+  out.resize(length);
   return out;
 }
 
@@ -168,10 +171,8 @@ Msa parse_stockholm(std::string_view text, const std::string& name, size_t max_r
     line = trim(line);
     ended |= line.starts_with("//");
     if (line.empty() || line[0] == '#' || line.starts_with("//")) continue;
-    const size_t space = line.find_first_of(" \t\v\f");
-    const std::string_view row_name = line.substr(0, space);
-    const std::string_view part =
-        space == std::string_view::npos ? std::string_view() : trim(line.substr(space));
+    const size_t space = std::find_if(line.begin(), line.end(), is_blank) - line.begin();
+    const std::string_view row_name = line.substr(0, space), part = trim(line.substr(space));
     if (part.empty())
       fail(Exit::kInput, name, ":", line_number, ": ", show_text(row_name),
            " has no sequence, expected 'name sequence'",
@@ -187,7 +188,9 @@ Msa parse_stockholm(std::string_view text, const std::string& name, size_t max_r
     std::string& row = rows[found->second];
     const size_t start = row.size();
     row += part;
-    for (size_t i = start; i < row.size(); ++i) {
+    int unusual = 0;  // a loop without branches, for nearly all files hold nothing else
+    for (const char c : part) unusual |= (uint8_t(c - 'A') >= 26) & (c != '-');
+    for (size_t i = start; unusual && i < row.size(); ++i) {
       const Kind kind = kind_of(row[i]);
       if (kind == kOther)
         fail(Exit::kInput, record(name, found->second, names[found->second]), ", line ",
@@ -202,23 +205,23 @@ Msa parse_stockholm(std::string_view text, const std::string& name, size_t max_r
               ": is incomplete: it does not end with '//' as a Stockholm file does; copy it again");
   Msa msa;
   const std::string query = rows[0];
-  std::string row;
+  const auto n_columns = size_t(std::ssize(query) - std::count(query.begin(), query.end(), '-'));
+  // Letters where the query has a gap become lower case, which is one bit more; gaps there go.
+  constexpr char kLower = 'a' - 'A';
+  std::string row(query.size(), '-');
   for (size_t i = 0; i < rows.size(); ++i) {
     if (rows[i].size() != query.size())
       fail(Exit::kInput, record(name, i, names[i]), " has ", rows[i].size(), " columns, expected ",
            query.size(), " as in record 1 ", show_text(names[0]),
            "; the file is damaged or incomplete");
-    row.clear();
-    size_t columns = 0;
+    size_t length = 0;
     for (size_t c = 0; c < query.size(); ++c) {
-      if (query[c] != '-') {
-        row += rows[i][c];
-        ++columns;
-      } else if (rows[i][c] != '-') {
-        row += char(rows[i][c] - 'A' + 'a');
-      }
+      const char letter = rows[i][c];
+      const bool inserted = query[c] == '-';
+      row[length] = inserted ? char(letter | kLower) : letter;
+      length += !inserted | (letter != '-');
     }
-    add_row(msa, row, std::move(names[i]), columns, name);
+    add_row(msa, row.substr(0, length), std::move(names[i]), n_columns, name);
     rows[i] = {};
   }
   return msa;

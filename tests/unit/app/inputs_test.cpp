@@ -7,10 +7,13 @@
 #include <chrono>
 #include <filesystem>
 #include <fstream>
+#include <iostream>
 
 #include "app/model_file.h"
 #include "core/base/error.h"
 #include "core/model/params.h"
+#include "io/npz.h"
+#include "tests/unit/compare.h"
 
 using namespace ff;
 namespace fs = std::filesystem;
@@ -182,6 +185,58 @@ TEST_CASE("folders, tables and ColabFold's a3m as inputs") {
   o.msa = "";
   o.inputs = {f.put("bad.csv", "name,seq\n")};
   CHECK_THROWS_WITH(o.jobs(), Catch::Contains("'id' and 'sequence'"));
+}
+
+TEST_CASE("templates: the user's first, then the hits'; hits without structures are warned about") {
+  const char* shared = std::getenv("FASTFOLD_TEST_DATA");
+  if (!shared) {
+    std::cout << "SKIPPED: FASTFOLD_TEST_DATA is not set\n";
+    return;
+  }
+  const std::string data = std::string(shared) + "/fixtures/features_q73/input/";
+  InputOptions o;
+  o.inputs = {data + "query.fasta"};
+  o.alignments = data;
+  const Job job = o.jobs().at(0);
+  REQUIRE(job.template_hits == Names{data + "pdb70_hits.hhr"});
+  TargetInputs in = read_inputs(job, o);
+  CHECK(in.raw.templates.size() == 0);
+  REQUIRE(in.warnings.size() == 1);
+  CHECK_THAT(in.warnings[0],
+             Catch::Contains("pdb70_hits.hhr: 10 hits") && Catch::Contains("--template-mmcif-dir"));
+
+  o.search.mmcif_dir = data + "mmcif";
+  in = read_inputs(job, o);
+  const int64_t n = in.raw.templates.size();
+  CHECK(n == 7);
+  CHECK(in.templates.size() == 7);
+  const Arrays want = read_npz(TEST_DATA "/features_q73/expected_raw_features.npz");
+  const Arrays got = to_arrays(in.raw);
+  CHECK(got.size() == want.size());
+  for (const auto& [name, t] : got) {
+    INFO(name);
+    test::compare(name, t, want.at(name), t.dtype() == Dtype::i32 ? 0 : 1e-5);
+  }
+
+  // What features writes is what predict takes back, bit for bit.
+  const Folder f;
+  write_npz(f.path("features.npz"), got);
+  InputOptions back;
+  back.features = f.path("features.npz");
+  const TargetInputs again = read_inputs(back.jobs().at(0), back);
+  for (const auto& [name, t] : to_arrays(again.raw)) test::compare(name, t, got.at(name), 0);
+  CHECK(again.raw.profile == in.raw.profile);
+  CHECK(again.templates.size() == 7);
+
+  std::string first;
+  for (const auto& entry : fs::directory_iterator(data + "mmcif"))
+    if (first.empty() || entry.path() < first) first = entry.path();
+  o.template_files = {first};
+  const TargetInputs more = read_inputs(job, o);
+  CHECK(more.raw.templates.size() > n);
+  CHECK(more.templates[0].source == first);
+  o.templates = "custom";
+  CHECK(read_inputs(job, o).raw.templates.size() == more.raw.templates.size() - n);
 }
 
 TEST_CASE("a long a3m is read no further than its query") {
