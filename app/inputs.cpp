@@ -119,6 +119,7 @@ class AlignmentFolder {
           return best;
         }
     }
+    if (looked.empty()) looked.push_back((root_ / names.front()).string() + " (not there)");
     if (only_target && !look(root_)) look(root_ / "msas");
     return best;
   }
@@ -330,15 +331,10 @@ void add_alignments(Target& target, const InputOptions& o, const AlignmentFolder
   if (!job.alignments.empty() || o.msa_mode == "single_sequence") return;
   job.alignments = std::move(found.alignments);
   if (!job.alignments.empty() || !job.error.empty()) return;
-  const std::string place = (fs::path(o.alignments) / target.names.front()).string();
-  if (looked.empty())
-    job.error =
-        cat(o.alignments, ": holds no alignment of ", job.tag, ": expected the folder ", place,
-            "/ or the file ", place, ".a3m (or .sto); --msa-mode single_sequence predicts without");
-  else
-    job.error = cat("no alignment of ", job.tag,
-                    ": expected files named *.a3m or *.sto (or .gz of these) in ", joined(looked),
-                    "; --msa-mode single_sequence predicts without");
+  job.error = cat("no alignment of ", job.tag,
+                  ": expected files named *.a3m or *.sto (or .gz of these) in ", joined(looked),
+                  ", or the file ", (fs::path(o.alignments) / target.names.front()).string(),
+                  ".a3m; --msa-mode single_sequence predicts without");
 }
 
 /// Rows that AlphaFold takes of a file when it uses precomputed alignments.

@@ -1,4 +1,4 @@
-// Fuzzes the FASTA parser.
+// Fuzzes the parsers of FASTA and of ColabFold's tables.
 #include <set>
 
 #include "io/fasta.h"
@@ -6,7 +6,9 @@
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   ff::fuzz([&] {
-    const auto records = ff::parse_fasta({reinterpret_cast<const char*>(data), size}, "input");
+    const std::string_view text(reinterpret_cast<const char*>(data), size);
+    const bool is_table = text.starts_with("id");
+    const auto records = is_table ? ff::parse_csv(text, "input") : ff::parse_fasta(text, "input");
     ff::fuzz_check(!records.empty(), "no records");
     std::set<std::string> tags;
     for (const ff::FastaRecord& r : records) {
@@ -22,9 +24,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
 
 std::vector<std::string> ff::fuzz_seeds() {
   return {">one\nMKTAYIAKQR\n", ">a b c\r\nmktayi\r\nakqr*\r\n>d|e\nACDEFGHIKLMNPQRSTVWY\n",
-          "\xef\xbb\xbf>a\nM\n>a\nM\n>a_2\nM\n"};
+          "\xef\xbb\xbf>a\nM\n>a\nM\n>a_2\nM\n", "id,sequence\na,MKT\n\"b c\",\"mkta\"\n",
+          "id\tx\tsequence\n/a\t\tMKT*\n"};
 }
 
 std::vector<std::string> ff::fuzz_words() {
-  return {">", "\n>", "\r\n", "*", "\n", " ", ">../", std::string(1, '\0'), "\xff", ">a\nM\n"};
+  return {">",    "\n>",     "\r\n", "*",  "\n", " ",    ">../", std::string(1, '\0'),
+          "\xff", ">a\nM\n", ",",    "\"", "\t", "a,M\n"};
 }

@@ -234,6 +234,58 @@ TEST_CASE("the steps of a slice, with AlphaFold's choices") {
   }
 }
 
+// tests/data/features_6kwc/make.py made the expected values with AlphaFold's and OpenFold's Python.
+TEST_CASE("other proteins: merged alignments and a slice's steps against AlphaFold and OpenFold") {
+  const char* shared = std::getenv("FASTFOLD_TEST_DATA");
+  if (!shared) {
+    std::cout << "SKIPPED: FASTFOLD_TEST_DATA is not set\n";
+    return;
+  }
+  const Arrays want = read_npz(TEST_DATA "/features_6kwc/expected.npz");
+  const auto fnv = [](const Tensor& t) {
+    uint64_t value = 0xcbf29ce484222325;
+    const auto* bytes = static_cast<const unsigned char*>(t.raw());
+    for (int64_t i = 0; i < t.numel() * 4; ++i) value = (value ^ bytes[i]) * 0x100000001b3;
+    return int32_t(value & 0x7fffffff);
+  };
+  RawFeatures raw;  // of the last, 6KWC_1
+  const std::vector<std::string> three{"uniref90_hits.sto", "bfd_uniclust_hits.a3m",
+                                       "mgnify_hits.sto"};
+  for (const auto& [tag, files] :
+       {std::pair("2q2k_A", three), std::pair("small", three),
+        std::pair("6KWC_1",
+                  std::vector<std::string>{"bfd_uniref_hits.a3m", "mgnify_hits.sto.gz"})}) {
+    INFO(tag);
+    std::vector<Msa> msas;
+    for (const std::string& file : files)
+      msas.push_back(read_msa(cat(shared, "/data/alignments/", tag, "/", file)));
+    raw = make_raw_features(msas[0].aligned(0), merge_msas(msas));
+    const Arrays got = to_arrays(raw);
+    const auto expected = [&](const char* what) { return want.at(cat(tag, "/", what)); };
+    REQUIRE(values(expected("shape")) ==
+            std::vector<int32_t>{int32_t(raw.n_seq), int32_t(raw.n_res())});
+    REQUIRE(fnv(got.at("msa")) == int32_t(expected("msa_fnv").item()));
+    REQUIRE(fnv(got.at("deletion_matrix_int")) ==
+            int32_t(expected("deletion_matrix_int_fnv").item()));
+    int64_t deleted = 0;
+    for (const int32_t count : raw.deletion_matrix) deleted += count;
+    REQUIRE(deleted == int64_t(expected("deletions").item()));
+  }
+
+  const DataConfig config{.max_msa_clusters = 16, .max_extra_msa = 24};
+  const Choices choices = choices_from_arrays(want, "expected.npz", raw, config).at(0);
+  const RowSplit rows = split_rows(16, choices.shuffle0);
+  const std::vector<int32_t> nearest = nearest_clusters(raw, rows.extra, choices.msa);
+  REQUIRE(nearest == values(want.at("extra_cluster_assignment")));
+  same("profile", Tensor::of({raw.n_res(), kMsaLetters}, raw.profile.data()), want.at("profile"));
+  const ClusterSummary summary = summarize_clusters(raw, rows, choices.msa, nearest);
+  same("deletions", Tensor::of({16, raw.n_res()}, summary.deletion_mean.data()),
+       want.at("cluster_deletion_mean"));
+  const Arrays slice = make_slice(raw, config, choices);
+  for (const char* name : {"msa_feat", "extra_msa", "extra_has_deletion", "extra_deletion_value"})
+    same(name, slice.at(name), want.at(name));
+}
+
 TEST_CASE("choices of slices are written and read back") {
   const RawFeatures raw = query_73(), alone = make_raw_features("ACD", {});
   for (const RawFeatures* r : {&raw, &alone}) {
