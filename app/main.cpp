@@ -8,6 +8,7 @@
 #include <new>
 
 #include "app/commands.h"
+#include "app/foreign_flags.h"
 #include "comm/group.h"
 #include "core/base/log.h"
 #include "core/base/nearest.h"
@@ -47,6 +48,8 @@ void refuse_unknown(const CLI::App& app, const std::string& command) {
   for (const CLI::Option* option : app.get_options())
     for (const std::string& name : option->get_lnames()) known.push_back("--" + name);
   const std::string flag = first.substr(0, first.find('='));
+  if (const std::string instead = instead_of(flag); !instead.empty())
+    fail(Exit::kUsage, command, ": ", flag, ": ", instead);
   fail(Exit::kUsage, command, ": unknown flag '", flag, "'", did_you_mean(flag, known), "; see ",
        command, " --help");
 }
@@ -65,7 +68,7 @@ int run(int argc, char** argv) {
       "memory, 5 some targets failed.");
   std::vector<Command> commands;
   for (const auto add : {add_predict, add_features, add_parity, add_init, add_convert,
-                         add_bench}) {
+                         add_bench, add_doctor}) {
     commands.push_back(add(root));
     commands.back().app->allow_extras();
   }

@@ -1,9 +1,15 @@
-// fastfold predict: from sequences and their alignments to structures with confidences.
+// fastfold predict: from sequences and their alignments to ranked structures with confidences.
+#include <sys/utsname.h>
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <ctime>
 #include <filesystem>
+#include <future>
+#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -12,14 +18,16 @@
 #include "app/inputs.h"
 #include "app/model_file.h"
 #include "app/report.h"
+#include "app/results.h"
 #include "core/base/log.h"
 #include "core/base/machine.h"
 #include "core/base/progress.h"
 #include "core/base/stop.h"
 #include "core/predict/predictor.h"
-#include "io/features.h"
-#include "io/file.h"
-#include "io/structure_writer.h"
+#include "io/choices.h"
+#include "io/hash.h"
+#include "io/html_report.h"
+#include "io/npz.h"
 
 namespace fs = std::filesystem;
 
@@ -31,13 +39,30 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
+/// What `--save` can name, and the outputs that it stands for.
+const std::pair<const char*, const char*> kSaved[] = {{"single", "representations/single"},
+                                                      {"pair", "representations/pair"},
+                                                      {"msa", "representations/msa"},
+                                                      {"structure", "structure_module/"},
+                                                      {"distogram", "distogram/"},
+                                                      {"confidence", "confidence/"},
+                                                      {"all", ""}};
+
 struct Options {
   ComputeOptions compute;
-  InputOptions input;
-  std::string params, preset, output = ".", max_msa;
-  int64_t num_recycle = -1, num_ensemble = -1;
+  InputOptions inputs;
+  std::vector<std::string> params, config_files, overrides, save;
+  std::string data_dir, preset, model_preset, output = ".", max_msa, json_log;
+  std::string rank = "auto", layout = "fastfold", format = "both";
+  int num_models = 0;
+  int64_t num_recycle = -1, num_ensemble = -1, num_seeds = 1;
   uint64_t random_seed = 0;
-  std::optional<double> tolerance;
+  std::optional<double> tolerance, stop_at_score;
+  bool use_precomputed_msas = false, cif_output = false, save_outputs = false;
+  bool skip_existing = false, dry_run = false;
+
+  ResultOptions results() const { return {output, layout_of_name(layout), format_of_name(format)}; }
+  std::string rank_by() const { return rank == "ptm" ? "ptm" : "plddt"; }
 };
 
 struct MaxMsa {
@@ -59,34 +84,82 @@ MaxMsa parse_max_msa(const std::string& text) {
           number(colon == std::string::npos ? "" : text.substr(colon + 1))};
 }
 
-struct Timings {
-  double features = 0, process_features = 0, predict = 0;
-  std::vector<double> recycles;
+/// AlphaFold's names for things that ours replace, and its --data-dir.
+void resolve_aliases(Options& o) {
+  const auto take = [](std::string& option, const fs::path& found) {
+    if (option.empty() && fs::exists(found)) option = found;
+  };
+  if (!o.data_dir.empty()) {
+    check_input(fs::is_directory(o.data_dir), o.data_dir, ": no such folder (--data-dir)");
+    const fs::path data = o.data_dir;
+    if (o.params.empty()) o.params = {data / "params"};
+    take(o.inputs.search.mmcif_dir, data / "pdb_mmcif" / "mmcif_files");
+    take(o.inputs.search.obsolete_file, data / "pdb_mmcif" / "obsolete.dat");
+  }
+  if (o.use_precomputed_msas && o.inputs.alignments.empty()) o.inputs.alignments = o.output;
+  if (o.model_preset == "monomer_casp14" && o.num_ensemble < 0) o.num_ensemble = 8;
+  if (o.cif_output) o.format = "cif";
+  if (o.save_outputs) o.save = {"all"};
+}
+
+/// A network with its parameters.
+struct Model {
+  std::string name;  ///< its preset; with a number where two files are of one preset
+  std::string path;
+  RunOptions options;
+  AlphaFold network;
 };
 
-double rounded(double x) { return std::round(x * 100) / 100; }
-
-nlohmann::json rounded_list(const Tensor& values) {
-  nlohmann::json list = nlohmann::json::array();
-  for (int64_t i = 0; i < values.numel(); ++i) list.push_back(rounded(values.data<float>()[i]));
-  return list;
+std::vector<Model> load_models(const std::vector<std::string>& files, const Options& o) {
+  std::optional<MaxMsa> max_msa;
+  if (!o.max_msa.empty()) max_msa = parse_max_msa(o.max_msa);
+  std::vector<Model> models;
+  std::map<std::string, int> taken;
+  for (const std::string& path : files) {
+    throw_if_stopped();
+    ModelFile file = read_model_file(path, o.preset);
+    ModelConfig& config = file.config;
+    for (const std::string& yaml : o.config_files) apply_config_file(config, yaml);
+    for (const std::string& assignment : o.overrides) apply_override(config, assignment);
+    if (max_msa) {
+      config.data.max_msa_clusters = max_msa->clusters;
+      config.data.max_extra_msa = max_msa->extra;
+    }
+    if (o.rank_by() == "ptm" && config.heads.pae_weight == 0)
+      fail(Exit::kUsage, "--rank ptm: ", path, " is of ", config.name,
+           ", which predicts no TM-score; use params_model_N_ptm.npz or --rank plddt");
+    RunOptions options;
+    options.num_recycle = o.num_recycle < 0 ? config.num_recycle : o.num_recycle;
+    options.num_ensemble = o.num_ensemble < 0 ? config.data.num_ensemble : o.num_ensemble;
+    options.recycle_early_stop_tolerance =
+        o.tolerance.value_or(config.recycle_early_stop_tolerance);
+    const int count = ++taken[config.name];
+    const std::string name = count == 1 ? config.name : cat(config.name, "_", count);
+    Params params(config, std::move(file.arrays), path);
+    models.push_back(
+        {name, path, options,
+         AlphaFold(config, std::move(params), dtype_of_precision(o.compute.precision))});
+  }
+  return models;
 }
 
-/// ColabFold's keys.
-nlohmann::json scores(const Arrays& out) {
-  nlohmann::json json;
-  json["plddt"] = rounded_list(out.at("confidence/plddt"));
-  const auto pae = out.find("confidence/predicted_aligned_error_expected");
-  if (pae == out.end()) return json;
-  const Tensor error = pae->second.contiguous();
-  float worst = 0;
-  nlohmann::json& rows = json["pae"] = nlohmann::json::array();
-  for (int64_t i = 0; i < error.size(0); ++i) rows.push_back(rounded_list(error.select(0, i)));
-  for (int64_t i = 0; i < error.numel(); ++i) worst = std::max(worst, error.data<float>()[i]);
-  json["max_pae"] = rounded(worst);
-  json["ptm"] = rounded(out.at("confidence/ptm").item());
-  return json;
+/// Throws where the pair representation and what a triangle update needs beside it cannot fit.
+void check_memory(int64_t n_res, const ModelConfig& config, const Options& o) {
+  const int64_t available = available_memory();
+  const int64_t bytes = o.compute.precision == "bf16" ? 2 : 4;
+  const double least = 3.0 * double(n_res) * double(n_res) * double(config.pair_channel * bytes);
+  if (available >= 0 && least > double(available))
+    fail(Exit::kDevice, n_res, " residues need at least ", show_bytes(int64_t(least)),
+         " of memory, ", show_bytes(available), " can be had; use a machine with more",
+         bytes == 4 ? ", --precision bf16," : "", " or a part of the sequence");
 }
+
+/// How one prediction went.
+struct Timing {
+  std::string name;
+  double process_features = 0, predict = 0;
+  std::vector<double> passes;
+};
 
 double mean(const Tensor& values) {
   double sum = 0;
@@ -94,126 +167,447 @@ double mean(const Tensor& values) {
   return sum / double(std::max<int64_t>(1, values.numel()));
 }
 
-void write_text(const fs::path& path, const std::string& text) {
-  AtomicFile file(path);
-  file.write(text);
-  file.commit();
+double score_of(const Prediction& p, const std::string& rank_by) {
+  return rank_by == "ptm" ? 100 * p.ptm.value_or(0) : p.mean_plddt;
 }
 
-/// One target: features, network, files.
-void predict(const Job& job, const AlphaFold& model, const RunOptions& base, const Options& o) {
-  const ModelConfig& config = model.config();
-  const fs::path folder = fs::path(o.output) / job.tag;
-  Timings timings;
-  const Clock::time_point start = Clock::now();
+/// "pLDDT 83.1, pTM 0.77"
+std::string confidence_line(const Prediction& p) {
+  char text[64];
+  std::snprintf(text, sizeof text, p.ptm ? "pLDDT %.1f, pTM %.2f" : "pLDDT %.1f", p.mean_plddt,
+                p.ptm.value_or(0));
+  return text;
+}
 
-  const TargetInputs inputs = read_inputs(job, o.input);
-  for (const std::string& warning : inputs.warnings) log_notice(job.tag, ": ", warning);
-  const RawFeatures& raw = inputs.raw;
-  timings.features = seconds_since(start);
-  throw_if_stopped();
+Arrays saved_arrays(const Arrays& out, const std::vector<std::string>& names) {
+  Arrays saved;
+  for (const std::string& name : names)
+    for (const auto& [saved_name, prefix] : kSaved)
+      if (name == saved_name)
+        for (const auto& [key, value] : out)
+          if (key.starts_with(prefix)) saved[key] = value;
+  return saved;
+}
 
-  RunOptions options = base;
-  Clock::time_point pass_start = Clock::now();
-  std::vector<Clock::time_point> passes;
-  const FeatureSource source = [&](int64_t slice) {
-    if (slice % options.num_ensemble == 0) passes.push_back(Clock::now());
-    const Clock::time_point begun = Clock::now();
-    // Rows that AlphaFold fills up with zeros are masked everywhere: they cost time and change
-    // nothing.
-    Arrays features =
-        make_slice(raw, config.data, draw_choices(raw, config.data, o.random_seed, slice),
-                   {.rows = Padding::kLeast});
-    timings.process_features += seconds_since(begun);
-    return features;
-  };
-  Arrays out;
-  {
-    Progress progress(job.tag);
-    options.progress = [&](const std::string& stage, double done) {
+std::string utc_now() {
+  const std::time_t now = std::time(nullptr);
+  std::tm parts{};
+  gmtime_r(&now, &parts);
+  char text[32];
+  std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &parts);
+  return text;
+}
+
+/// A file with its size: cheap to compare, for the fingerprint.
+nlohmann::json file_and_size(const std::string& path) {
+  std::error_code error;
+  const auto size = fs::file_size(path, error);
+  return {path, error ? -1 : int64_t(size)};
+}
+
+/// The run over all targets.
+class Run {
+ public:
+  explicit Run(const Options& options) : o_(options), results_(options.results()) {}
+
+  int operator()() {
+    const std::vector<Job> jobs = o_.inputs.jobs();
+    param_files_ = find_parameter_files(o_.params, o_.model_preset, o_.num_models);
+    for (const std::string& path : param_files_)
+      hashes_.push_back(std::async(std::launch::async, sha256_of_file, path).share());
+    check_output();
+
+    size_t failed = 0, skipped = 0;
+    for (const Job& job : jobs) {
       throw_if_stopped();
-      progress.update(stage, done);
+      try {
+        const bool done = o_.dry_run ? describe(job) : run(job);
+        skipped += !done;
+      } catch (const std::exception& e) {
+        if (jobs.size() == 1) throw;
+        ++failed;
+        const bool memory = dynamic_cast<const std::bad_alloc*>(&e);
+        log_line(cat("fastfold: ", job.tag, " failed: ", memory ? "out of memory" : e.what()));
+        log_event("target", job.tag, {{"state", "failed"}, {"error", e.what()}});
+      }
+    }
+    if (jobs.size() > 1 && skipped)
+      log_notice(skipped, " of ", jobs.size(), " targets were left as they are");
+    if (!failed) return int(Exit::kDone);
+    log_line(cat("fastfold: ", failed, " of ", jobs.size(), " targets failed"));
+    return int(Exit::kPartial);
+  }
+
+ private:
+  /// Fails now rather than after the first prediction where nothing can be written.
+  void check_output() const {
+    if (!o_.dry_run) return make_output_folder(o_.output);
+    fs::path there = fs::absolute(o_.output);
+    while (!fs::exists(there) && there.has_relative_path()) there = there.parent_path();
+    if (!fs::is_directory(there) || access(there.c_str(), W_OK) != 0)
+      fail(Exit::kUsage, o_.output, ": no folder can be made in ", there.string(),
+           "; choose another with -o");
+  }
+
+  const std::vector<Model>& models() {
+    if (models_.empty()) models_ = load_models(param_files_, o_);
+    return models_;
+  }
+
+  /// Changes with everything that changes the result.
+  std::string fingerprint(const Job& job) const {
+    nlohmann::json j;
+    j["sequence"] = job.sequence;
+    j["files"] = nlohmann::json::array();
+    for (const auto* files : {&job.alignments, &job.template_hits, &o_.inputs.template_files})
+      for (const std::string& path : *files) j["files"].push_back(file_and_size(path));
+    if (!o_.inputs.features.empty()) j["features"] = sha256_of_file(o_.inputs.features);
+    const TemplateOptions& t = o_.inputs.search;
+    j["templates"] = {o_.inputs.templates, t.mmcif_dir, t.max_date, t.obsolete_file, t.max_hits};
+    for (const auto& hash : hashes_) j["parameters"].push_back(hash.get());
+    for (const std::string& file : o_.config_files) j["config"].push_back(sha256_of_file(file));
+    j["settings"] = {o_.overrides,
+                     o_.preset,
+                     o_.max_msa,
+                     o_.num_recycle,
+                     o_.num_ensemble,
+                     o_.num_seeds,
+                     o_.random_seed,
+                     o_.compute.precision,
+                     o_.rank_by(),
+                     o_.tolerance.value_or(-2),
+                     o_.stop_at_score.value_or(-1)};
+    j["output"] = {o_.save, o_.layout, o_.format};
+    return sha256(j.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
+  }
+
+  /// Whether the target's files are there already, made from the same.
+  bool is_done(const Job& job) const {
+    if (!o_.skip_existing) return false;
+    const Completion found = check_complete(job.tag, results_);
+    if (found.state == Completion::kDamaged)
+      log_notice(job.tag, ": is there but damaged (", found.damage, "): predicting again");
+    if (found.state != Completion::kComplete) return false;
+    if (found.fingerprint == fingerprint(job)) return true;
+    log_notice(job.tag, ": is there, made from other inputs or settings: predicting again");
+    return false;
+  }
+
+  bool skip(const Job& job, const char* why) const {
+    log_notice(job.tag, ": skipped, ", why);
+    log_event("target", job.tag, {{"state", "skipped"}, {"reason", why}});
+    return false;
+  }
+
+  TargetInputs read(const Job& job) {
+    if (!job.error.empty()) fail(Exit::kInput, job.error);
+    check_memory(int64_t(job.sequence.size()), models().front().network.config(), o_);
+    TargetInputs in = read_inputs(job, o_.inputs);
+    if (in.raw.n_seq == 1 && o_.inputs.msa_mode != "single_sequence")
+      in.warnings.push_back("no alignment, predicted from the single sequence (less accurate)");
+    const bool takes_templates = std::any_of(models().begin(), models().end(), [](const Model& m) {
+      return m.network.config().data.use_templates;
+    });
+    if (!in.templates.empty() && !takes_templates)
+      in.warnings.push_back(cat(in.templates.size(),
+                                " templates found, but none of the models takes any (model_1 and "
+                                "model_2 do)"));
+    for (const std::string& warning : in.warnings) log_warning(job.tag, ": ", warning);
+    throw_if_stopped();
+    return in;
+  }
+
+  /// For --dry-run: reads everything and says what would be done.
+  bool describe(const Job& job) {
+    if (is_done(job)) return skip(job, "its files are complete");
+    const TargetInputs in = read(job);
+    std::string line =
+        cat(job.tag, ": ", in.raw.n_res(), " residues, ", in.raw.n_seq, " sequences of ",
+            in.rows.size(), " alignments, ", in.templates.size(), " templates; would run ");
+    for (const Model& model : models())
+      line += cat(&model == &models().front() ? "" : ", ", model.name, " (",
+                  model.options.num_recycle + 1, " passes)");
+    log_notice(line, " x ", o_.num_seeds, o_.num_seeds == 1 ? " seed" : " seeds", " -> ",
+               o_.output);
+    return true;
+  }
+
+  bool run(const Job& job) {
+    if (is_done(job)) return skip(job, "its files are complete");
+    std::optional<TargetLock> lock;
+    try {
+      lock.emplace(o_.output, job.tag);
+    } catch (const Error& e) {
+      if (!o_.skip_existing) throw;
+      return skip(job, e.what());
+    }
+    if (is_done(job)) return skip(job, "its files are complete");  // another run's, meanwhile
+
+    const Clock::time_point start = Clock::now();
+    const std::string started = utc_now();
+    const TargetInputs in = read(job);
+    const double features = seconds_since(start);
+
+    TargetResults results;
+    std::vector<Timing> timings;
+    predict_all(job, in, results, timings);
+    results.tag = job.tag;
+    results.title = job.title;
+    results.rank_by = o_.rank_by();
+    results.alignment = in.raw.n_seq > 1;
+    results.templates = !in.templates.empty();
+    results.timings = {{"features", features},
+                       {"total", seconds_since(start)},
+                       {"peak_rss_bytes", peak_rss()},
+                       {"peak_tensor_bytes", memory_count().peak}};
+    for (const Timing& t : timings) {
+      results.timings["process_features_" + t.name] = t.process_features;
+      results.timings["predict_" + t.name] = t.predict;
+      results.timings["recycles_" + t.name] = t.passes;
+    }
+    results.run = record(job, in, results, started);
+    results.msa_a3m = in.msa_a3m;
+    results.fingerprint = fingerprint(job);
+    draw(job, in, results);
+    throw_if_stopped();
+    write_results(results, results_);
+
+    const Prediction& best = results.ranked.front();
+    const std::string path = best_structure_path(results, results_);
+    double seconds = 0;
+    for (const Timing& t : timings) seconds += t.predict;
+    std::string line = cat(job.tag, ": ", job.sequence.size(), " residues, ");
+    if (results.ranked.size() > 1)
+      line += cat("best of ", results.ranked.size(), ": ", best.model, ", ");
+    line += cat(confidence_line(best), ", ", show_seconds(seconds));
+    if (timings.size() == 1 && timings[0].passes.size() > 1) {
+      line += " (";
+      for (size_t i = 0; i < timings[0].passes.size(); ++i)
+        line += (i ? " + " : "") + show_seconds(timings[0].passes[i]);
+      line += ")";
+    }
+    log_notice(line, ", ", memory_line(), " -> ", path);
+    log_event("target", job.tag,
+              {{"state", "done"},
+               {"residues", int64_t(job.sequence.size())},
+               {"model", best.model},
+               {"plddt", best.mean_plddt},
+               {"ptm", best.ptm.value_or(NAN)},
+               {"seconds", seconds_since(start)},
+               {"structure", path}});
+    return true;
+  }
+
+  /// Every model with every seed, ranked.
+  void predict_all(const Job& job, const TargetInputs& in, TargetResults& results,
+                   std::vector<Timing>& timings) {
+    const auto total = double(models().size() * size_t(o_.num_seeds));
+    Progress progress(job.tag);
+    struct Entry {
+      Prediction prediction;
+      Arrays arrays;
     };
-    out = predict(model, source, options);
+    std::vector<Entry> entries;
+    bool enough = false;
+    for (const Model& model : models())
+      for (int64_t s = 0; s < o_.num_seeds && !enough; ++s) {
+        const uint64_t seed = o_.random_seed + uint64_t(s);
+        Timing timing;
+        timing.name = o_.num_seeds == 1 ? model.name : cat(model.name, "_seed_", seed);
+        RunOptions options = model.options;
+        const auto before = double(entries.size());
+        options.progress = [&](const std::string& stage, double done) {
+          throw_if_stopped();
+          progress.update(total > 1 ? timing.name + ", " + stage : stage, (before + done) / total);
+        };
+        const Arrays out = predict_one(model, in.raw, seed, options, timing);
+        Prediction p;
+        p.model = model.name;
+        p.seed = seed;
+        p.aatype = in.raw.aatype;
+        p.positions = out.at("structure_module/final_atom_positions");
+        p.mask = out.at("structure_module/final_atom_mask");
+        p.plddt = out.at("confidence/plddt");
+        p.mean_plddt = mean(p.plddt);
+        p.num_recycles = int64_t(out.at("num_recycles").item());
+        if (out.contains("confidence/ptm")) {
+          p.pae = out.at("confidence/predicted_aligned_error_expected").contiguous();
+          p.max_pae = out.at("confidence/max_predicted_aligned_error").item();
+          p.ptm = out.at("confidence/ptm").item();
+        }
+        if (total > 1)
+          log_notice(job.tag, ": ", timing.name, ": ", confidence_line(p), ", ",
+                     show_seconds(timing.predict));
+        enough = o_.stop_at_score && score_of(p, o_.rank_by()) >= *o_.stop_at_score;
+        entries.push_back({std::move(p), saved_arrays(out, o_.save)});
+        timings.push_back(std::move(timing));
+      }
+    std::stable_sort(entries.begin(), entries.end(), [&](const Entry& a, const Entry& b) {
+      return score_of(a.prediction, o_.rank_by()) > score_of(b.prediction, o_.rank_by());
+    });
+    for (Entry& entry : entries) {
+      results.ranked.push_back(std::move(entry.prediction));
+      if (!o_.save.empty()) results.arrays.push_back(std::move(entry.arrays));
+    }
   }
-  passes.push_back(Clock::now());
-  timings.predict = seconds_since(pass_start);
-  for (size_t i = 0; i + 1 < passes.size(); ++i)
-    timings.recycles.push_back(std::chrono::duration<double>(passes[i + 1] - passes[i]).count());
 
-  Prediction structure;
-  structure.aatype = raw.aatype;
-  structure.positions = out.at("structure_module/final_atom_positions");
-  structure.mask = out.at("structure_module/final_atom_mask");
-  structure.plddt = out.at("confidence/plddt");
-  const std::string pdb = to_pdb(structure);
-  throw_if_stopped();
-
-  fs::create_directories(folder);
-  write_text(folder / "ranked_000.pdb", pdb);
-  write_text(folder / "scores_rank_000.json", scores(out).dump() + "\n");
-  const nlohmann::json timing = {{"features", timings.features},
-                                 {"process_features_" + config.name, timings.process_features},
-                                 {"predict_" + config.name, timings.predict},
-                                 {"recycles", timings.recycles},
-                                 {"total", seconds_since(start)},
-                                 {"peak_rss_bytes", peak_rss()},
-                                 {"peak_tensor_bytes", memory_count().peak}};
-  write_text(folder / "timings.json", timing.dump(1) + "\n");
-
-  const auto ptm = out.find("confidence/ptm");
-  char confidence[64];
-  std::snprintf(confidence, sizeof confidence, "pLDDT %.1f", mean(structure.plddt));
-  std::string line = cat(job.tag, ": ", job.sequence.size(), " residues, ", confidence);
-  if (ptm != out.end()) {
-    std::snprintf(confidence, sizeof confidence, ", pTM %.2f", ptm->second.item());
-    line += confidence;
+  Arrays predict_one(const Model& model, const RawFeatures& raw, uint64_t seed,
+                     const RunOptions& options, Timing& timing) const {
+    const ModelConfig& config = model.network.config();
+    const std::vector<Choices> given = given_choices(raw, model, options);
+    const Clock::time_point start = Clock::now();
+    std::vector<Clock::time_point> passes;
+    const FeatureSource source = [&](int64_t slice) {
+      const Clock::time_point begun = Clock::now();
+      if (slice % options.num_ensemble == 0) passes.push_back(begun);
+      // Rows that AlphaFold fills up with zeros are masked everywhere: they cost time and change
+      // nothing.
+      const Choices choices =
+          given.empty() ? draw_choices(raw, config.data, seed, slice) : given[size_t(slice)];
+      Arrays features = make_slice(raw, config.data, choices, {.rows = Padding::kLeast});
+      timing.process_features += seconds_since(begun);
+      return features;
+    };
+    Arrays out = predict(model.network, source, options);
+    passes.push_back(Clock::now());
+    timing.predict = seconds_since(start);
+    for (size_t i = 0; i + 1 < passes.size(); ++i)
+      timing.passes.push_back(std::chrono::duration<double>(passes[i + 1] - passes[i]).count());
+    return out;
   }
-  line += cat(", ", show_seconds(timings.predict), " (");
-  for (size_t i = 0; i < timings.recycles.size(); ++i)
-    line += (i ? " + " : "") + show_seconds(timings.recycles[i]);
-  log_notice(line, "), ", memory_line(), " -> ", (folder / "ranked_000.pdb").string());
-}
 
-int run(const Options& o) {
+  /// The random choices in --features, where `fastfold features --preset` put them.
+  std::vector<Choices> given_choices(const RawFeatures& raw, const Model& model,
+                                     const RunOptions& options) const {
+    const std::string& path = o_.inputs.features;
+    if (path.empty()) return {};
+    const Arrays arrays = read_npz(path);
+    if (!arrays.contains("choices/random/shuffle0")) return {};
+    std::vector<Choices> given =
+        choices_from_arrays(arrays, path, raw, model.network.config().data);
+    const int64_t needed = (options.num_recycle + 1) * options.num_ensemble;
+    check_input(int64_t(given.size()) >= needed, path, ": holds the choices of ", given.size(),
+                " slices, ", model.name, " needs ", needed,
+                " (recycles and ensembles); give --num-recycle, or make it with more");
+    return given;
+  }
+
+  /// run.json: enough to run the target again.
+  nlohmann::json record(const Job& job, const TargetInputs& in, const TargetResults& results,
+                        const std::string& started) {
+    nlohmann::json j;
+    utsname host{};
+    uname(&host);
+    j["fastfold"] = FASTFOLD_VERSION;
+    j["command"] = command_line();
+    j["working_directory"] = fs::current_path();
+    j["host"] = host.nodename;
+    j["started"] = started;
+    j["finished"] = utc_now();
+    j["target"] = {{"tag", job.tag},
+                   {"title", job.title},
+                   {"sequence", job.sequence},
+                   {"residues", job.sequence.size()}};
+    nlohmann::json& inputs = j["inputs"];
+    inputs["source"] = job.source;
+    inputs["sequences"] = in.raw.n_seq;
+    inputs["alignments"] = nlohmann::json::array();
+    for (const auto& [path, rows] : in.rows)
+      inputs["alignments"].push_back(
+          {{"file", path}, {"rows", rows}, {"sha256", sha256_of_file(path)}});
+    inputs["template_hits"] = job.template_hits;
+    inputs["templates"] = nlohmann::json::array();
+    for (const UsedTemplate& t : in.templates)
+      inputs["templates"].push_back({{"name", t.name},
+                                     {"file", t.source},
+                                     {"sum_probs", t.sum_probs},
+                                     {"aligned_residues", t.aligned},
+                                     {"identity", t.identity}});
+    j["warnings"] = in.warnings;
+    j["settings"] = {
+        {"num_seeds", o_.num_seeds},
+        {"random_seed", o_.random_seed},
+        {"rank_by", o_.rank_by()},
+        {"precision", o_.compute.precision},
+        {"device", o_.compute.device},
+        {"threads", o_.compute.threads > 0 ? o_.compute.threads : available_threads()}};
+    if (o_.stop_at_score) j["settings"]["stop_at_score"] = *o_.stop_at_score;
+    for (size_t i = 0; i < models().size(); ++i) {
+      const Model& m = models()[i];
+      j["models"].push_back(
+          {{"name", m.name},
+           {"parameters", m.path},
+           {"sha256", hashes_[i].get()},
+           {"num_recycle", m.options.num_recycle},
+           {"num_ensemble", m.options.num_ensemble},
+           {"recycle_early_stop_tolerance", m.options.recycle_early_stop_tolerance},
+           {"config", nlohmann::json::parse(config_json(m.network.config()))}});
+    }
+    for (const Prediction& p : results.ranked) {
+      nlohmann::json one = {{"model", p.model},
+                            {"seed", p.seed},
+                            {"recycles", p.num_recycles},
+                            {"mean_plddt", p.mean_plddt}};
+      if (p.ptm) one["ptm"] = *p.ptm;
+      j["predictions"].push_back(one);
+    }
+    return j;
+  }
+
+  void draw(const Job& job, const TargetInputs& in, TargetResults& results) const {
+    Report report{.tag = job.tag,
+                  .title = job.title,
+                  .sequence = job.sequence,
+                  .ranked = results.ranked,
+                  .coverage = coverage_of(in.raw),
+                  .tables = {},
+                  .warnings = in.warnings};
+    std::vector<std::pair<std::string, std::string>> inputs{{"sequence", job.source}};
+    for (const auto& [path, rows] : in.rows) inputs.emplace_back(path, cat(rows, " rows"));
+    inputs.emplace_back("distinct sequences", cat(in.raw.n_seq));
+    report.tables.emplace_back("Inputs", inputs);
+    if (!in.templates.empty()) {
+      std::vector<std::pair<std::string, std::string>> templates;
+      for (const UsedTemplate& t : in.templates)
+        templates.emplace_back(t.name,
+                               cat(t.aligned, " residues, ", int(std::lround(100 * t.identity)),
+                                   " % identical, ", t.source));
+      report.tables.emplace_back("Templates", templates);
+    }
+    std::vector<std::pair<std::string, std::string>> settings{
+        {"fastfold", FASTFOLD_VERSION},
+        {"precision", o_.compute.precision},
+        {"ranked by", results.rank_by == "ptm" ? "pTM" : "mean pLDDT"}};
+    for (const Model& m : models_) settings.emplace_back(m.name, m.path);
+    report.tables.emplace_back("Settings", settings);
+    std::vector<std::pair<std::string, std::string>> times;
+    for (const auto& [key, value] : results.timings.items())
+      if (value.is_number_float()) times.emplace_back(key, show_seconds(value.get<double>()));
+    times.emplace_back("peak memory", show_bytes(peak_rss()));
+    report.tables.emplace_back("Timings", times);
+    results.report_html = report_html(report);
+    results.coverage_svg = coverage_svg(report.coverage);
+    results.plddt_svg = plddt_svg(results.ranked);
+    results.pae_svg = pae_svg(results.ranked);
+  }
+
+  const Options& o_;
+  const ResultOptions results_;
+  std::vector<std::string> param_files_;
+  std::vector<std::shared_future<std::string>> hashes_;
+  std::vector<Model> models_;
+};
+
+int run(Options& o) {
   o.compute.apply();
-  if (o.input.inputs.empty() && o.input.features.empty())
+  set_json_log(o.json_log);
+  resolve_aliases(o);
+  if (o.inputs.inputs.empty() && o.inputs.features.empty())
     fail(Exit::kUsage,
          "predict needs a FASTA file: fastfold predict INPUT.fasta --params FILE -o OUT");
   if (o.params.empty()) fail(Exit::kUsage, "predict needs --params FILE: ", where_parameters_are());
-  std::optional<MaxMsa> max_msa;
-  if (!o.max_msa.empty()) max_msa = parse_max_msa(o.max_msa);
-  const std::vector<Job> jobs = o.input.jobs();
-  // Fails now rather than after the first prediction where nothing can be written.
-  make_output_folder(o.output);
-
-  ModelFile file = read_model_file(o.params, o.preset);
-  ModelConfig& config = file.config;
-  if (max_msa) {
-    config.data.max_msa_clusters = max_msa->clusters;
-    config.data.max_extra_msa = max_msa->extra;
-  }
-  RunOptions options;
-  options.num_recycle = o.num_recycle < 0 ? config.num_recycle : o.num_recycle;
-  options.num_ensemble = o.num_ensemble < 0 ? config.data.num_ensemble : o.num_ensemble;
-  options.recycle_early_stop_tolerance = o.tolerance.value_or(config.recycle_early_stop_tolerance);
-  Params params(config, std::move(file.arrays), o.params);
-  const AlphaFold model(config, std::move(params), dtype_of_precision(o.compute.precision));
-
-  size_t failed = 0;
-  for (const Job& job : jobs) {
-    throw_if_stopped();
-    try {
-      predict(job, model, options, o);
-    } catch (const std::exception& e) {
-      if (jobs.size() == 1) throw;
-      ++failed;
-      log_line(cat("fastfold: ", job.tag, " failed: ", e.what()));
-    }
-  }
-  if (!failed) return int(Exit::kDone);
-  log_line(cat("fastfold: ", failed, " of ", jobs.size(), " targets failed"));
-  return int(Exit::kPartial);
+  if (!o.max_msa.empty()) parse_max_msa(o.max_msa);
+  return Run(o)();
 }
 
 }  // namespace
@@ -222,13 +616,32 @@ Command add_predict(CLI::App& root) {
   const auto o = std::make_shared<Options>();
   CLI::App* app =
       root.add_subcommand("predict", "predict structures from sequences and alignments");
-  o->input.add_to(*app);
+  o->inputs.add_to(*app);
   app->add_option("-o,--output-dir,--out", o->output,
                   "folder of the results, one folder a target in it (default: here)");
-  app->add_option("--params,--jax-param-path", o->params,
-                  "DeepMind's params_model_*.npz, or a file of fastfold's");
+  app->add_option(
+      "--params,--jax-param-path", o->params,
+      "DeepMind's params_model_*.npz, a file of fastfold's, or a folder of them; may be "
+      "repeated: every model predicts every target");
+  app->add_option(
+      "--data-dir", o->data_dir,
+      "AlphaFold's: params/ and pdb_mmcif/ are taken from it where not given otherwise");
   app->add_option("--preset,--config-preset", o->preset,
                   "model_1..5, model_1..5_ptm, demo (default: from the file's name or contents)");
+  app->add_option("--model-preset", o->model_preset,
+                  "which files of a folder: monomer, monomer_ptm or monomer_casp14, which also "
+                  "takes 8 ensembles (default: the _ptm ones where there are any)")
+      ->check(CLI::IsMember({"monomer", "monomer_ptm", "monomer_casp14", "multimer"}));
+  app->add_option("--num-models", o->num_models, "the first so many models (default: all)")
+      ->check(CLI::Range(1, 1000));
+  app->add_option("--config,--experiment-config-json", o->config_files,
+                  "YAML or JSON with keys of configs/presets.yaml to change");
+  app->add_option("--set", o->overrides, "KEY=VALUE, one such key: model.num_recycle=5")
+      ->type_size(1)
+      ->allow_extra_args(false);
+  app->add_option("--num-seeds", o->num_seeds, "predictions of each model (default 1)")
+      ->check(CLI::Range(1, 100000));
+  app->add_option("--random-seed,--data-random-seed", o->random_seed, "the first seed (default 0)");
   app->add_option("--num-recycle", o->num_recycle, "recycles (default: the preset's, 3)")
       ->check(CLI::Range(0, 1000));
   app->add_option("--num-ensemble", o->num_ensemble,
@@ -236,9 +649,36 @@ Command add_predict(CLI::App& root) {
       ->check(CLI::Range(1, 1000));
   app->add_option("--recycle-early-stop-tolerance", o->tolerance,
                   "stop recycling below this change of CA distances, angstrom (default: off)");
-  app->add_option("--random-seed,--data-random-seed", o->random_seed, "default 0");
   app->add_option("--max-msa", o->max_msa,
                   "rows of the MSA, CLUSTERS:EXTRA (default: the preset's, such as 512:5120)");
+  app->add_option("--rank", o->rank, "by plddt or ptm (default auto: plddt, as AlphaFold)")
+      ->check(CLI::IsMember({"auto", "plddt", "ptm"}));
+  app->add_option("--stop-at-score", o->stop_at_score,
+                  "no more models or seeds for a target once one has this score, 0 to 100")
+      ->check(CLI::Range(0.0, 100.0));
+  std::vector<std::string> saved;
+  for (const auto& [name, prefix] : kSaved) saved.push_back(name);
+  app->add_option("--save", o->save,
+                  "arrays to keep as .npz: single,pair,msa,structure,distogram,"
+                  "confidence,all")
+      ->delimiter(',')
+      ->check(CLI::IsMember(saved));
+  app->add_option("--format", o->format, "of structures: pdb, cif or both (default both)")
+      ->check(CLI::IsMember({"pdb", "cif", "both"}));
+  app->add_option("--layout", o->layout,
+                  "file names of fastfold, alphafold or colabfold (default fastfold)")
+      ->check(CLI::IsMember({"fastfold", "alphafold", "colabfold"}));
+  app->add_flag("--skip-existing", o->skip_existing,
+                "leave targets whose files are complete and made from the same as they are, and "
+                "those that another run is at");
+  app->add_flag("--dry-run", o->dry_run, "read and check everything, say what would be done");
+  app->add_flag("--use-precomputed-msas", o->use_precomputed_msas,
+                "AlphaFold's: alignments are in OUT/TARGET/msas");
+  app->add_flag("--cif-output", o->cif_output, "OpenFold's: --format cif");
+  app->add_flag("--save-outputs,--save-all", o->save_outputs, "OpenFold's: --save all");
+  app->add_option("--json-log", o->json_log,
+                  "append messages and events to this file, one JSON "
+                  "object a line");
   o->compute.add_to(*app, false);
   return {app, [o] { return run(*o); }};
 }

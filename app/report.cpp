@@ -1,5 +1,7 @@
-// Memory and precision, named for people.
+// The command line, memory and precision, named for people.
 #include "app/report.h"
+
+#include <fstream>
 
 #include "core/base/log.h"
 #include "core/base/machine.h"
@@ -10,6 +12,13 @@ Dtype dtype_of_precision(const std::string& precision) {
   for (Dtype dtype : {Dtype::f32, Dtype::bf16, Dtype::f64})
     if (precision == name_of(dtype)) return dtype;
   fail(Exit::kUsage, "unknown precision '", precision, "' (f32, bf16)");
+}
+
+std::vector<std::string> command_line() {
+  std::ifstream in("/proc/self/cmdline", std::ios::binary);
+  std::vector<std::string> arguments;
+  for (std::string word; std::getline(in, word, '\0');) arguments.push_back(word);
+  return arguments;
 }
 
 std::string memory_line() {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "core/tensor/tensor.h"
 
@@ -9,6 +10,9 @@ namespace ff {
 
 /// "f32", "bf16" or "f64" as a dtype.
 Dtype dtype_of_precision(const std::string& precision);
+
+/// The program's arguments as they were given, its name first.
+std::vector<std::string> command_line();
 
 /// "peak memory 4.51 GiB (tensors 4.12 GiB)"
 std::string memory_line();

@@ -4,7 +4,7 @@ source "$(dirname "$0")/common.bash"
 expect 0 "fastfold 0" --version
 expect 0 "predict" --help
 expect 0 "--max-msa" predict --help
-for command in predict parity init convert bench; do
+for command in predict features doctor parity init convert bench; do
   "$program" --help | grep -q "$command" || problem "--help does not list $command"
 done
 
@@ -17,6 +17,21 @@ expect 2 "CLUSTERS:EXTRA" predict "$data/cli/short.fasta" --params "$data/cli/mu
 expect 2 "needs a FASTA file" predict --params x.npz
 expect 3 "b.fasta" predict --fasta_paths="$data/cli/short.fasta,b.fasta" --params x.npz
 expect 2 "" init
+
+# The names that AlphaFold's, OpenFold's and ColabFold's users type.
+expect 2 "monomer_ptm" predict "$data/cli/short.fasta" --msa-mode single_sequence --params x.npz --model_preset=multimer
+expect 2 "--alignments" predict x.fasta --jackhmmer_binary_path /usr/bin/jackhmmer
+expect 2 "does not relax" predict x.fasta --models_to_relax=best
+expect 2 "--max-msa" predict x.fasta --max-seq 64
+expect 3 "no such folder (--data-dir)" predict x.fasta --data_dir nowhere
+expect 3 "no such file" predict "$data/cli/short.fasta" --msa_mode single_sequence --jax_param_path x.npz --experiment_config_json c.json
+expect 2 "YYYY-MM-DD" predict "$data/cli/short.fasta" --msa-mode single_sequence --params x.npz --max_template_date tomorrow
+expect 2 "did you mean '--skip-existing'" predict x.fasta --skip-existin
+"$program" init --preset demo --seed 1 -o demo.npz > out.txt 2>&1
+expect 2 "did you mean 'num_recycle'" predict "$data/cli/short.fasta" --msa-mode single_sequence --params demo.npz --set model.num_recycl=1 --dry-run -q
+printf 'model:\n  c_zz: 4\n' > c.yaml
+expect 2 "c.yaml:2" predict "$data/cli/short.fasta" --msa-mode single_sequence --params demo.npz --config c.yaml --dry-run -q
+rm demo.npz c.yaml
 expect 2 "f64" predict x.fasta --precision f64
 [ -z "$(ls | grep -v -e out.txt -e err.txt)" ] || problem "left behind: $(ls)"
 

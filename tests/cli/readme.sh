@@ -1,0 +1,33 @@
+# README's commands run as written. Small stand-ins replace what is not here: the network is the demo
+# preset's, untrained, with one pass, the sequences are short.
+source "$(dirname "$0")/common.bash"
+root=$(dirname "$(dirname "$data")")
+
+"$program" init --preset demo --seed 1 -o params_model_1_ptm.npz > out.txt 2>&1 || problem "init failed"
+mkdir -p params mmcif alignments/one alignments/two/msas
+cp params_model_1_ptm.npz params
+cp -r "$root/examples" .
+printf '>query\nMKTAYIAKQR\n' > query.fasta
+printf '>query\nMKTAYIAKQR\n>hit\nMKTA-IAKQR\n' > query.a3m
+printf '>one\nMKTAYIAKQR\n>two\nMKTAYIAKQR\n' > many.fasta
+cp query.a3m alignments/one/bfd_uniclust_hits.a3m
+gzip < query.a3m > alignments/two/msas/bfd_uniclust_hits.a3m.gz
+
+fastfold() {
+  local small=()
+  [ "$1" = predict ] && small=(--preset demo --num-recycle 0)
+  "$program" "$@" "${small[@]}"
+}
+ran=0
+while IFS= read -r line; do
+  eval "$line" > out.txt 2> err.txt || problem "'$line': $(cat out.txt err.txt)"
+  ran=$((ran + 1))
+done < <(sed -n '/^```/,/^```/p' "$root/README.md" | grep '^fastfold ')
+[ $ran -ge 8 ] || problem "only $ran commands found in README.md"
+# The files that README names are there.
+for file in $(sed -n '/^### Results/,/^## /p' "$root/README.md" | grep -o '^| `[^|]*|' | grep -o '`[a-z0-9_.]*[.][a-z]*`' |
+  tr -d '`' | grep -v -e '^[.]' -e arrays); do
+  [ -s "results/query/$file" ] || problem "results/query/$file is missing: $(ls results/query)"
+done
+
+finish
