@@ -4,8 +4,8 @@
 
 #include "app/commands.h"
 #include "core/base/log.h"
-#include "core/base/stop.h"
 #include "core/base/machine.h"
+#include "core/base/stop.h"
 #include "core/model/params.h"
 #include "io/npz.h"
 
