@@ -303,8 +303,6 @@ class Run {
     if (!job.error.empty()) fail(Exit::kInput, job.error);
     check_memory(int64_t(job.sequence.size()), models().front().network.config(), o_);
     TargetInputs in = read_inputs(job, o_.inputs);
-    if (in.raw.n_seq == 1 && o_.inputs.msa_mode != "single_sequence")
-      in.warnings.push_back("no alignment, predicted from the single sequence (less accurate)");
     const bool takes_templates = std::any_of(models().begin(), models().end(), [](const Model& m) {
       return m.network.config().data.use_templates;
     });
@@ -313,6 +311,10 @@ class Run {
                                 " templates found, but none of the models takes any (model_1 and "
                                 "model_2 do)"));
     for (const std::string& warning : in.warnings) log_warning(job.tag, ": ", warning);
+    if (in.raw.n_seq == 1 && o_.inputs.msa_mode != "single_sequence") {
+      in.warnings.push_back("no alignment, predicted from the single sequence (less accurate)");
+      log_notice(job.tag, ": ", in.warnings.back());
+    }
     throw_if_stopped();
     return in;
   }

@@ -13,8 +13,13 @@ namespace {
 
 using dnnl::memory;
 
+constexpr size_t kMostPrimitives = 192;  ///< kept by each thread, and by oneDNN for all
+
 dnnl::engine& engine() {
-  static dnnl::engine e(dnnl::engine::kind::cpu, 0);
+  static dnnl::engine e = [] {
+    dnnl::set_primitive_cache_capacity(int(kMostPrimitives));
+    return dnnl::engine(dnnl::engine::kind::cpu, 0);
+  }();
   return e;
 }
 dnnl::stream& stream() {
@@ -68,8 +73,8 @@ const Product& product(const Tensor& a, const Tensor& b, const Tensor& bias, con
                    int64_t(act) * 4 + accumulate * 2 + bias.defined(),
                    int64_t(a.dtype()) * 2 + omp_in_parallel()};
   if (auto it = cache.find(key); it != cache.end()) return it->second;
-  // Long runs meet many shapes only when proteins of many lengths follow each other.
-  if (cache.size() > 4096) cache.clear();
+  // One protein meets under a hundred shapes a thread; a batch of many lengths would keep them all.
+  if (cache.size() >= kMostPrimitives) cache.clear();
   Product p;
   p.a = desc(a);
   p.b = desc(b);
