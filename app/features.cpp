@@ -4,6 +4,7 @@
 
 #include "app/commands.h"
 #include "app/inputs.h"
+#include "app/model_file.h"
 #include "core/base/log.h"
 #include "core/base/stop.h"
 #include "core/model/config.h"
@@ -16,28 +17,16 @@ namespace {
 struct Options {
   ComputeOptions compute;
   InputOptions inputs;
-  std::vector<std::string> config_files, overrides;
-  std::string preset, choices, max_msa, output = "features.npz";
+  ConfigChanges changes;
+  std::string preset, choices, output = "features.npz";
   int64_t num_recycle = -1, num_ensemble = -1;
   uint64_t random_seed = 0;
 };
 
-ModelConfig configuration(const Options& o) {
-  ModelConfig config = preset_config(o.preset);
-  for (const std::string& file : o.config_files) apply_config_file(config, file);
-  for (const std::string& assignment : o.overrides) apply_override(config, assignment);
-  if (o.max_msa.empty()) return config;
-  const size_t colon = o.max_msa.find(':');
-  if (colon == std::string::npos)
-    fail(Exit::kUsage, "--max-msa ", o.max_msa, ": expected CLUSTERS:EXTRA, such as 512:5120");
-  apply_override(config, "data.max_msa_clusters=" + o.max_msa.substr(0, colon));
-  apply_override(config, "data.max_extra_msa=" + o.max_msa.substr(colon + 1));
-  return config;
-}
-
 /// Adds the slices as processed/NAME, [slices, ...], and their choices as choices/NAME.
 void add_slices(const RawFeatures& raw, const Options& o, Arrays& out) {
-  ModelConfig config = configuration(o);
+  ModelConfig config = preset_config(o.preset);
+  o.changes.apply(config);
   if (o.num_ensemble > 0) config.data.num_ensemble = o.num_ensemble;
   const int64_t passes = 1 + (o.num_recycle < 0 ? config.num_recycle : o.num_recycle);
   std::vector<Choices> choices;
@@ -58,8 +47,9 @@ void add_slices(const RawFeatures& raw, const Options& o, Arrays& out) {
 
 int run(const Options& o) {
   o.compute.apply();
-  if (o.preset.empty() && !(o.choices.empty() && o.config_files.empty() && o.overrides.empty() &&
-                            o.max_msa.empty() && o.num_recycle < 0 && o.num_ensemble < 0))
+  if (o.preset.empty() &&
+      !(o.choices.empty() && o.changes.files.empty() && o.changes.overrides.empty() &&
+        o.changes.max_msa.empty() && o.num_recycle < 0 && o.num_ensemble < 0))
     fail(
         Exit::kUsage,
         "--choices, --config, --set, --max-msa, --num-recycle and --num-ensemble are for processed "
@@ -68,6 +58,7 @@ int run(const Options& o) {
   if (jobs.size() != 1)
     fail(Exit::kUsage, o.output, " holds the features of one target, but there are ", jobs.size(),
          "; give one");
+  check_input(jobs[0].error.empty(), jobs[0].error);
   const TargetInputs in = read_inputs(jobs[0], o.inputs);
   for (const std::string& warning : in.warnings) log_warning(jobs[0].tag, ": ", warning);
   Arrays out = to_arrays(in.raw);
@@ -90,12 +81,7 @@ Command add_features(CLI::App& root) {
   app->add_option("--preset,--config-preset", o->preset,
                   "add the processed features of this preset (model_1, ...), every slice, and the "
                   "random choices");
-  app->add_option("--config,--experiment-config-json", o->config_files,
-                  "YAML or JSON with keys of configs/presets.yaml to change");
-  app->add_option("--set", o->overrides, "KEY=VALUE, one such key: data.max_extra_msa=1024")
-      ->type_size(1)
-      ->allow_extra_args(false);
-  app->add_option("--max-msa", o->max_msa, "rows of the MSA, CLUSTERS:EXTRA");
+  o->changes.add_to(*app);
   app->add_option("--random-seed,--data-random-seed", o->random_seed, "default 0");
   auto* recycle = app->add_option("--num-recycle", o->num_recycle,
                                   "slices for so many recycles (default: the preset's, 3)")

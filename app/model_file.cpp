@@ -1,6 +1,7 @@
-// Finds the preset that a parameter file belongs to.
+// Finds parameter files, the presets that they belong to, and what is changed of these.
 #include "app/model_file.h"
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <filesystem>
 
@@ -12,6 +13,33 @@
 namespace fs = std::filesystem;
 
 namespace ff {
+
+void ConfigChanges::add_to(CLI::App& app) {
+  app.add_option("--config,--experiment-config-json", files,
+                 "YAML or JSON with keys of configs/presets.yaml to change");
+  app.add_option("--set", overrides, "KEY=VALUE, one such key: model.num_recycle=5")
+      ->type_size(1)
+      ->allow_extra_args(false);
+  app.add_option("--max-msa", max_msa,
+                 "rows of the MSA, CLUSTERS:EXTRA (default: the preset's, such as 512:5120)");
+}
+
+void ConfigChanges::apply(ModelConfig& config) const {
+  for (const std::string& file : files) apply_config_file(config, file);
+  for (const std::string& assignment : overrides) apply_override(config, assignment);
+  if (max_msa.empty()) return;
+  const size_t colon = max_msa.find(':');
+  const auto number = [&](const std::string& part) -> int64_t {
+    constexpr size_t kDigits = 7;
+    if (part.empty() || part.size() > kDigits ||
+        part.find_first_not_of("0123456789") != std::string::npos || std::stol(part) == 0)
+      fail(Exit::kUsage, "--max-msa ", max_msa,
+           ": expected CLUSTERS:EXTRA, two numbers of rows from 1 on, such as 512:5120");
+    return std::stol(part);
+  };
+  config.data.max_msa_clusters = number(max_msa.substr(0, colon));
+  config.data.max_extra_msa = number(colon == std::string::npos ? "" : max_msa.substr(colon + 1));
+}
 
 std::string where_parameters_are() {
   return "DeepMind's trained parameters are in "

@@ -7,7 +7,21 @@
 #include "core/model/config.h"
 #include "core/tensor/arrays.h"
 
+namespace CLI {
+class App;
+}
+
 namespace ff {
+
+/// What the command line changes of a preset: --config, --set and --max-msa, applied in this order.
+struct ConfigChanges {
+  std::vector<std::string> files, overrides;
+  std::string max_msa;  ///< "512:5120"
+
+  void add_to(CLI::App& app);
+  /// Throws Exit::kUsage naming the flag or the file's line, Exit::kInput for a missing file.
+  void apply(ModelConfig& config) const;
+};
 
 struct ModelFile {
   ModelConfig config;

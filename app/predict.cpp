@@ -51,8 +51,9 @@ const std::pair<const char*, const char*> kSaved[] = {{"single", "representation
 struct Options {
   ComputeOptions compute;
   InputOptions inputs;
-  std::vector<std::string> params, config_files, overrides, save;
-  std::string data_dir, preset, model_preset, output = ".", max_msa, json_log;
+  ConfigChanges changes;
+  std::vector<std::string> params, save;
+  std::string data_dir, preset, model_preset, output = ".", json_log;
   std::string rank = "auto", layout = "fastfold", format = "both";
   int num_models = 0;
   int64_t num_recycle = -1, num_ensemble = -1, num_seeds = 1;
@@ -64,25 +65,6 @@ struct Options {
   ResultOptions results() const { return {output, layout_of_name(layout), format_of_name(format)}; }
   std::string rank_by() const { return rank == "ptm" ? "ptm" : "plddt"; }
 };
-
-struct MaxMsa {
-  int64_t clusters, extra;
-};
-
-/// Reads "512:5120".
-MaxMsa parse_max_msa(const std::string& text) {
-  const size_t colon = text.find(':');
-  const auto number = [&](const std::string& part) -> int64_t {
-    constexpr size_t kDigits = 7;
-    if (part.empty() || part.size() > kDigits ||
-        part.find_first_not_of("0123456789") != std::string::npos || std::stol(part) == 0)
-      fail(Exit::kUsage, "--max-msa ", text,
-           ": expected CLUSTERS:EXTRA, two numbers of rows from 1 on, such as 512:5120");
-    return std::stol(part);
-  };
-  return {number(text.substr(0, colon)),
-          number(colon == std::string::npos ? "" : text.substr(colon + 1))};
-}
 
 /// AlphaFold's names for things that ours replace, and its --data-dir.
 void resolve_aliases(Options& o) {
@@ -111,20 +93,13 @@ struct Model {
 };
 
 std::vector<Model> load_models(const std::vector<std::string>& files, const Options& o) {
-  std::optional<MaxMsa> max_msa;
-  if (!o.max_msa.empty()) max_msa = parse_max_msa(o.max_msa);
   std::vector<Model> models;
   std::map<std::string, int> taken;
   for (const std::string& path : files) {
     throw_if_stopped();
     ModelFile file = read_model_file(path, o.preset);
     ModelConfig& config = file.config;
-    for (const std::string& yaml : o.config_files) apply_config_file(config, yaml);
-    for (const std::string& assignment : o.overrides) apply_override(config, assignment);
-    if (max_msa) {
-      config.data.max_msa_clusters = max_msa->clusters;
-      config.data.max_extra_msa = max_msa->extra;
-    }
+    o.changes.apply(config);
     if (o.rank_by() == "ptm" && config.heads.pae_weight == 0)
       fail(Exit::kUsage, "--rank ptm: ", path, " is of ", config.name,
            ", which predicts no TM-score; use params_model_N_ptm.npz or --rank plddt");
@@ -265,10 +240,10 @@ class Run {
     const TemplateOptions& t = o_.inputs.search;
     j["templates"] = {o_.inputs.templates, t.mmcif_dir, t.max_date, t.obsolete_file, t.max_hits};
     for (const auto& hash : hashes_) j["parameters"].push_back(hash.get());
-    for (const std::string& file : o_.config_files) j["config"].push_back(sha256_of_file(file));
-    j["settings"] = {o_.overrides,
+    for (const std::string& file : o_.changes.files) j["config"].push_back(sha256_of_file(file));
+    j["settings"] = {o_.changes.overrides,
                      o_.preset,
-                     o_.max_msa,
+                     o_.changes.max_msa,
                      o_.num_recycle,
                      o_.num_ensemble,
                      o_.num_seeds,
@@ -608,7 +583,6 @@ int run(Options& o) {
     fail(Exit::kUsage,
          "predict needs a FASTA file: fastfold predict INPUT.fasta --params FILE -o OUT");
   if (o.params.empty()) fail(Exit::kUsage, "predict needs --params FILE: ", where_parameters_are());
-  if (!o.max_msa.empty()) parse_max_msa(o.max_msa);
   return Run(o)();
 }
 
@@ -636,11 +610,7 @@ Command add_predict(CLI::App& root) {
       ->check(CLI::IsMember({"monomer", "monomer_ptm", "monomer_casp14", "multimer"}));
   app->add_option("--num-models", o->num_models, "the first so many models (default: all)")
       ->check(CLI::Range(1, 1000));
-  app->add_option("--config,--experiment-config-json", o->config_files,
-                  "YAML or JSON with keys of configs/presets.yaml to change");
-  app->add_option("--set", o->overrides, "KEY=VALUE, one such key: model.num_recycle=5")
-      ->type_size(1)
-      ->allow_extra_args(false);
+  o->changes.add_to(*app);
   app->add_option("--num-seeds", o->num_seeds, "predictions of each model (default 1)")
       ->check(CLI::Range(1, 100000));
   app->add_option("--random-seed,--data-random-seed", o->random_seed, "the first seed (default 0)");
@@ -651,8 +621,6 @@ Command add_predict(CLI::App& root) {
       ->check(CLI::Range(1, 1000));
   app->add_option("--recycle-early-stop-tolerance", o->tolerance,
                   "stop recycling below this change of CA distances, angstrom (default: off)");
-  app->add_option("--max-msa", o->max_msa,
-                  "rows of the MSA, CLUSTERS:EXTRA (default: the preset's, such as 512:5120)");
   app->add_option("--rank", o->rank, "by plddt or ptm (default auto: plddt, as AlphaFold)")
       ->check(CLI::IsMember({"auto", "plddt", "ptm"}));
   app->add_option("--stop-at-score", o->stop_at_score,
