@@ -25,7 +25,7 @@ std::string instead_of(const std::string& flag) {
       {{"--model-device", "--gpus"}, "use --device"},
       {{"--max-seq", "--max-extra-seq"}, "use --max-msa CLUSTERS:EXTRA"},
       {{"--use-custom-template"}, "use --template FILE"},
-      {{"--max-template-hits", "--pdb-hit-file", "--local-pdb-path"},
+      {{"--pdb-hit-file", "--local-pdb-path"},
        "put the hits beside the alignments and use --template-mmcif-dir"},
       {{"--use-single-seq-mode"}, "use --msa-mode single_sequence"},
       {{"--overwrite-existing-results"}, "that is the default; --skip-existing is the contrary"},

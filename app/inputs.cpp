@@ -420,7 +420,9 @@ void InputOptions::add_to(CLI::App& app) {
   app.add_option(
       "input", inputs,
       "FASTA files (each record is a target), ColabFold's a3m or csv, or folders of them");
-  app.add_option("--fasta-paths", inputs, "the same, divided by commas")->delimiter(',');
+  app.add_option("--fasta-paths", inputs, "the same, divided by commas")
+      ->delimiter(',')
+      ->allow_extra_args(false);
   app.add_option("--alignments,--use-precomputed-alignments", alignments,
                  "folder with TARGET/*.a3m or *.sto, TARGET/msas/ or TARGET.a3m (.gz of each); of "
                  "one target also the files themselves");
@@ -435,7 +437,8 @@ void InputOptions::add_to(CLI::App& app) {
       ->check(CLI::IsMember({"none", "search", "custom"}));
   app.add_option("--template,--custom-template-path", template_files,
                  "structure to use as template, FILE[:CHAIN], PDB or mmCIF, or a folder of them; "
-                 "may be repeated");
+                 "may be repeated")
+      ->allow_extra_args(false);
   app.add_option("--template-mmcif-dir", search.mmcif_dir,
                  "folder with the hits' structures, 1abc.cif[.gz]");
   app.add_option("--max-template-date", search.max_date,

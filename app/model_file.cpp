@@ -16,9 +16,9 @@ namespace ff {
 
 void ConfigChanges::add_to(CLI::App& app) {
   app.add_option("--config,--experiment-config-json", files,
-                 "YAML or JSON with keys of configs/presets.yaml to change");
+                 "YAML or JSON with keys of configs/presets.yaml to change")
+      ->allow_extra_args(false);
   app.add_option("--set", overrides, "KEY=VALUE, one such key: model.num_recycle=5")
-      ->type_size(1)
       ->allow_extra_args(false);
   app.add_option("--max-msa", max_msa,
                  "rows of the MSA, CLUSTERS:EXTRA (default: the preset's, such as 512:5120)");

@@ -596,9 +596,10 @@ Command add_predict(CLI::App& root) {
   app->add_option("-o,--output-dir,--out", o->output,
                   "folder of the results, one folder a target in it (default: here)");
   app->add_option(
-      "--params,--jax-param-path", o->params,
-      "DeepMind's params_model_*.npz, a file of fastfold's, or a folder of them; may be "
-      "repeated: every model predicts every target");
+         "--params,--jax-param-path", o->params,
+         "DeepMind's params_model_*.npz, a file of fastfold's, or a folder of them; may be "
+         "repeated: every model predicts every target")
+      ->allow_extra_args(false);
   app->add_option(
       "--data-dir", o->data_dir,
       "AlphaFold's: params/ and pdb_mmcif/ are taken from it where not given otherwise");
@@ -632,6 +633,7 @@ Command add_predict(CLI::App& root) {
                   "arrays to keep as .npz: single,pair,msa,structure,distogram,"
                   "confidence,all")
       ->delimiter(',')
+      ->allow_extra_args(false)
       ->check(CLI::IsMember(saved));
   app->add_option("--format", o->format, "of structures: pdb, cif or both (default both)")
       ->check(CLI::IsMember({"pdb", "cif", "both"}));

@@ -31,6 +31,9 @@ expect 2 "did you mean '--skip-existing'" predict x.fasta --skip-existin
 expect 2 "did you mean 'num_recycle'" predict "$data/cli/short.fasta" --msa-mode single_sequence --params demo.npz --set model.num_recycl=1 --dry-run -q
 printf 'model:\n  c_zz: 4\n' > c.yaml
 expect 2 "c.yaml:2" predict "$data/cli/short.fasta" --msa-mode single_sequence --params demo.npz --config c.yaml --dry-run -q
+# A flag takes one value, so that INPUT may follow it.
+expect 0 "would run demo" predict --params demo.npz --set model.num_recycle=1 "$data/cli/short.fasta" --msa-mode single_sequence --dry-run
+expect 0 "demo_2 (2 passes)" predict --params demo.npz --params demo.npz --set model.num_recycle=1 --save single,pair "$data/cli/short.fasta" --msa-mode single_sequence --dry-run
 rm demo.npz c.yaml
 expect 2 "f64" predict x.fasta --precision f64
 [ -z "$(ls | grep -v -e out.txt -e err.txt)" ] || problem "left behind: $(ls)"
