@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
+#include <exception>
 #include <filesystem>
 #include <map>
 #include <set>
@@ -492,12 +493,19 @@ TargetInputs read_inputs(const Job& job, const InputOptions& options) {
   if (!job.error.empty()) fail(Exit::kInput, job.error);
   if (!options.features.empty()) return inputs_of_features(options.features);
   TargetInputs in;
-  std::vector<Msa> msas;
-  for (const std::string& path : job.alignments) {
-    msas.push_back(read_msa(path, most_rows(path)));
-    check_query(msas.back(), path, job);
-    in.rows.emplace_back(path, int64_t(msas.back().size()));
-  }
+  std::vector<Msa> msas(job.alignments.size());
+  std::vector<std::exception_ptr> errors(msas.size());
+#pragma omp parallel for schedule(dynamic)
+  for (size_t f = 0; f < msas.size(); ++f) try {
+      msas[f] = read_msa(job.alignments[f], most_rows(job.alignments[f]));
+      check_query(msas[f], job.alignments[f], job);
+    } catch (...) {
+      errors[f] = std::current_exception();
+    }
+  for (const std::exception_ptr& error : errors)
+    if (error) std::rethrow_exception(error);
+  for (size_t f = 0; f < msas.size(); ++f)
+    in.rows.emplace_back(job.alignments[f], int64_t(msas[f].size()));
   if (msas.empty())
     msas.push_back(
         {.rows = {job.sequence}, .descriptions = {job.tag}, .columns = job.sequence.size()});
