@@ -1,37 +1,71 @@
-// Var: a tensor as the model sees it, and the place where the tape hooks in.
+// Var and the tape: what was computed, so that its gradient can be.
 //
-// The model's text is written against Var. An operation computes its value and hands it to `result`
-// with the operation's name and its inputs; that is the one place where a node is recorded. Until
-// an operation has a backward, asking for its gradient is an error, never a silent zero.
+// The model's text is written against Var. While a Tape is alive on a thread, an operation that has
+// an input whose gradient is wanted appends a node to it; backward() walks the nodes strictly in
+// reverse and frees each as soon as it has run. Backward functions add into gradients, they never
+// overwrite. A view's gradient is the same view of its base's gradient.
 #pragma once
 
+#include <functional>
 #include <initializer_list>
 #include <memory>
+#include <vector>
 
 #include "core/tensor/tensor.h"
 
 namespace ff {
 
-/// A tensor and, where its gradient is wanted, the slot that the gradient is accumulated in.
+/// Where the gradient of one Var is summed.
+struct GradSlot {
+  Dims shape;
+  Dtype dtype = Dtype::f32;
+  Tensor grad;                                ///< undefined as long as nothing was added
+  std::shared_ptr<GradSlot> base;             ///< of a view
+  std::function<Tensor(const Tensor&)> view;  ///< of the base's gradient
+
+  /// The gradient to add into, zeros at first.
+  Tensor into() {
+    if (base) return view(base->into());
+    if (!grad.defined()) grad = Tensor::zeros(shape, dtype);
+    return grad;
+  }
+};
+
+/// A tensor and, where its gradient is wanted, the slot that the gradient is summed in.
 class Var {
  public:
   Var() = default;
   Var(Tensor value) : value_(std::move(value)) {}  // NOLINT: a constant is a Var
+  Var(Tensor value, std::shared_ptr<GradSlot> slot)
+      : value_(std::move(value)), slot_(std::move(slot)) {}
   const Tensor& value() const { return value_; }
   bool defined() const { return value_.defined(); }
   explicit operator bool() const { return defined(); }
   int rank() const { return value_.rank(); }
   int64_t size(int axis) const { return value_.size(axis); }
   const Dims& shape() const { return value_.shape(); }
-  bool requires_grad() const { return grad_ != nullptr; }
+  bool requires_grad() const { return slot_ != nullptr; }
   /// Asks for the gradient of this leaf.
-  void want_grad() { grad_ = std::make_shared<Tensor>(); }
-  Tensor grad() const { return grad_ ? *grad_ : Tensor(); }
+  void want_grad() { slot_ = new_slot(value_); }
+  /// What has been summed so far; undefined for nothing.
+  Tensor grad() const { return slot_ ? slot_->grad : Tensor(); }
+  /// For backward functions: the gradient to add into, undefined where it is not wanted.
+  Tensor grad_into() const { return slot_ ? slot_->into() : Tensor(); }
+  const std::shared_ptr<GradSlot>& slot() const { return slot_; }
+
+  static std::shared_ptr<GradSlot> new_slot(const Tensor& value) {
+    auto slot = std::make_shared<GradSlot>();
+    slot->shape = value.shape();
+    slot->dtype = value.dtype();
+    return slot;
+  }
 
  private:
   Tensor value_;
-  std::shared_ptr<Tensor> grad_;
+  std::shared_ptr<GradSlot> slot_;
 };
+
+using Vars = std::vector<Var>;
 
 /// While one is alive on this thread nothing is recorded and operations may work in place.
 class NoGrad {
@@ -49,12 +83,80 @@ class NoGrad {
   }
 };
 
-/// Wraps what operation `name` computed from `inputs`.
+/// Records what happens on this thread while it is the innermost one alive.
+class Tape {
+ public:
+  /// Gets the gradients of a node's outputs; an undefined one is zero.
+  using Backward = std::function<void(const std::vector<Tensor>& dy)>;
+
+  Tape() : outer_(current()) { current() = this; }
+  ~Tape() { current() = outer_; }
+  Tape(const Tape&) = delete;
+  Tape& operator=(const Tape&) = delete;
+
+  /// The tape that records now, nullptr for none.
+  static Tape*& current() {
+    thread_local Tape* tape = nullptr;
+    return tape;
+  }
+
+  /// Gives the outputs slots of their own and appends the node.
+  void record(Vars& outputs, Backward backward);
+
+  /// Adds d(sum of output * seed) into the gradient of every leaf, and forgets the nodes. Without
+  /// seeds the outputs are single numbers and their seeds 1.
+  void backward(const Vars& outputs, const std::vector<Tensor>& seeds = {});
+
+  size_t size() const { return nodes_.size(); }
+
+ private:
+  struct Node {
+    std::vector<std::shared_ptr<GradSlot>> outputs;
+    Backward backward;
+  };
+  std::vector<Node> nodes_;
+  Tape* outer_;
+};
+
+/// Whether the gradient of any of these is wanted and a tape listens. Throws Exit::kBug where it is
+/// wanted and there is neither a tape nor a NoGrad.
+bool recording(std::initializer_list<const Var*> inputs);
+
+/// Wraps what operation `name` computed from `inputs`; `backward(dy)` adds to the inputs'
+/// gradients.
+template <class F>
+Var result(const char*, Tensor value, std::initializer_list<const Var*> inputs, F backward) {
+  if (!recording(inputs)) return Var(std::move(value));
+  Vars out{Var(std::move(value))};
+  Tape::current()->record(
+      out, [backward = std::move(backward)](const std::vector<Tensor>& dy) { backward(dy[0]); });
+  return out[0];
+}
+
+/// The same for an operation that has no backward yet: asking for its gradient is an error, never a
+/// silent zero.
 inline Var result(const char* name, Tensor value, std::initializer_list<const Var*> inputs) {
   if (!NoGrad::active())
     for (const Var* v : inputs)
       check(!v || !v->requires_grad(), "operation ", name, " has no backward");
   return Var(std::move(value));
 }
+
+/// A view of x: `view` makes it of the value and, later, of the gradient.
+template <class F>
+Var view_of(const Var& x, F view) {
+  Tensor value = view(x.value());
+  if (!recording({&x})) return Var(std::move(value));
+  auto slot = Var::new_slot(value);
+  slot->base = x.slot();
+  slot->view = std::move(view);
+  return {std::move(value), std::move(slot)};
+}
+
+/// fn(inputs), of which the tape keeps the inputs alone: the backward runs fn once more, recording,
+/// and goes through it. fn must give the same for the same inputs and return none of them.
+/// Gradients of other Vars that fn uses (parameters) are summed as well. fn first runs under NoGrad
+/// on copies of the inputs, which it may overwrite.
+Vars checkpoint(const std::function<Vars(const Vars&)>& fn, const Vars& inputs);
 
 }  // namespace ff

@@ -395,7 +395,7 @@ Var Scope::operator[](const std::string& name) const {
   if (block_ < 0) return var;
   check(var.rank() > 0 && block_ < var.size(0), "block ", block_, " of parameter ", path_, "//",
         name, " of shape ", var.shape());
-  return result("block", var.value().select(0, block_), {&var});
+  return view_of(var, [block = block_](const Tensor& t) { return t.select(0, block); });
 }
 
 }  // namespace ff

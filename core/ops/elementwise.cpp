@@ -7,7 +7,17 @@
 namespace ff {
 namespace {
 
-Tensor target(const Var& x) { return NoGrad::active() ? x.value() : x.value().clone(); }
+/// What the operation may write: x itself under NoGrad.
+Tensor target(const Var& x) {
+  if (!NoGrad::active()) return x.value().clone();
+  check(!x.requires_grad(), "a recorded tensor would be overwritten");
+  return x.value();
+}
+
+/// Adds dy where x's gradient is wanted.
+void pass_on(const Var& x, const Tensor& dy) {
+  if (const Tensor dx = x.grad_into()) kernels(dx.device()).add(dy, dx);
+}
 
 }  // namespace
 
@@ -15,7 +25,10 @@ Var add(const Var& residual, const Var& x) {
   check(residual.shape() == x.shape(), "add ", x.shape(), " to ", residual.shape());
   const Tensor y = target(residual);
   kernels(y.device()).add(x.value(), y);
-  return result("add", y, {&residual, &x});
+  return result("add", y, {&residual, &x}, [=](const Tensor& dy) {
+    pass_on(residual, dy);
+    pass_on(x, dy);
+  });
 }
 
 Var add_gated(const Var& residual, const Var& x, const Var& gate) {
@@ -23,14 +36,21 @@ Var add_gated(const Var& residual, const Var& x, const Var& gate) {
         gate.shape(), " to ", residual.shape());
   const Tensor y = target(residual);
   kernels(y.device()).add_gated(x.value(), gate.value(), y);
-  return result("add_gated", y, {&residual, &x, &gate});
+  return result("add_gated", y, {&residual, &x, &gate}, [=](const Tensor& dy) {
+    pass_on(residual, dy);
+    kernels(dy.device())
+        .add_gated_backward(x.value(), gate.value(), dy, x.grad_into(), gate.grad_into());
+  });
 }
 
 Var scale_rows(const Var& x, const Tensor& mask) {
   check(mask.rank() + 1 == x.rank(), "mask ", mask.shape(), " for ", x.shape());
   const Tensor y = target(x);
   kernels(y.device()).scale_rows(mask, y);
-  return result("scale_rows", y, {&x});
+  return result("scale_rows", y, {&x}, [=](const Tensor& dy) {
+    kernels(dy.device()).scale_rows(mask, dy);  // the node's own: nobody reads it afterwards
+    pass_on(x, dy);
+  });
 }
 
 Var concat_rows(const Var& a, const Var& b) {
@@ -39,12 +59,22 @@ Var concat_rows(const Var& a, const Var& b) {
   const Tensor y = Tensor::empty(shape, a.value().dtype(), a.value().device());
   y.narrow(0, 0, a.size(0)).copy_from(a.value());
   y.narrow(0, a.size(0), b.size(0)).copy_from(b.value());
-  return result("concat_rows", y, {&a, &b});
+  return result("concat_rows", y, {&a, &b}, [=](const Tensor& dy) {
+    pass_on(a, dy.narrow(0, 0, a.size(0)));
+    pass_on(b, dy.narrow(0, a.size(0), b.size(0)));
+  });
 }
 
 Var cast(const Var& x, Dtype dtype) {
   if (x.value().dtype() == dtype) return x;
-  return result("cast", x.value().to(dtype), {&x});
+  return result("cast", x.value().to(dtype), {&x},
+                [=](const Tensor& dy) { pass_on(x, dy.to(x.value().dtype())); });
+}
+
+Var repeat(const Var& x, int64_t n) {
+  return result("repeat", x.value().unsqueeze(0).expand(0, n), {&x}, [=](const Tensor& dy) {
+    for (int64_t i = 0; i < n; ++i) pass_on(x, dy.select(0, i));
+  });
 }
 
 }  // namespace ff

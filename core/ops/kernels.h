@@ -20,12 +20,19 @@ struct Kernels {
 
   /// y = (x - mean) rstd scale + offset over the last axis.
   void (*layer_norm)(const Tensor& x, const Tensor& scale, const Tensor& offset, const Tensor& y);
+  /// dx, dscale, doffset (each may be undefined) += layer norm's gradients.
+  void (*layer_norm_backward)(const Tensor& x, const Tensor& scale, const Tensor& dy,
+                              const Tensor& dx, const Tensor& dscale, const Tensor& doffset);
   /// The same over axis 0 of x [c, n, m], into y [n, m, c].
   void (*layer_norm_channels_first)(const Tensor& x, const Tensor& scale, const Tensor& offset,
                                     const Tensor& y);
   /// y [b, m, n] = act(x [b, m, k] w [k, n] + bias), or y += x w + bias.
   void (*linear)(const Tensor& x, const Tensor& w, const Tensor& bias, Activation act,
                  bool accumulate, const Tensor& y);
+  /// dy *= act'(x), from y = act(x).
+  void (*activation_backward)(const Tensor& y, Activation act, const Tensor& dy);
+  /// sums[c] += sum_r x[r, c], in a fixed order.
+  void (*add_column_sums)(const Tensor& x, const Tensor& sums);
   /// c [b, m, n] = a [b, m, k] b [b, k, n], any strides with one contiguous axis.
   void (*matmul)(const Tensor& a, const Tensor& b, const Tensor& c);
   /// Gated attention; see core/ops/attention.h.
@@ -43,6 +50,9 @@ struct Kernels {
   void (*add)(const Tensor& x, const Tensor& y);
   /// y += x sigmoid(gate).
   void (*add_gated)(const Tensor& x, const Tensor& gate, const Tensor& y);
+  /// dx += dy sigmoid(gate), dgate += dy x sigmoid'(gate); either may be undefined.
+  void (*add_gated_backward)(const Tensor& x, const Tensor& gate, const Tensor& dy,
+                             const Tensor& dx, const Tensor& dgate);
   /// y *= mask, one factor for each row of the last axis.
   void (*scale_rows)(const Tensor& mask, const Tensor& y);
   /// z[i, j] += (sum_{c,d} (sum_s left[s,i,c] right[s,j,d]) w[c,d] + b) / (1e-3 + norm[i,j]).

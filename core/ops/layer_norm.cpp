@@ -19,7 +19,11 @@ Var layer_norm(const Var& x, const Var& scale, const Var& offset) {
   check_norm(xv.size(-1), x, scale, offset);
   const Tensor y = Tensor::empty(xv.shape(), xv.dtype(), xv.device());
   kernels(xv.device()).layer_norm(xv, scale.value(), offset.value(), y);
-  return result("layer_norm", y, {&x, &scale, &offset});
+  return result("layer_norm", y, {&x, &scale, &offset}, [=](const Tensor& dy) {
+    kernels(dy.device())
+        .layer_norm_backward(x.value(), scale.value(), dy, x.grad_into(), scale.grad_into(),
+                             offset.grad_into());
+  });
 }
 
 Var layer_norm_channels_first(const Var& x, const Var& scale, const Var& offset) {

@@ -10,21 +10,19 @@
 namespace ff {
 
 inline Var narrow(const Var& x, int axis, int64_t start, int64_t length) {
-  return result("narrow", x.value().narrow(axis, start, length), {&x});
+  return view_of(x, [=](const Tensor& t) { return t.narrow(axis, start, length); });
 }
 inline Var select(const Var& x, int axis, int64_t index) {
-  return result("select", x.value().select(axis, index), {&x});
+  return view_of(x, [=](const Tensor& t) { return t.select(axis, index); });
 }
 inline Var transpose(const Var& x, int a, int b) {
-  return result("transpose", x.value().transpose(a, b), {&x});
+  return view_of(x, [=](const Tensor& t) { return t.transpose(a, b); });
 }
 inline Var view(const Var& x, const Dims& shape) {
-  return result("view", x.value().view(shape), {&x});
+  return view_of(x, [=](const Tensor& t) { return t.view(shape); });
 }
 /// x with a new leading axis of size n along which it repeats (stride 0).
-inline Var repeat(const Var& x, int64_t n) {
-  return result("repeat", x.value().unsqueeze(0).expand(0, n), {&x});
-}
+Var repeat(const Var& x, int64_t n);
 
 /// The tensors' rows one after the other along axis 0; a new tensor.
 Var concat_rows(const Var& a, const Var& b);

@@ -91,6 +91,59 @@ void add_gated(const Tensor& x, const Tensor& gate, const Tensor& y) {
   });
 }
 
+void add_gated_backward(const Tensor& x, const Tensor& gate, const Tensor& dy, const Tensor& dx,
+                        const Tensor& dgate) {
+  by_type(x, [&](auto t) {
+    using T = decltype(t);
+    using A = Acc<T>;
+    const Rows<T> xs(x), gates(gate), d(dy), to_x(dx.defined() ? dx : dy),
+        to_gate(dgate.defined() ? dgate : dy);
+#pragma omp parallel for
+    for (int64_t r = 0; r < xs.n; ++r) {
+      const T *px = xs[r], *pg = gates[r], *pd = d[r];
+      for (int64_t j = 0; j < xs.c; ++j) {
+        const A s = sigmoid(Simd<A>::broadcast(A(pg[j])))[0], g = A(pd[j]) * s;
+        if (dx.defined()) to_x[r][j] = T(A(to_x[r][j]) + g);
+        if (dgate.defined()) to_gate[r][j] = T(A(to_gate[r][j]) + g * A(px[j]) * (1 - s));
+      }
+    }
+  });
+}
+
+void activation_backward(const Tensor& y, Activation act, const Tensor& dy) {
+  by_type(y, [&](auto t) {
+    using T = decltype(t);
+    using A = Acc<T>;
+    const Rows<T> ys(y), d(dy);
+#pragma omp parallel for
+    for (int64_t r = 0; r < ys.n; ++r) {
+      const T* p = ys[r];
+      T* q = d[r];
+      for (int64_t j = 0; j < ys.c; ++j) {
+        const A v = A(p[j]);
+        q[j] = T(A(q[j]) * (act == Activation::kRelu ? A(v > 0) : v * (1 - v)));
+      }
+    }
+  });
+}
+
+void add_column_sums(const Tensor& x, const Tensor& sums) {
+  by_type(x, [&](auto t) {
+    using T = decltype(t);
+    using A = Acc<T>;
+    const Rows<T> from(x);
+    constexpr int64_t kBlock = 16;
+#pragma omp parallel for
+    for (int64_t j0 = 0; j0 < from.c; j0 += kBlock) {
+      const int64_t width = from.c - j0 < kBlock ? from.c - j0 : kBlock;
+      double sum[kBlock] = {};
+      for (int64_t r = 0; r < from.n; ++r)
+        for (int64_t j = 0; j < width; ++j) sum[j] += double(A(from[r][j0 + j]));
+      for (int64_t j = 0; j < width; ++j) sums.data<A>()[j0 + j] += A(sum[j]);
+    }
+  });
+}
+
 void scale_rows(const Tensor& mask, const Tensor& y) {
   by_type(y, [&](auto t) {
     using T = decltype(t);

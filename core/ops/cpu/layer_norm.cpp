@@ -46,6 +46,59 @@ void layer_norm(const Tensor& x, const Tensor& scale, const Tensor& offset, cons
   });
 }
 
+void layer_norm_backward(const Tensor& x, const Tensor& scale, const Tensor& dy, const Tensor& dx,
+                         const Tensor& dscale, const Tensor& doffset) {
+  by_type(x, [&](auto t) {
+    using T = decltype(t);
+    using A = Acc<T>;
+    const Rows<T> from(x), d(dy), to(dx.defined() ? dx : dy);
+    const int64_t c = from.c;
+    const A* s = scale.data<A>();
+    // As many parts whatever the number of threads: the sums' order is always the same.
+    const int64_t parts = from.n < 64 ? (from.n ? from.n : 1) : 64;
+    const bool sums = dscale.defined() || doffset.defined();
+    const Tensor partial = Tensor::zeros({sums ? parts : 0, 2, c}, Dtype::f64);
+#pragma omp parallel for
+    for (int64_t part = 0; part < parts; ++part) {
+      double* ds = sums ? partial.data<double>() + part * 2 * c : nullptr;
+      for (int64_t r = part * from.n / parts; r < (part + 1) * from.n / parts; ++r) {
+        const T *px = from[r], *pd = d[r];
+        A mean = 0, var = 0;
+        for (int64_t j = 0; j < c; ++j) mean += A(px[j]);
+        mean /= A(c);
+        for (int64_t j = 0; j < c; ++j) var += (A(px[j]) - mean) * (A(px[j]) - mean);
+        const A rstd = 1 / std::sqrt(var / A(c) + A(kEpsilon));
+        A g_mean = 0, gx_mean = 0;
+        for (int64_t j = 0; j < c; ++j) {
+          const A g = A(pd[j]) * s[j], h = (A(px[j]) - mean) * rstd;
+          g_mean += g;
+          gx_mean += g * h;
+          if (sums) {
+            ds[j] += double(A(pd[j]) * h);
+            ds[c + j] += double(A(pd[j]));
+          }
+        }
+        g_mean /= A(c);
+        gx_mean /= A(c);
+        if (!dx.defined()) continue;
+        T* q = to[r];
+        for (int64_t j = 0; j < c; ++j) {
+          const A h = (A(px[j]) - mean) * rstd;
+          q[j] = T(A(q[j]) + rstd * (A(pd[j]) * s[j] - g_mean - h * gx_mean));
+        }
+      }
+    }
+    for (int k = 0; k < 2; ++k)
+      if (const Tensor& out = k ? doffset : dscale; out.defined())
+        for (int64_t j = 0; j < c; ++j) {
+          double sum = 0;
+          for (int64_t part = 0; part < parts; ++part)
+            sum += partial.data<double>()[(part * 2 + k) * c + j];
+          out.data<A>()[j] += A(sum);
+        }
+  });
+}
+
 void layer_norm_channels_first(const Tensor& x, const Tensor& scale, const Tensor& offset,
                                const Tensor& y) {
   by_type(x, [&](auto t) {

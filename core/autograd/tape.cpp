@@ -1,0 +1,97 @@
+// The walk in reverse, and checkpoints.
+#include "core/autograd/tape.h"
+
+namespace ff {
+namespace {
+
+/// While alive no tape listens: what a backward function calls is not recorded.
+class Deaf {
+ public:
+  Deaf() : tape_(Tape::current()) { Tape::current() = nullptr; }
+  ~Deaf() { Tape::current() = tape_; }
+  Deaf(const Deaf&) = delete;
+  Deaf& operator=(const Deaf&) = delete;
+
+ private:
+  Tape* tape_;
+};
+
+}  // namespace
+
+bool recording(std::initializer_list<const Var*> inputs) {
+  if (NoGrad::active()) return false;
+  for (const Var* v : inputs)
+    if (v && v->requires_grad()) {
+      check(Tape::current() != nullptr, "a gradient is wanted but no tape records");
+      return true;
+    }
+  return false;
+}
+
+void Tape::record(Vars& outputs, Backward backward) {
+  Node node{{}, std::move(backward)};
+  for (Var& output : outputs) {
+    output = Var(output.value(), Var::new_slot(output.value()));
+    node.outputs.push_back(output.slot());
+  }
+  nodes_.push_back(std::move(node));
+}
+
+void Tape::backward(const Vars& outputs, const std::vector<Tensor>& seeds) {
+  check(seeds.empty() || seeds.size() == outputs.size(), seeds.size(), " seeds for ",
+        outputs.size(), " outputs");
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    const Var& output = outputs[i];
+    check(output.requires_grad(), "output ", i,
+          " does not depend on anything that wants a gradient");
+    const Tensor seed = seeds.empty() ? Tensor::scalar(1).to(output.value().dtype()) : seeds[i];
+    if (!seed.defined()) continue;
+    check(seed.numel() == output.value().numel() && seed.dtype() == output.value().dtype(), "seed ",
+          seed.shape(), " for output ", output.shape());
+    output.grad_into().copy_from(seed.view(output.shape()));
+  }
+  const Deaf deaf;
+  while (!nodes_.empty()) {
+    const Node node = std::move(nodes_.back());
+    nodes_.pop_back();
+    std::vector<Tensor> dy;
+    bool any = false;
+    for (const auto& slot : node.outputs) {
+      dy.push_back(std::move(slot->grad));
+      slot->grad = Tensor();
+      any |= dy.back().defined();
+    }
+    if (any) node.backward(dy);
+  }
+}
+
+Vars checkpoint(const std::function<Vars(const Vars&)>& fn, const Vars& inputs) {
+  if (NoGrad::active() || !Tape::current()) return fn(inputs);
+  Vars outputs;
+  {
+    const NoGrad no_grad;
+    Vars copies;
+    for (const Var& input : inputs)
+      copies.push_back(input.defined() ? Var(input.value().clone()) : Var());
+    outputs = fn(copies);
+  }
+  Tape::current()->record(outputs, [fn, inputs](const std::vector<Tensor>& dy) {
+    Tape tape;
+    const Vars again = fn(inputs);
+    check(again.size() == dy.size(), "checkpoint: ", again.size(), " outputs instead of ",
+          dy.size());
+    Vars reached;
+    std::vector<Tensor> seeds;
+    for (size_t i = 0; i < again.size(); ++i) {
+      if (!dy[i].defined() || !again[i].requires_grad()) continue;
+      for (const Var& input : inputs)
+        check(input.slot() != again[i].slot(), "checkpoint: output ", i, " is one of its inputs");
+      reached.push_back(again[i]);
+      seeds.push_back(dy[i]);
+    }
+    tape.backward(reached, seeds);
+  });
+  return outputs;
+}
+
+}  // namespace ff
