@@ -22,6 +22,7 @@ Command add_init(CLI::App& root);
 Command add_convert(CLI::App& root);
 Command add_bench(CLI::App& root);
 Command add_doctor(CLI::App& root);
+Command add_evaluate(CLI::App& root);
 
 /// What every command that computes takes.
 struct ComputeOptions {

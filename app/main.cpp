@@ -67,8 +67,8 @@ int run(int argc, char** argv) {
       "Exit codes: 0 done, 1 a bug of ours, 2 usage or configuration, 3 input data, 4 device or "
       "memory, 5 some targets failed.");
   std::vector<Command> commands;
-  for (const auto add :
-       {add_predict, add_features, add_parity, add_init, add_convert, add_bench, add_doctor}) {
+  for (const auto add : {add_predict, add_features, add_parity, add_init, add_convert, add_bench,
+                         add_doctor, add_evaluate}) {
     commands.push_back(add(root));
     commands.back().app->allow_extras();
   }
