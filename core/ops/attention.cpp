@@ -21,7 +21,12 @@ Var attention(const Var& q, const Var& k, const Var& v, const Var& gate, const V
   check(!gate || gate.shape() == o.shape(), "attention: gate ", gate.shape(), " for ", o.shape());
   kernels(o.device())
       .attention(q.value(), k.value(), v.value(), gate.value(), bias.value(), mask, o);
-  return result("attention", o, {&q, &k, &v, &gate, &bias});
+  return result("attention", o, {&q, &k, &v, &gate, &bias}, [=](const Tensor& dy) {
+    kernels(dy.device())
+        .attention_backward(q.value(), k.value(), v.value(), gate.value(), bias.value(), mask, dy,
+                            q.grad_into(), k.grad_into(), v.grad_into(), gate.grad_into(),
+                            bias.grad_into());
+  });
 }
 
 Var global_attention(const Var& q, const Var& k, const Var& v, const Var& gate,
@@ -33,7 +38,11 @@ Var global_attention(const Var& q, const Var& k, const Var& v, const Var& gate,
         gate.shape(), ", mask ", mask.shape());
   const Tensor o = Tensor::empty(shape, q.value().dtype(), q.value().device());
   kernels(o.device()).global_attention(q.value(), k.value(), v.value(), gate.value(), mask, o);
-  return result("global_attention", o, {&q, &k, &v, &gate});
+  return result("global_attention", o, {&q, &k, &v, &gate}, [=](const Tensor& dy) {
+    kernels(dy.device())
+        .global_attention_backward(q.value(), k.value(), v.value(), gate.value(), mask, dy,
+                                   q.grad_into(), k.grad_into(), v.grad_into(), gate.grad_into());
+  });
 }
 
 Var masked_mean(const Var& x, const Tensor& mask) {
@@ -41,7 +50,9 @@ Var masked_mean(const Var& x, const Tensor& mask) {
         " under ", mask.shape());
   const Tensor y = Tensor::empty({x.size(0), x.size(2)}, x.value().dtype(), x.value().device());
   kernels(y.device()).masked_mean(x.value(), mask, y);
-  return result("masked_mean", y, {&x});
+  return result("masked_mean", y, {&x}, [=](const Tensor& dy) {
+    kernels(dy.device()).masked_mean_backward(mask, dy, x.grad_into());
+  });
 }
 
 }  // namespace ff

@@ -41,11 +41,27 @@ struct Kernels {
   /// Global attention (one query a column, keys and values shared by the heads); same header.
   void (*global_attention)(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
                            const Tensor& mask, const Tensor& o);
+  /// Their gradients, added; each of the last may be undefined.
+  void (*attention_backward)(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
+                             const Tensor& bias, const Tensor& mask, const Tensor& dy,
+                             const Tensor& dq, const Tensor& dk, const Tensor& dv,
+                             const Tensor& dgate, const Tensor& dbias);
+  void (*global_attention_backward)(const Tensor& q, const Tensor& k, const Tensor& v,
+                                    const Tensor& gate, const Tensor& mask, const Tensor& dy,
+                                    const Tensor& dq, const Tensor& dk, const Tensor& dv,
+                                    const Tensor& dgate);
+  /// dx[b, s] += mask[b, s] dy[b] / (sum_s mask[b, s] + 1e-10).
+  void (*masked_mean_backward)(const Tensor& mask, const Tensor& dy, const Tensor& dx);
   /// y[b] = sum_s mask[b, s] x[b, s] / (sum_s mask[b, s] + 1e-10).
   void (*masked_mean)(const Tensor& x, const Tensor& mask, const Tensor& y);
   /// a[c, r] = mask[r] (proj[c, r] + proj_bias[c]) sigmoid(gate[c, r] + gate_bias[c]).
   void (*triangle_gate)(const Tensor& proj, const Tensor& proj_bias, const Tensor& gate,
                         const Tensor& gate_bias, const Tensor& mask, const Tensor& a);
+  /// Its gradients, added; each of the last four may be undefined.
+  void (*triangle_gate_backward)(const Tensor& proj, const Tensor& proj_bias, const Tensor& gate,
+                                 const Tensor& gate_bias, const Tensor& mask, const Tensor& da,
+                                 const Tensor& dproj, const Tensor& dproj_bias, const Tensor& dgate,
+                                 const Tensor& dgate_bias);
   /// y += x.
   void (*add)(const Tensor& x, const Tensor& y);
   /// y += x sigmoid(gate).

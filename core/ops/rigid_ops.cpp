@@ -2,6 +2,7 @@
 #include "core/ops/rigid_ops.h"
 
 #include "core/ops/kernels.h"
+#include "core/ops/linear.h"
 
 namespace ff {
 namespace {
@@ -100,14 +101,20 @@ Var atom14_to_atom37(const Var& atoms, const Tensor& index, const Tensor& mask) 
 Var relu(const Var& x) {
   const Tensor out = like("relu", x, x.shape());
   kernels(out.device()).relu(x.value(), out);
-  return result("relu", out, {&x});
+  return result("relu", out, {&x}, [=](const Tensor& dy) {
+    kernels(dy.device()).activation_backward(out, Activation::kRelu, dy);
+    kernels(dy.device()).add(dy, x.grad_into());
+  });
 }
 
 Var symmetrize(const Var& x) {
   check_shape("symmetrize", x.value(), {x.size(0), x.size(0), x.size(2)});
   const Tensor out = like("symmetrize", x, x.shape());
   kernels(out.device()).symmetrize(x.value(), out);
-  return result("symmetrize", out, {&x});
+  return result("symmetrize", out, {&x}, [=](const Tensor& dy) {
+    kernels(dy.device()).add(dy, x.grad_into());
+    kernels(dy.device()).add(dy.transpose(0, 1), x.grad_into());
+  });
 }
 
 }  // namespace ff

@@ -29,6 +29,55 @@ void masked_mean(const Tensor& x, const Tensor& mask, const Tensor& y) {
   });
 }
 
+void masked_mean_backward(const Tensor& mask, const Tensor& dy, const Tensor& dx) {
+  by_type(dy, [&](auto t) {
+    using T = decltype(t);
+    using A = Acc<T>;
+    const Rows<T> from(dy), to(dx);
+#pragma omp parallel for
+    for (int64_t b = 0; b < dx.size(0); ++b) {
+      const float* m = mask.data<float>() + b * mask.stride(0);
+      A total = A(1e-10);
+      for (int64_t s = 0; s < dx.size(1); ++s) total += A(m[s * mask.stride(1)]);
+      for (int64_t s = 0; s < dx.size(1); ++s) {
+        const A factor = A(m[s * mask.stride(1)]) / total;
+        T* q = to[b * dx.size(1) + s];
+        for (int64_t c = 0; c < from.c; ++c) q[c] = T(A(q[c]) + factor * A(from[b][c]));
+      }
+    }
+  });
+}
+
+void triangle_gate_backward(const Tensor& proj, const Tensor& proj_bias, const Tensor& gate,
+                            const Tensor& gate_bias, const Tensor& mask, const Tensor& da,
+                            const Tensor& dproj, const Tensor& dproj_bias, const Tensor& dgate,
+                            const Tensor& dgate_bias) {
+  by_type(proj, [&](auto t) {
+    using T = decltype(t);
+    using A = Acc<T>;
+    const Rows<T> ps(proj), gs(gate), d(da), to_p(dproj.defined() ? dproj : da),
+        to_g(dgate.defined() ? dgate : da);
+    const float* m = mask.data<float>();
+#pragma omp parallel for
+    for (int64_t c = 0; c < ps.n; ++c) {
+      const T *p = ps[c], *g = gs[c], *pd = d[c];
+      T *qp = to_p[c], *qg = to_g[c];
+      const A pb = proj_bias.data<A>()[c], gb = gate_bias.data<A>()[c];
+      double sum_p = 0, sum_g = 0;
+      for (int64_t j = 0; j < ps.c; ++j) {
+        const A s = sigmoid(Simd<A>::broadcast(A(g[j]) + gb))[0];
+        const A dp = A(pd[j]) * A(m[j]) * s, dg = dp * (A(p[j]) + pb) * (1 - s);
+        if (dproj.defined()) qp[j] = T(A(qp[j]) + dp);
+        if (dgate.defined()) qg[j] = T(A(qg[j]) + dg);
+        sum_p += double(dp);
+        sum_g += double(dg);
+      }
+      if (dproj_bias.defined()) dproj_bias.data<A>()[c] += A(sum_p);
+      if (dgate_bias.defined()) dgate_bias.data<A>()[c] += A(sum_g);
+    }
+  });
+}
+
 void triangle_gate(const Tensor& proj, const Tensor& proj_bias, const Tensor& gate,
                    const Tensor& gate_bias, const Tensor& mask, const Tensor& a) {
   by_type(proj, [&](auto t) {

@@ -23,6 +23,19 @@ void attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& 
 void global_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
                       const Tensor& mask, const Tensor& o);
 void masked_mean(const Tensor& x, const Tensor& mask, const Tensor& y);
+void attention_backward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
+                        const Tensor& bias, const Tensor& mask, const Tensor& dy, const Tensor& dq,
+                        const Tensor& dk, const Tensor& dv, const Tensor& dgate,
+                        const Tensor& dbias);
+void global_attention_backward(const Tensor& q, const Tensor& k, const Tensor& v,
+                               const Tensor& gate, const Tensor& mask, const Tensor& dy,
+                               const Tensor& dq, const Tensor& dk, const Tensor& dv,
+                               const Tensor& dgate);
+void masked_mean_backward(const Tensor& mask, const Tensor& dy, const Tensor& dx);
+void triangle_gate_backward(const Tensor& proj, const Tensor& proj_bias, const Tensor& gate,
+                            const Tensor& gate_bias, const Tensor& mask, const Tensor& da,
+                            const Tensor& dproj, const Tensor& dproj_bias, const Tensor& dgate,
+                            const Tensor& dgate_bias);
 void triangle_gate(const Tensor& proj, const Tensor& proj_bias, const Tensor& gate,
                    const Tensor& gate_bias, const Tensor& mask, const Tensor& a);
 void add(const Tensor& x, const Tensor& y);

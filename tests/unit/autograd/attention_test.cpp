@@ -1,0 +1,68 @@
+// Backward of attention, triangle multiplication and outer product mean against finite differences.
+#include "core/ops/ops.h"
+#include "core/ops/rigid_ops.h"
+#include "tests/unit/gradcheck.h"
+
+using namespace ff;
+using test::gradcheck;
+using test::random_f64;
+
+namespace {
+
+Tensor mask_of(const Dims& shape) {
+  const Tensor t = Tensor::empty(shape);
+  for (int64_t i = 0; i < t.numel(); ++i) t.data<float>()[i] = i % 3 != 1;
+  return t;
+}
+
+}  // namespace
+
+TEST_CASE("attention: gate, bias, mask, and without each; strided heads") {
+  constexpr int64_t b = 2, n = 3, m = 5, h = 2, c = 3, d = 4;
+  const std::vector<Tensor> all{random_f64({b, n, h, c}, 1), random_f64({b, m, h, c}, 2),
+                                random_f64({b, m, h, d}, 3), random_f64({b, n, h, d}, 4),
+                                random_f64({h, n, m}, 5)};
+  const Tensor mask = mask_of({b, m});
+  gradcheck([=](const Vars& v) { return attention(v[0], v[1], v[2], v[3], v[4], mask); }, all);
+  gradcheck([=](const Vars& v) { return attention(v[0], v[1], v[2], {}, {}, {}); },
+            {all[0], all[1], all[2]});
+  // A row whose keys are all masked: the plain mean, with a gradient for the values alone.
+  const Tensor none = Tensor::zeros({b, m});
+  gradcheck([=](const Vars& v) { return attention(v[0], v[1], v[2], v[3], v[4], none); }, all);
+  gradcheck(
+      [=](const Vars& v) {
+        return attention(transpose(v[0], 0, 1), transpose(v[1], 0, 1), transpose(v[2], 0, 1), {},
+                         {}, {});
+      },
+      {random_f64({n, b, h, c}, 1), random_f64({m, b, h, c}, 2), random_f64({m, b, h, d}, 3)});
+}
+
+TEST_CASE("global attention and the masked mean") {
+  constexpr int64_t b = 2, n = 4, h = 3, c = 2, d = 3;
+  const Tensor mask = mask_of({b, n});
+  gradcheck([=](const Vars& v) { return global_attention(v[0], v[1], v[2], v[3], mask); },
+            {random_f64({b, h, c}, 1), random_f64({b, n, c}, 2), random_f64({b, n, d}, 3),
+             random_f64({b, n, h * d}, 4)});
+  gradcheck([=](const Vars& v) { return masked_mean(v[0], mask); }, {random_f64({b, n, 5}, 1)});
+}
+
+TEST_CASE("triangle multiplication") {
+  const Tensor mask = mask_of({9});
+  gradcheck([=](const Vars& v) { return triangle_gate(v[0], v[1], v[2], v[3], mask); },
+            {random_f64({4, 9}, 1), random_f64({4}, 2), random_f64({4, 9}, 3), random_f64({4}, 4)});
+  for (const bool outgoing : {true, false})
+    gradcheck([=](const Vars& v) { return triangle_product(v[0], v[1], outgoing); },
+              {random_f64({2, 3, 3}, 1), random_f64({2, 3, 3}, 2)});
+}
+
+TEST_CASE("outer product mean, relu and symmetrisation") {
+  const Tensor norm = Tensor::zeros({3, 4}, Dtype::f64);
+  for (int64_t i = 0; i < 12; ++i) norm.data<double>()[i] = double(i % 4);
+  // The factor 1 / (1e-3 + norm) is kept in f32: no pair without a sequence here.
+  for (int64_t i = 0; i < 12; ++i) norm.data<double>()[i] += 1;
+  gradcheck([=](const Vars& v) { return outer_product_mean(v[0], v[1], v[2], v[3], v[4], norm); },
+            {random_f64({3, 4, 2}, 1), random_f64({5, 3, 2}, 2), random_f64({5, 4, 3}, 3),
+             random_f64({2, 3, 2}, 4), random_f64({2}, 5)});
+  gradcheck([](const Vars& v) { return relu(v[0]); }, {random_f64({3, 5}, 1)});
+  gradcheck([](const Vars& v) { return symmetrize(v[0]); }, {random_f64({3, 3, 2}, 1)});
+}
