@@ -171,10 +171,11 @@ std::vector<TemplateHit> parse_hhr(std::string_view text, const std::string& nam
 std::vector<TemplateHit> parse_hmmsearch(std::string_view text, const std::string& sequence,
                                          const std::string& name) {
   struct Row {
-    std::string name, letters, description;
+    std::string name, letters;
   };
   std::vector<Row> rows;
   std::unordered_map<std::string, size_t> index;
+  std::unordered_map<std::string, std::string> descriptions;
   bool ended = false;
   int64_t number = 0;
   for (std::string_view line; next_line(text, line);) {
@@ -190,17 +191,14 @@ std::vector<TemplateHit> parse_hmmsearch(std::string_view text, const std::strin
     if (line.starts_with("#=GS")) {
       word();
       const std::string row(word());
-      if (word() != "DE") continue;
-      const auto [found, is_new] = index.emplace(row, rows.size());
-      if (is_new) rows.push_back({row, "", ""});
-      rows[found->second].description = line;
+      if (word() == "DE") descriptions[row] = line;
       continue;
     }
     if (line.empty() || line[0] == '#' || line.starts_with("//")) continue;
     const std::string row(word());
     check_input(!line.empty(), name, ":", number, ": ", show_text(row), " has no sequence");
     const auto [found, is_new] = index.emplace(row, rows.size());
-    if (is_new) rows.push_back({row, "", ""});
+    if (is_new) rows.push_back({row, ""});
     for (const char c : line) {
       if (c == '.') continue;
       check_input(is_upper(c) || is_lower(c) || c == '-', name, ":", number, ": found ",
@@ -213,7 +211,9 @@ std::vector<TemplateHit> parse_hmmsearch(std::string_view text, const std::strin
   std::vector<TemplateHit> hits;
   for (size_t r = 0; r < rows.size(); ++r) {
     const Row& row = rows[r];
-    if (row.letters.empty() || row.description.find("mol:protein") == std::string::npos) continue;
+    if (const auto found = descriptions.find(row.name);
+        found == descriptions.end() || found->second.find("mol:protein") == std::string::npos)
+      continue;
     const int start = start_of(row.name);
     check_input(start > 0, name, ": row ", show_text(row.name),
                 " is not named ENTRY_CHAIN/FIRST-LAST, expected hmmsearch's output on pdb_seqres");

@@ -1,6 +1,8 @@
 // Chooses templates and copies their atoms onto the query.
 #include "io/templates.h"
 
+#include <string.h>
+
 #include <algorithm>
 #include <filesystem>
 #include <gemmi/seqalign.hpp>
@@ -8,6 +10,7 @@
 #include <numeric>
 #include <optional>
 #include <set>
+#include <unordered_map>
 
 #include "core/geometry/residue_constants.h"
 #include "io/file.h"
@@ -24,9 +27,12 @@ constexpr size_t kLeastResidues = 10;
 constexpr double kLeastIdentityOfVersions = 0.9;  // _realign_pdb_template_to_query
 constexpr double kMaxCaCaDistance = 150;          // angstrom, _extract_template_features
 constexpr int kLeastAtoms = 5;
-constexpr double kMaxAlignment = 1e8;  // cells of the alignment's matrix
+constexpr double kMaxAlignment = 1e8;  // cells of an alignment's matrix
+constexpr double kMaxWork = 1e9;       // cells and letters compared for one list of templates
+constexpr int64_t kMaxKept = int64_t(1) << 28;  // bytes of entries kept for later hits
 constexpr size_t kMostWarnings = 20;
-constexpr double kLeastIdentityOfCustom = 0.1;
+// Of the user's own templates. The second is what unrelated sequences reach.
+constexpr double kLeastIdentityOfCustom = 0.1, kDoubtfulIdentity = 0.2;
 
 /// Why a template is not used.
 struct Unusable {
@@ -40,19 +46,35 @@ template <class... Parts>
   throw Unusable{cat(parts...)};
 }
 
-/// Query residue to residue of the template's chain.
-using Mapping = std::map<int64_t, int64_t>;
+/// Pairs of a query residue and a residue of the template's chain.
+using Mapping = std::vector<std::pair<int64_t, int64_t>>;
 
-/// Pairs of residues of the global alignment (BLOSUM62, gaps 10 + 1) of two sequences.
+/// Comparing of sequences that may still be done: a list of hits made to take long ends.
+class Work {
+ public:
+  void use(double amount) {
+    if ((left_ -= amount) < 0)
+      unusable("comparing the templates before it with their structures took too long");
+  }
+
+ private:
+  double left_ = kMaxWork;
+};
+
+/// Pairs of residues of the alignment (BLOSUM62, gaps 10 + 1) of two sequences.
 struct Aligned {
-  std::vector<std::pair<int64_t, int64_t>> pairs;
+  Mapping pairs;
   int64_t identical = 0;
 };
 
-Aligned align(const std::string& a, const std::string& b) {
+/// The ends of the longer sequence are left over without cost of opening a gap, or the other's last
+/// residues would be torn off to match residues far away.
+Aligned align(const std::string& a, const std::string& b, Work& work) {
   if (a.empty() || b.empty()) return {};
-  if (double(a.size()) * double(b.size()) > kMaxAlignment)
+  const double cells = double(a.size()) * double(b.size());
+  if (cells > kMaxAlignment)
     unusable("too long to be aligned: ", a.size(), " and ", b.size(), " residues");
+  work.use(cells);
   static const gemmi::AlignmentScoring scoring = [] {
     // gemmi's matrix is in the order of our restypes; X joins, which agrees with nothing.
     gemmi::AlignmentScoring with_x = gemmi::prepare_blosum62_scoring();
@@ -70,16 +92,20 @@ Aligned align(const std::string& a, const std::string& b) {
     for (const char c : letters) codes.push_back(std::uint8_t(restype_index(c)));
     return codes;
   };
+  const bool swapped = a.size() < b.size();
+  const std::string &longer = swapped ? b : a, &shorter = swapped ? a : b;
+  std::vector<bool> free_gaps(shorter.size() + 1);
+  free_gaps.front() = free_gaps.back() = true;
   const gemmi::AlignmentResult result =
-      gemmi::align_sequences(encoded(a), encoded(b), {}, kRestypes + 1, scoring);
+      gemmi::align_sequences(encoded(longer), encoded(shorter), free_gaps, kRestypes + 1, scoring);
   Aligned aligned;
-  int64_t i = 0, j = 0;
+  int64_t i = 0, j = 0;  // in longer and shorter
   for (const gemmi::AlignmentResult::Item item : result.cigar) {
     const int64_t n = item.len();
     if (item.op() == 'M')
       for (int64_t k = 0; k < n; ++k) {
-        aligned.pairs.emplace_back(i + k, j + k);
-        aligned.identical += a[size_t(i + k)] == b[size_t(j + k)];
+        aligned.pairs.emplace_back(swapped ? j + k : i + k, swapped ? i + k : j + k);
+        aligned.identical += longer[size_t(i + k)] == shorter[size_t(j + k)];
       }
     i += item.op() == 'D' ? 0 : n;
     j += item.op() == 'I' ? 0 : n;
@@ -130,13 +156,20 @@ std::pair<std::string, std::string> entry_and_chain(const std::string& name) {
 std::string find_entry(const std::string& folder, const std::string& entry) {
   for (const fs::path& place : {fs::path(folder), fs::path(folder) / entry.substr(1, 2)})
     for (const char* end : {".cif", ".cif.gz"})
-      if (const fs::path file = place / (entry + end); fs::is_regular_file(file)) return file;
+      if (std::error_code e; fs::is_regular_file(place / (entry + end), e))
+        return place / (entry + end);
   unusable("no ", (fs::path(folder) / (entry + ".cif")).string(), " (or .cif.gz)");
 }
 
 std::string without_gaps(std::string letters) {
   std::erase(letters, '-');
   return letters;
+}
+
+/// Where `part` begins in `whole`; npos for nowhere. Linear, whatever the texts.
+size_t find_exact(const std::string& whole, const std::string& part) {
+  const void* at = memmem(whole.data(), whole.size(), part.data(), part.size());
+  return at ? size_t(static_cast<const char*>(at) - whole.data()) : std::string::npos;
 }
 
 /// As _assess_hhsearch_hit.
@@ -146,7 +179,7 @@ void prefilter(const TemplateHit& hit, const std::string& sequence) {
   const auto filtered = [](auto&&... why) { throw Filtered{{cat(why...)}}; };
   if (hit.aligned_cols / n <= kMinAlignRatio) filtered("too few residues aligned");
   if (double(letters.size()) / n > kMaxSubsequenceRatio &&
-      sequence.find(letters) != std::string::npos)
+      find_exact(sequence, letters) != std::string::npos)
     filtered("the query itself");
   if (letters.size() < kLeastResidues) filtered("too short");
 }
@@ -159,7 +192,7 @@ Mapping query_to_hit(const TemplateHit& hit, const std::string& sequence) {
       if (i >= 0) least = std::min(least, i);
     return least;
   };
-  const size_t offset = sequence.find(without_gaps(hit.query));
+  const size_t offset = find_exact(sequence, without_gaps(hit.query));
   if (offset == std::string::npos) unusable("its query is not part of the target's sequence");
   const auto residues = int64_t(without_gaps(hit.hit_sequence).size());
   const int query0 = first(hit.indices_query), hit0 = first(hit.indices_hit);
@@ -168,20 +201,20 @@ Mapping query_to_hit(const TemplateHit& hit, const std::string& sequence) {
     if (hit.indices_query[c] < 0 || hit.indices_hit[c] < 0) continue;
     const int64_t q = hit.indices_query[c] - query0 + int64_t(offset),
                   t = hit.indices_hit[c] - hit0;
-    if (t < residues && q < int64_t(sequence.size())) mapping[q] = t;
+    if (t < residues && q < int64_t(sequence.size())) mapping.emplace_back(q, t);
   }
   if (mapping.empty()) unusable("no residue aligned");
   return mapping;
 }
 
 /// Where `part` stands in `whole`, X agreeing with any; npos for nowhere.
-size_t find_fuzzy(const std::string& whole, const std::string& part) {
-  if (double(whole.size()) * double(part.size()) > kMaxAlignment) return std::string::npos;
+size_t find_fuzzy(const std::string& whole, const std::string& part, Work& work) {
   for (size_t at = 0; at + part.size() <= whole.size(); ++at) {
     size_t i = 0;
     while (i < part.size() && (whole[at + i] == part[i] || part[i] == 'X' || whole[at + i] == 'X'))
       ++i;
     if (i == part.size()) return at;
+    work.use(double(i + 1));
   }
   return std::string::npos;
 }
@@ -194,16 +227,17 @@ struct Found {
 
 /// As _find_template_in_pdb.
 std::optional<Found> find_chain(const StructureEntry& entry, const std::string& chain_name,
-                                const std::string& letters) {
+                                const std::string& letters, Work& work) {
+  for (const ChainStructure& chain : entry.chains) work.use(double(chain.sequence.size()));
   for (const ChainStructure& chain : entry.chains)
     if (chain.name == chain_name)
-      if (const size_t at = chain.sequence.find(letters); at != std::string::npos)
+      if (const size_t at = find_exact(chain.sequence, letters); at != std::string::npos)
         return Found{&chain, at};
   for (const ChainStructure& chain : entry.chains)
-    if (const size_t at = chain.sequence.find(letters); at != std::string::npos)
+    if (const size_t at = find_exact(chain.sequence, letters); at != std::string::npos)
       return Found{&chain, at};
   for (const ChainStructure& chain : entry.chains)
-    if (const size_t at = find_fuzzy(chain.sequence, letters); at != std::string::npos)
+    if (const size_t at = find_fuzzy(chain.sequence, letters, work); at != std::string::npos)
       return Found{&chain, at};
   return std::nullopt;
 }
@@ -211,22 +245,23 @@ std::optional<Found> find_chain(const StructureEntry& entry, const std::string& 
 /// As _realign_pdb_template_to_query, with a pairwise alignment in place of kalign's. Query
 /// residues whose partner is gone have none (AlphaFold gives them the chain's last residue).
 const ChainStructure& realign(const StructureEntry& entry, const std::string& chain_name,
-                              const std::string& letters, Mapping& mapping) {
+                              const std::string& letters, Mapping& mapping, Work& work) {
   const ChainStructure* chain = nullptr;
   for (const ChainStructure& c : entry.chains)
     if (c.name == chain_name) chain = &c;
   if (!chain && entry.chains.size() == 1) chain = &entry.chains[0];
   if (!chain) unusable("the entry has no protein chain ", chain_name);
-  const Aligned aligned = align(letters, chain->sequence);
+  const Aligned aligned = align(letters, chain->sequence, work);
   const double identity =
       double(aligned.identical) / double(std::min(letters.size(), chain->sequence.size()));
   if (identity < kLeastIdentityOfVersions)
     unusable("the hit's sequence is not that of chain ", chain->name, " (", int(100 * identity),
              " % identical, 90 needed)");
-  const std::map<int64_t, int64_t> new_of(aligned.pairs.begin(), aligned.pairs.end());
+  std::vector<int64_t> new_of(letters.size(), -1);
+  for (const auto& [old, now] : aligned.pairs) new_of[size_t(old)] = now;
   Mapping moved;
   for (const auto& [q, t] : mapping)
-    if (const auto found = new_of.find(t); found != new_of.end()) moved[q] = found->second;
+    if (new_of[size_t(t)] >= 0) moved.emplace_back(q, new_of[size_t(t)]);
   mapping = std::move(moved);
   return *chain;
 }
@@ -258,13 +293,13 @@ struct Row {
 /// Copies the chain's residues onto the query: `mapping` with `offset` added gives places in the
 /// chain. `letters` are the template's own, by the mapping without offset.
 Row row_of(const ChainStructure& chain, const Mapping& mapping, size_t offset,
-           const std::string& letters, const std::string& sequence) {
+           const std::string& letters, const std::string& sequence, Work& work) {
+  work.use(double(chain.sequence.size()) + double(sequence.size()) * kAtom37 * 4);
   check_distances(chain);
   Row row;
   row.letters.assign(sequence.size(), '-');
   row.positions.assign(sequence.size() * kAtom37 * 3, 0);
   row.mask.assign(sequence.size() * kAtom37, 0);
-  int64_t identical = 0;
   for (const auto& [q, t] : mapping) {
     const int64_t at = t + int64_t(offset);
     check(at < chain.mask.size(0) && t < int64_t(letters.size()), "template residue ", at);
@@ -272,12 +307,15 @@ Row row_of(const ChainStructure& chain, const Mapping& mapping, size_t offset,
                 row.positions.begin() + q * kAtom37 * 3);
     std::copy_n(chain.mask.data<float>() + at * kAtom37, kAtom37, row.mask.begin() + q * kAtom37);
     row.letters[size_t(q)] = letters[size_t(t)];
-    identical += letters[size_t(t)] == sequence[size_t(q)];
   }
   if (std::accumulate(row.mask.begin(), row.mask.end(), 0.0f) < kLeastAtoms)
     unusable("none of its aligned residues was seen in the structure");
-  row.used.aligned = int(mapping.size());
-  row.used.identity = double(identical) / double(std::max<size_t>(1, mapping.size()));
+  int identical = 0;
+  for (size_t q = 0; q < sequence.size(); ++q) {
+    row.used.aligned += row.letters[q] != '-';
+    identical += row.letters[q] == sequence[q];
+  }
+  row.used.identity = double(identical) / std::max(1, row.used.aligned);
   return row;
 }
 
@@ -303,45 +341,66 @@ TemplateFeatures stack(const std::vector<Row>& rows, int64_t n) {
   return out;
 }
 
-/// Entries, the last one kept: hits of one entry often follow each other.
+/// Entries, each read once though several hits name it.
 class Entries {
  public:
   const StructureEntry& read(const std::string& path) {
-    if (path != path_) {
-      path_.clear();
-      entry_ = read_structure(path);
-      path_ = path;
+    if (kept_ > kMaxKept) {
+      std::erase_if(entries_, [](const auto& e) { return e.second.failure.empty(); });
+      kept_ = 0;
     }
-    return entry_;
+    const auto [found, is_new] = entries_.try_emplace(path);
+    Read& read = found->second;
+    if (is_new) try {
+        read.entry = read_structure(path);
+        for (const ChainStructure& chain : read.entry.chains)
+          kept_ += (chain.positions.numel() + chain.mask.numel()) * int64_t(sizeof(float));
+      } catch (const Error& e) {
+        read.failure = e.what();
+      }
+    if (!read.failure.empty()) unusable(read.failure);
+    return read.entry;
   }
 
  private:
-  std::string path_;
-  StructureEntry entry_;
+  struct Read {
+    StructureEntry entry;
+    std::string failure;
+  };
+  std::unordered_map<std::string, Read> entries_;
+  int64_t kept_ = 0;  // bytes
 };
 
-Row row_of_hit(const TemplateHit& hit, const std::string& sequence, const TemplateOptions& options,
-               const std::map<std::string, std::string>& obsolete, Entries& entries) {
+/// What the hits of a list share.
+struct List {
+  const std::string& sequence;
+  const TemplateOptions& options;
+  std::map<std::string, std::string> obsolete;
+  Entries entries = {};
+  Work work = {};
+};
+
+Row row_of_hit(const TemplateHit& hit, List& list) {
   auto [entry_id, chain_name] = entry_and_chain(hit.name);
-  if (const auto found = obsolete.find(entry_id); found != obsolete.end()) {
+  if (const auto found = list.obsolete.find(entry_id); found != list.obsolete.end()) {
     if (found->second.empty()) unusable("the entry is obsolete, without a successor");
     entry_id = found->second;
   }
-  prefilter(hit, sequence);
-  Mapping mapping = query_to_hit(hit, sequence);
+  prefilter(hit, list.sequence);
+  Mapping mapping = query_to_hit(hit, list.sequence);
   std::string letters = without_gaps(hit.hit_sequence);
-  const std::string path = find_entry(options.mmcif_dir, entry_id);
-  const StructureEntry& entry = entries.read(path);
-  if (!options.max_date.empty()) {
+  const std::string path = find_entry(list.options.mmcif_dir, entry_id);
+  const StructureEntry& entry = list.entries.read(path);
+  const std::string& max_date = list.options.max_date;
+  if (!max_date.empty()) {
     if (entry.release_date.empty()) unusable(path, " tells no release date");
-    if (entry.release_date > options.max_date)
-      throw Filtered{{cat("released after ", options.max_date)}};
+    if (entry.release_date > max_date) throw Filtered{{cat("released after ", max_date)}};
   }
-  const std::optional<Found> found = find_chain(entry, chain_name, letters);
+  const std::optional<Found> found = find_chain(entry, chain_name, letters, list.work);
   const ChainStructure& chain =
-      found ? *found->chain : realign(entry, chain_name, letters, mapping);
+      found ? *found->chain : realign(entry, chain_name, letters, mapping, list.work);
   if (!found) letters = chain.sequence;
-  Row row = row_of(chain, mapping, found ? found->offset : 0, letters, sequence);
+  Row row = row_of(chain, mapping, found ? found->offset : 0, letters, list.sequence, list.work);
   row.used.name = cat(entry_id, "_", chain.name);
   row.used.source = path;
   row.used.sum_probs = hit.sum_probs;
@@ -360,7 +419,7 @@ void limit(std::vector<std::string>& warnings) {
 Templates templates_of_hits(const std::string& sequence, std::span<const TemplateHit> hits,
                             const TemplateOptions& options) {
   Templates out;
-  const std::map<std::string, std::string> obsolete = read_obsolete(options.obsolete_file);
+  List list{sequence, options, read_obsolete(options.obsolete_file)};
   std::vector<const TemplateHit*> order;
   for (const TemplateHit& hit : hits) order.push_back(&hit);
   std::stable_sort(order.begin(), order.end(), [](const TemplateHit* a, const TemplateHit* b) {
@@ -369,11 +428,10 @@ Templates templates_of_hits(const std::string& sequence, std::span<const Templat
   std::vector<Row> rows;
   std::set<std::string> seen;
   std::map<std::string, int> filtered;
-  Entries entries;
   for (const TemplateHit* hit : order) {
     if (std::ssize(rows) >= options.max_hits) break;
     try {
-      Row row = row_of_hit(*hit, sequence, options, obsolete, entries);
+      Row row = row_of_hit(*hit, list);
       // hmmsearch finds each copy of a chain; AlphaFold takes the first.
       if (!hit->has_sum_probs && !seen.insert(row.letters).second) continue;
       rows.push_back(std::move(row));
@@ -402,8 +460,10 @@ Templates templates_of_hits(const std::string& sequence, std::span<const Templat
 Templates templates_of_files(const std::string& sequence, std::span<const std::string> files) {
   Templates out;
   std::vector<Row> rows;
+  Work work;
   for (const std::string& given : files) {
-    const size_t colon = fs::exists(given) ? std::string::npos : given.rfind(':');
+    std::error_code none;
+    const size_t colon = fs::exists(given, none) ? std::string::npos : given.rfind(':');
     const std::string path = given.substr(0, colon);
     const std::string wanted = colon == std::string::npos ? "" : given.substr(colon + 1);
     try {
@@ -411,10 +471,12 @@ Templates templates_of_files(const std::string& sequence, std::span<const std::s
       const ChainStructure* best = nullptr;
       Aligned aligned;
       std::string names;
+      std::set<std::string> seen;  // an assembly may have hundreds of copies of a chain
       for (const ChainStructure& chain : entry.chains) {
         names += (names.empty() ? "" : ", ") + chain.name;
         if (!wanted.empty() && chain.name != wanted) continue;
-        Aligned candidate = align(sequence, chain.sequence);
+        if (!seen.insert(chain.sequence).second) continue;
+        Aligned candidate = align(sequence, chain.sequence, work);
         if (best && candidate.identical <= aligned.identical) continue;
         best = &chain;
         aligned = std::move(candidate);
@@ -425,11 +487,15 @@ Templates templates_of_files(const std::string& sequence, std::span<const std::s
       if (aligned.pairs.size() < kLeastResidues || identity < kLeastIdentityOfCustom)
         unusable("chain ", best->name, " is not related: ", aligned.pairs.size(),
                  " residues aligned, ", int(100 * identity), " % identical");
-      const Mapping mapping(aligned.pairs.begin(), aligned.pairs.end());
-      Row row = row_of(*best, mapping, 0, best->sequence, sequence);
+      Row row = row_of(*best, aligned.pairs, 0, best->sequence, sequence, work);
       row.used.name = cat(fs::path(path).filename().string(), ":", best->name);
       row.used.source = path;
-      row.used.sum_probs = double(aligned.identical);
+      row.used.sum_probs = 1;  // as OpenFold's custom templates
+      if (identity < kDoubtfulIdentity)
+        out.warnings.push_back(cat("template ", given, ": chain ", best->name, " is only ",
+                                   int(100 * identity), " % identical over ", aligned.pairs.size(),
+                                   " aligned residues, its alignment may be wrong; is it the "
+                                   "right structure?"));
       rows.push_back(std::move(row));
     } catch (const Unusable& why) {
       out.warnings.push_back(cat("template ", given, " is not used: ", why.reason));

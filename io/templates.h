@@ -31,29 +31,32 @@ struct TemplateOptions {
 
 /// A template that is used.
 struct UsedTemplate {
-  std::string name;    ///< "1ABC_A"
-  std::string source;  ///< file
-  double sum_probs = 0;
-  int aligned = 0;      ///< query residues with a template residue
-  double identity = 0;  ///< share of those that are the same amino acid
+  std::string name;      ///< "1ABC_A"
+  std::string source;    ///< file
+  double sum_probs = 0;  ///< 1 for a structure that the user names
+  int aligned = 0;       ///< query residues with a template residue
+  double identity = 0;   ///< share of those that are the same amino acid
 };
 
 struct Templates {
   TemplateFeatures features;
   std::vector<UsedTemplate> used;     ///< as in features, best first
-  std::vector<std::string> warnings;  ///< one a hit or file that failed: which, and why
+  std::vector<std::string> warnings;  ///< which hit or file failed or is doubtful, and why
 };
 
 /// Hits of an hhsearch .hhr or hmmsearch Stockholm file (plain or gzip), told apart by the text.
 /// `sequence` is the query's. Throws Exit::kInput naming the file and line on damage.
 std::vector<TemplateHit> read_template_hits(const std::string& path, const std::string& sequence);
 
-/// Features of the best usable hits.
+/// Features of the best usable hits, by sum_probs (hmmsearch: in the file's order, the same
+/// sequence once). A list that would take minutes to compare with its structures ends with a
+/// warning.
 Templates templates_of_hits(const std::string& sequence, std::span<const TemplateHit> hits,
                             const TemplateOptions& options);
 
 /// Features of the chains in structure files (PDB or mmCIF, plain or gzip; "FILE:CHAIN" takes one
-/// chain), aligned to the query by sequence, in the order given.
+/// chain, else the one with most identical residues), aligned to the query by sequence, in the
+/// order given.
 Templates templates_of_files(const std::string& sequence, std::span<const std::string> files);
 
 }  // namespace ff

@@ -84,6 +84,24 @@ TEST_CASE("hhr hits equal what AlphaFold's parser made of them") {
   }
 }
 
+TEST_CASE("hits of hmmsearch equal what AlphaFold's parser made of them") {
+  const nlohmann::json want =
+      nlohmann::json::parse(std::ifstream(TEST_DATA "/templates/hmmsearch.json"));
+  const std::string query = want.at(0)["query"];
+  const auto hits = read_template_hits(TEST_DATA "/templates/hmmsearch.sto", query);
+  REQUIRE(hits.size() == want.size());
+  for (size_t i = 0; i < hits.size(); ++i) {
+    CHECK(hits[i].index == want[i]["index"]);
+    CHECK(hits[i].name == want[i]["name"]);
+    CHECK(hits[i].aligned_cols == want[i]["aligned_cols"]);
+    CHECK_FALSE(hits[i].has_sum_probs);
+    CHECK(hits[i].query == query);
+    CHECK(hits[i].hit_sequence == want[i]["hit_sequence"]);
+    CHECK(hits[i].indices_query == want[i]["indices_query"].get<std::vector<int>>());
+    CHECK(hits[i].indices_hit == want[i]["indices_hit"].get<std::vector<int>>());
+  }
+}
+
 TEST_CASE("an hhr paragraph") {
   const auto hits = parse_hhr(kHit, "x.hhr");
   REQUIRE(hits.size() == 2);

@@ -153,6 +153,14 @@ TEST_CASE("hits that are left out, and why") {
       of({hit_of("2ABC_A", part)}, {.mmcif_dir = "", .max_date = "2020-05-05", .obsolete_file = ""})
           .used.size() == 1);
 
+  // Folders by the entry's middle letters; a hit's own chain is found by its sequence.
+  std::filesystem::create_directory(folder / "xy");
+  folder.write("xy/4xyz.cif", entry_text(part));
+  CHECK(of({hit_of("4XYZ_Q", part)}).used.at(0).name == "4xyz_A");
+  TemplateHit masked = hit_of("4XYZ_A", part);
+  masked.hit_sequence[4] = 'X';
+  CHECK(of({masked}).used.at(0).aligned == 15);
+
   // Withdrawn entries.
   const std::string obsolete = folder.write("obsolete.dat",
                                             " LIST OF OBSOLETE COORDINATE ENTRIES AND SUCCESSORS\n"
@@ -227,6 +235,19 @@ TEST_CASE("a structure of one's own: residues find their places atom by atom") {
   const std::string letters = letters_of(got.features, 0);
   CHECK(letters.substr(0, 5) == "-----");
   CHECK(letters.substr(45, 3) == "---");
+
+  // A part of the chain stands where it is in it, its first residue too, though a like one begins
+  // the chain.
+  const std::string inner = "M" + own.substr(30, 30);
+  REQUIRE(own.starts_with("M"));
+  const Templates part = templates_of_files(inner, files);
+  REQUIRE(part.used.size() == 1);
+  CHECK(letters_of(part.features, 0) == own.substr(29, 31));
+  CHECK(part.used[0].aligned == 31);
+  CHECK(part.used[0].sum_probs == 1);
+  // And the chain where it is in a longer target.
+  const Templates outer = templates_of_files("M" + std::string(40, 'G') + own.substr(1), files);
+  CHECK(letters_of(outer.features, 0) == std::string(40, '-') + own);
 
   const auto warning = [](const std::string& sequence, const std::string& file) {
     return joined(templates_of_files(sequence, std::vector{file}));
