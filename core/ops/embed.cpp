@@ -16,7 +16,11 @@ Var pair_embed(const Var& left, const Var& right, const Tensor& residue_index, c
   kernels(z.device())
       .pair_embed(left.value(), right.value(), residue_index, relpos.value(), beta, dgram.value(),
                   breaks, 0, z);
-  return result("pair_embed", z, {&left, &right, &relpos, &dgram});
+  return result("pair_embed", z, {&left, &right, &relpos, &dgram}, [=](const Tensor& dz) {
+    kernels(dz.device())
+        .pair_embed_backward(residue_index, beta, breaks, dz, left.grad_into(), right.grad_into(),
+                             relpos.grad_into(), dgram.grad_into());
+  });
 }
 
 }  // namespace ff

@@ -78,6 +78,10 @@ struct Kernels {
   void (*pair_embed)(const Tensor& left, const Tensor& right, const Tensor& residue_index,
                      const Tensor& relpos, const Tensor& beta, const Tensor& dgram,
                      const Tensor& breaks, int64_t first_row, const Tensor& z);
+  /// Its gradients, added; each may be undefined.
+  void (*pair_embed_backward)(const Tensor& residue_index, const Tensor& beta, const Tensor& breaks,
+                              const Tensor& dz, const Tensor& dleft, const Tensor& dright,
+                              const Tensor& drelpos, const Tensor& ddgram);
   /// The structure module's, f32 or f64, contiguous: invariant_point_attention.h and rigid_ops.h.
   void (*invariant_point_attention)(const IpaTensors& in, const Tensor& out);
   void (*apply_rigids)(const Tensor& affine, const Tensor& points, const Tensor& out);

@@ -209,31 +209,76 @@ void scale_rows(const Tensor& mask, const Tensor& y) {
   });
 }
 
+namespace {
+
+/// Row of the relative positions' table.
+int64_t relative_position(int64_t i, int64_t j, int64_t far) {
+  const int64_t d = i - j + far;
+  return d < 0 ? 0 : d > 2 * far ? 2 * far : d;
+}
+
+/// Bin of the distance between pseudo-beta positions i and j; -1 for none.
+int64_t distance_bin(const Tensor& beta, const Tensor& breaks, int64_t i, int64_t j) {
+  if (!beta.defined()) return -1;
+  const int64_t bins = breaks.size(0);
+  const float *edges = breaks.data<float>(), *a = beta.data<float>() + 3 * i,
+              *b = beta.data<float>() + 3 * j;
+  const float dist2 =
+      (a[0] - b[0]) * (a[0] - b[0]) + (a[1] - b[1]) * (a[1] - b[1]) + (a[2] - b[2]) * (a[2] - b[2]);
+  for (int64_t k = bins - 1; k >= 0; --k)
+    if (dist2 > edges[k] && dist2 < (k + 1 < bins ? edges[k + 1] : 1e8f)) return k;
+  return -1;
+}
+
+}  // namespace
+
+void pair_embed_backward(const Tensor& residue_index, const Tensor& beta, const Tensor& breaks,
+                         const Tensor& dz, const Tensor& dleft, const Tensor& dright,
+                         const Tensor& drelpos, const Tensor& ddgram) {
+  by_type(dz, [&](auto t) {
+    using T = decltype(t);
+    using A = Acc<T>;
+    const int64_t n = dz.size(0), c = dz.size(2);
+    const int64_t far = drelpos.defined() ? (drelpos.size(0) - 1) / 2 : 0;
+    const int32_t* index = residue_index.data<int32_t>();
+    constexpr int64_t kBlock = 16;
+    // Each thread has channels of its own: the sums' order is always the same.
+#pragma omp parallel for
+    for (int64_t c0 = 0; c0 < c; c0 += kBlock) {
+      const int64_t width = c - c0 < kBlock ? c - c0 : kBlock;
+      for (int64_t i = 0; i < n; ++i)
+        for (int64_t j = 0; j < n; ++j) {
+          const T* d = dz.data<T>() + (i * n + j) * c + c0;
+          const auto add_to = [&](const Tensor& to, int64_t row) {
+            if (!to.defined() || row < 0) return;
+            T* q = to.data<T>() + row * to.stride(0) + c0;
+            for (int64_t k = 0; k < width; ++k) q[k] = T(A(q[k]) + A(d[k]));
+          };
+          add_to(dleft, i);
+          add_to(dright, j);
+          add_to(drelpos, relative_position(index[i], index[j], far));
+          if (ddgram.defined()) add_to(ddgram, distance_bin(beta, breaks, i, j));
+        }
+    }
+  });
+}
+
 void pair_embed(const Tensor& left, const Tensor& right, const Tensor& residue_index,
                 const Tensor& relpos, const Tensor& beta, const Tensor& dgram, const Tensor& breaks,
                 int64_t first_row, const Tensor& z) {
   by_type(left, [&](auto t) {
     using T = decltype(t);
     using A = Acc<T>;
-    const int64_t n = right.size(0), c = right.size(1), far = (relpos.size(0) - 1) / 2,
-                  bins = dgram.size(0);
+    const int64_t n = right.size(0), c = right.size(1), far = (relpos.size(0) - 1) / 2;
     const int32_t* index = residue_index.data<int32_t>();
-    const float* edges = breaks.data<float>();
 #pragma omp parallel for
     for (int64_t i = first_row; i < first_row + z.size(0); ++i) {
       const T* l = left.data<T>() + i * c;
       for (int64_t j = 0; j < n; ++j) {
-        int64_t d = int64_t(index[i]) - index[j] + far;
-        d = d < 0 ? 0 : d > 2 * far ? 2 * far : d;
-        const T *r = right.data<T>() + j * c, *p = relpos.data<T>() + d * c, *g = nullptr;
-        if (beta.defined()) {
-          const float *a = beta.data<float>() + 3 * i, *b = beta.data<float>() + 3 * j;
-          const float dist2 = (a[0] - b[0]) * (a[0] - b[0]) + (a[1] - b[1]) * (a[1] - b[1]) +
-                              (a[2] - b[2]) * (a[2] - b[2]);
-          for (int64_t k = 0; k < bins; ++k)
-            if (dist2 > edges[k] && dist2 < (k + 1 < bins ? edges[k + 1] : 1e8f))
-              g = dgram.data<T>() + k * c;
-        }
+        const T *r = right.data<T>() + j * c,
+                *p = relpos.data<T>() + relative_position(index[i], index[j], far) * c;
+        const int64_t bin = distance_bin(beta, breaks, i, j);
+        const T* g = bin < 0 ? nullptr : dgram.data<T>() + bin * c;
         T* to = z.data<T>() + (i - first_row) * z.stride(0) + j * z.stride(1);
         for (int64_t k = 0; k < c; ++k)
           to[k] = T(A(l[k]) + A(r[k]) + A(p[k]) + (g ? A(g[k]) : A(0)));

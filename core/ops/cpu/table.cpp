@@ -39,6 +39,7 @@ const Kernels kTable = {
     .scale_rows = scale_rows,
     .outer_product_mean = outer_product_mean,
     .pair_embed = pair_embed,
+    .pair_embed_backward = pair_embed_backward,
     .invariant_point_attention = invariant_point_attention,
     .apply_rigids = apply_rigids,
     .update_backbone = update_backbone,

@@ -1,4 +1,5 @@
-// Backward of attention, triangle multiplication and outer product mean against finite differences.
+// Backward of attention, triangle multiplication, outer product mean and the pair embedding against
+// finite differences.
 #include "core/ops/ops.h"
 #include "core/ops/rigid_ops.h"
 #include "tests/unit/gradcheck.h"
@@ -65,4 +66,21 @@ TEST_CASE("outer product mean, relu and symmetrisation") {
              random_f64({2, 3, 2}, 4), random_f64({2}, 5)});
   gradcheck([](const Vars& v) { return relu(v[0]); }, {random_f64({3, 5}, 1)});
   gradcheck([](const Vars& v) { return symmetrize(v[0]); }, {random_f64({3, 3, 2}, 1)});
+}
+
+TEST_CASE("layer norm over leading channels, and the pair embedding") {
+  gradcheck([](const Vars& v) { return layer_norm_channels_first(v[0], v[1], v[2]); },
+            {random_f64({4, 2, 3}, 1), random_f64({4}, 2), random_f64({4}, 3)});
+
+  const std::vector<int32_t> numbers{1, 2, 3, 9, 4};
+  const Tensor index = Tensor::of<int32_t>({5}, numbers.data());
+  const std::vector<float> edges{1, 4, 9};
+  const Tensor breaks = Tensor::of<float>({3}, edges.data());
+  const Tensor beta = random_f64({5, 3}, 7, 2).to(Dtype::f32);
+  const std::vector<Tensor> inputs{random_f64({5, 18}, 1), random_f64({5, 18}, 2),
+                                   random_f64({7, 18}, 3), random_f64({3, 18}, 4)};
+  for (const Tensor& positions : {beta, Tensor()})
+    gradcheck(
+        [&](const Vars& v) { return pair_embed(v[0], v[1], index, v[2], positions, v[3], breaks); },
+        inputs);
 }
