@@ -52,6 +52,8 @@ class Var {
   /// For backward functions: the gradient to add into, undefined where it is not wanted.
   Tensor grad_into() const { return slot_ ? slot_->into() : Tensor(); }
   const std::shared_ptr<GradSlot>& slot() const { return slot_; }
+  /// For backward functions that need no value: the slot alone, so that the value can be freed.
+  Var gradient_only() const { return {Tensor(), slot_}; }
 
   static std::shared_ptr<GradSlot> new_slot(const Tensor& value) {
     auto slot = std::make_shared<GradSlot>();

@@ -385,7 +385,10 @@ Params Params::in_precision(Dtype activations) const {
     const bool matrix = leaf.ends_with("weights") || leaf.ends_with("_w");
     const bool trunk = name.find("/evoformer/") != std::string::npos;
     const Dtype dtype = activations == Dtype::bf16 && !(matrix && trunk) ? Dtype::f32 : activations;
-    out.vars_.emplace(name, Var(var.value().to(dtype)));
+    const bool same = var.value().dtype() == dtype;
+    check(same || !var.requires_grad(), name,
+          ": its gradient is wanted, which a copy in another precision would lose");
+    out.vars_.emplace(name, same ? var : Var(var.value().to(dtype)));
   }
   return out;
 }

@@ -25,10 +25,11 @@ Var add(const Var& residual, const Var& x) {
   check(residual.shape() == x.shape(), "add ", x.shape(), " to ", residual.shape());
   const Tensor y = target(residual);
   kernels(y.device()).add(x.value(), y);
-  return result("add", y, {&residual, &x}, [=](const Tensor& dy) {
-    pass_on(residual, dy);
-    pass_on(x, dy);
-  });
+  return result("add", y, {&residual, &x},
+                [a = residual.gradient_only(), b = x.gradient_only()](const Tensor& dy) {
+                  pass_on(a, dy);
+                  pass_on(b, dy);
+                });
 }
 
 Var add_gated(const Var& residual, const Var& x, const Var& gate) {
@@ -36,20 +37,22 @@ Var add_gated(const Var& residual, const Var& x, const Var& gate) {
         gate.shape(), " to ", residual.shape());
   const Tensor y = target(residual);
   kernels(y.device()).add_gated(x.value(), gate.value(), y);
-  return result("add_gated", y, {&residual, &x, &gate}, [=](const Tensor& dy) {
-    pass_on(residual, dy);
-    kernels(dy.device())
-        .add_gated_backward(x.value(), gate.value(), dy, x.grad_into(), gate.grad_into());
-  });
+  return result("add_gated", y, {&residual, &x, &gate},
+                [x, gate, to = residual.gradient_only()](const Tensor& dy) {
+                  pass_on(to, dy);
+                  kernels(dy.device())
+                      .add_gated_backward(x.value(), gate.value(), dy, x.grad_into(),
+                                          gate.grad_into());
+                });
 }
 
 Var scale_rows(const Var& x, const Tensor& mask) {
   check(mask.rank() + 1 == x.rank(), "mask ", mask.shape(), " for ", x.shape());
   const Tensor y = target(x);
   kernels(y.device()).scale_rows(mask, y);
-  return result("scale_rows", y, {&x}, [=](const Tensor& dy) {
+  return result("scale_rows", y, {&x}, [mask, to = x.gradient_only()](const Tensor& dy) {
     kernels(dy.device()).scale_rows(mask, dy);  // the node's own: nobody reads it afterwards
-    pass_on(x, dy);
+    pass_on(to, dy);
   });
 }
 
@@ -59,22 +62,27 @@ Var concat_rows(const Var& a, const Var& b) {
   const Tensor y = Tensor::empty(shape, a.value().dtype(), a.value().device());
   y.narrow(0, 0, a.size(0)).copy_from(a.value());
   y.narrow(0, a.size(0), b.size(0)).copy_from(b.value());
-  return result("concat_rows", y, {&a, &b}, [=](const Tensor& dy) {
-    pass_on(a, dy.narrow(0, 0, a.size(0)));
-    pass_on(b, dy.narrow(0, a.size(0), b.size(0)));
-  });
+  const int64_t rows = a.size(0), more = b.size(0);
+  return result("concat_rows", y, {&a, &b},
+                [rows, more, a = a.gradient_only(), b = b.gradient_only()](const Tensor& dy) {
+                  pass_on(a, dy.narrow(0, 0, rows));
+                  pass_on(b, dy.narrow(0, rows, more));
+                });
 }
 
 Var cast(const Var& x, Dtype dtype) {
   if (x.value().dtype() == dtype) return x;
   return result("cast", x.value().to(dtype), {&x},
-                [=](const Tensor& dy) { pass_on(x, dy.to(x.value().dtype())); });
+                [from = x.value().dtype(), to = x.gradient_only()](const Tensor& dy) {
+                  pass_on(to, dy.to(from));
+                });
 }
 
 Var repeat(const Var& x, int64_t n) {
-  return result("repeat", x.value().unsqueeze(0).expand(0, n), {&x}, [=](const Tensor& dy) {
-    for (int64_t i = 0; i < n; ++i) pass_on(x, dy.select(0, i));
-  });
+  return result("repeat", x.value().unsqueeze(0).expand(0, n), {&x},
+                [n, to = x.gradient_only()](const Tensor& dy) {
+                  for (int64_t i = 0; i < n; ++i) pass_on(to, dy.select(0, i));
+                });
 }
 
 }  // namespace ff

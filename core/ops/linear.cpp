@@ -63,9 +63,10 @@ Var linear(const Var& x, const Var& w, const Var& b, Activation act) {
   kernels(xv.device())
       .linear(batches, wv.unsqueeze(0), bv, act, false,
               y.view({batches.size(0), batches.size(1), wv.size(1)}));
-  return result("linear", y, {&x, &w, &b}, [=](const Tensor& dy) {
+  const Tensor kept = act == Activation::kNone ? Tensor() : y;
+  return result("linear", y, {&x, &w, &b}, [x, w, b, act, kept](const Tensor& dy) {
     // dy is the node's own: nobody reads it afterwards.
-    if (act != Activation::kNone) kernels(dy.device()).activation_backward(y, act, dy);
+    if (kept) kernels(dy.device()).activation_backward(kept, act, dy);
     products_backward(x, w, b, dy);
   });
 }
@@ -82,10 +83,11 @@ Var linear_add(const Var& residual, const Var& x, const Var& w, const Var& b) {
   const Tensor xs = flat ? xv.view({1, -1, xv.size(-1)}) : xv.rank() == 2 ? xv.unsqueeze(0) : xv;
   const Tensor ys = flat ? y.view({1, -1, y.size(-1)}) : y.rank() == 2 ? y.unsqueeze(0) : y;
   kernels(xv.device()).linear(xs, wv.unsqueeze(0), bv, Activation::kNone, true, ys);
-  return result("linear_add", y, {&residual, &x, &w, &b}, [=](const Tensor& dy) {
-    if (const Tensor to = residual.grad_into()) kernels(dy.device()).add(dy, to);
-    products_backward(x, w, b, dy);
-  });
+  return result("linear_add", y, {&residual, &x, &w, &b},
+                [x, w, b, r = residual.gradient_only()](const Tensor& dy) {
+                  if (const Tensor to = r.grad_into()) kernels(dy.device()).add(dy, to);
+                  products_backward(x, w, b, dy);
+                });
 }
 
 Var linear_channels_first(const Var& x, const Var& w) {

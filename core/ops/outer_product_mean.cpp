@@ -12,9 +12,11 @@ namespace {
 void backward(const Var& left, const Var& right, const Var& w, const Var& b, const Tensor& norm,
               const Tensor& dz) {
   const Kernels& k = kernels(dz.device());
-  const Tensor count = norm.to(Dtype::f32).contiguous(), factor = Tensor::empty(count.shape());
-  for (int64_t i = 0; i < count.numel(); ++i)
-    factor.data<float>()[i] = 1 / (1e-3f + count.data<float>()[i]);
+  const Tensor factor = norm.clone();
+  const auto invert = [&](auto* f) {
+    for (int64_t i = 0; i < factor.numel(); ++i) f[i] = 1 / (decltype(+*f)(1e-3) + f[i]);
+  };
+  factor.dtype() == Dtype::f64 ? invert(factor.data<double>()) : invert(factor.data<float>());
   k.scale_rows(factor, dz);
   const int64_t n_seq = left.size(0), n_j = right.size(1), c = left.size(2), d = right.size(2);
   const Tensor l = left.value(), r = right.value().contiguous(), wv = w.value();
@@ -55,11 +57,12 @@ Var outer_product_mean(const Var& residual, const Var& left, const Var& right, c
   const Tensor z = NoGrad::active() ? residual.value() : residual.value().clone();
   kernels(z.device())
       .outer_product_mean(left.value(), right.value(), w.value(), b.value(), norm, z);
-  return result("outer_product_mean", z, {&residual, &left, &right, &w, &b}, [=](const Tensor& dz) {
-    const Kernels& k = kernels(dz.device());
-    if (const Tensor to = residual.grad_into()) k.add(dz, to);
-    backward(left, right, w, b, norm, dz);
-  });
+  return result("outer_product_mean", z, {&residual, &left, &right, &w, &b},
+                [left, right, w, b, norm, r = residual.gradient_only()](const Tensor& dz) {
+                  const Kernels& k = kernels(dz.device());
+                  if (const Tensor to = r.grad_into()) k.add(dz, to);
+                  backward(left, right, w, b, norm, dz);
+                });
 }
 
 Tensor pair_count(const Tensor& mask, Dtype dtype) {

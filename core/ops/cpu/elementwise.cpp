@@ -197,15 +197,18 @@ void scale_rows(const Tensor& mask, const Tensor& y) {
   by_type(y, [&](auto t) {
     using T = decltype(t);
     const Rows<T> to(y);
-    // A mask of rank r over y of rank r + 1: the same walk with a last axis of one.
-    const Rows<float> factors(mask.unsqueeze(-1));
+    const auto scale = [&](auto m) {
+      // A mask of rank r over y of rank r + 1: the same walk with a last axis of one.
+      const Rows<decltype(m)> factors(mask.unsqueeze(-1));
 #pragma omp parallel for
-    for (int64_t r = 0; r < to.n; ++r) {
-      const Acc<T> m = *factors[r];
-      T* q = to[r];
-      if (m != 1)
-        for (int64_t j = 0; j < to.c; ++j) q[j] = T(Acc<T>(q[j]) * m);
-    }
+      for (int64_t r = 0; r < to.n; ++r) {
+        const Acc<T> f = Acc<T>(*factors[r]);
+        T* q = to[r];
+        if (f != 1)
+          for (int64_t j = 0; j < to.c; ++j) q[j] = T(Acc<T>(q[j]) * f);
+      }
+    };
+    mask.dtype() == Dtype::f64 ? scale(double{}) : scale(float{});
   });
 }
 

@@ -135,6 +135,7 @@ template <class T>
 struct Rows {
   explicit Rows(const Tensor& t)
       : base(t.data<T>()), c(t.size(-1)), n(1), shape(t.shape()), stride(t.strides()) {
+    check(c <= 1 || t.stride(-1) == 1, "a tensor of shape ", shape, " whose last axis is strided");
     for (int i = 0; i + 1 < t.rank(); ++i) n *= t.size(i);
   }
   T* operator[](int64_t r) const {

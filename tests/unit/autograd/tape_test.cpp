@@ -141,6 +141,28 @@ TEST_CASE("a checkpoint with several outputs, of which one is not used") {
   gradcheck(fn, {random_f64({3, 4}, 1), random_f64({3, 4}, 2)});
 }
 
+TEST_CASE("an output named twice, and checkpoints that return an input or a view of it") {
+  const Tensor x = random_f64({3, 2, 2}, 1), seed = random_f64({3, 2, 2}, 2);
+  Var v(x);
+  v.want_grad();
+  Tape tape;
+  const Var y = add(v, v);
+  tape.backward({y, y}, {seed, seed});
+  for (int64_t i = 0; i < 12; ++i)
+    CHECK(v.grad().data<double>()[i] == Approx(4 * seed.data<double>()[i]));
+
+  const auto fn = [](const Vars& in) {
+    const Vars out = checkpoint(
+        [](const Vars& a) {
+          const Var sum = add(Var(a[0].value().clone(), a[0].slot()), a[1]);
+          return Vars{sum, a[1], transpose(a[1], 0, 1), sum};
+        },
+        in);
+    return add(add(out[0], out[1]), add(transpose(out[2], 0, 1), out[3]));
+  };
+  gradcheck(fn, {x, random_f64({3, 2, 2}, 3)});
+}
+
 TEST_CASE("what is not wanted is not computed, and mistakes are told") {
   Var x(random_f64({2, 3}, 1)), w(random_f64({3, 2}, 2));
   {
