@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <gemmi/seqalign.hpp>
 #include <map>
@@ -31,8 +32,8 @@ constexpr double kMaxAlignment = 1e8;  // cells of an alignment's matrix
 constexpr double kMaxWork = 1e9;       // cells and letters compared for one list of templates
 constexpr int64_t kMaxKept = int64_t(1) << 28;  // bytes of entries kept for later hits
 constexpr size_t kMostWarnings = 20;
-// Of the user's own templates. The second is what unrelated sequences reach.
-constexpr double kLeastIdentityOfCustom = 0.1, kDoubtfulIdentity = 0.2;
+// Of the user's own templates: how often chance gives as good an alignment.
+constexpr double kMostChance = 1, kDoubtfulChance = 1e-3;
 
 /// Why a template is not used.
 struct Unusable {
@@ -65,6 +66,8 @@ class Work {
 struct Aligned {
   Mapping pairs;
   int64_t identical = 0;
+  int score = 0;      ///< of its best part
+  double chance = 0;  ///< how many parts as good two random sequences have (Karlin and Altschul)
 };
 
 /// The ends of the longer sequence are left over without cost of opening a gap, or the other's last
@@ -87,6 +90,7 @@ Aligned align(const std::string& a, const std::string& b, Work& work) {
     with_x.matrix_encoding.push_back("UNK");
     return with_x;
   }();
+  constexpr double kK = 0.041, kLambda = 0.267;  // of this scoring (Altschul and Gish, 1996)
   const auto encoded = [](const std::string& letters) {
     std::vector<std::uint8_t> codes;
     for (const char c : letters) codes.push_back(std::uint8_t(restype_index(c)));
@@ -96,20 +100,28 @@ Aligned align(const std::string& a, const std::string& b, Work& work) {
   const std::string &longer = swapped ? b : a, &shorter = swapped ? a : b;
   std::vector<bool> free_gaps(shorter.size() + 1);
   free_gaps.front() = free_gaps.back() = true;
+  const std::vector<std::uint8_t> long_codes = encoded(longer), short_codes = encoded(shorter);
   const gemmi::AlignmentResult result =
-      gemmi::align_sequences(encoded(longer), encoded(shorter), free_gaps, kRestypes + 1, scoring);
+      gemmi::align_sequences(long_codes, short_codes, free_gaps, kRestypes + 1, scoring);
   Aligned aligned;
   int64_t i = 0, j = 0;  // in longer and shorter
+  int score = 0;         // of the part that ends here
   for (const gemmi::AlignmentResult::Item item : result.cigar) {
     const int64_t n = item.len();
+    if (item.op() != 'M') score = std::max<int64_t>(0, score + scoring.gapo + n * scoring.gape);
     if (item.op() == 'M')
       for (int64_t k = 0; k < n; ++k) {
-        aligned.pairs.emplace_back(swapped ? j + k : i + k, swapped ? i + k : j + k);
-        aligned.identical += longer[size_t(i + k)] == shorter[size_t(j + k)];
+        const auto x = size_t(i + k), y = size_t(j + k);
+        aligned.pairs.emplace_back(swapped ? y : x, swapped ? x : y);
+        aligned.identical += longer[x] == shorter[y];
+        score += scoring.score_matrix[size_t(long_codes[x]) * (kRestypes + 1) + short_codes[y]];
+        score = std::max(0, score);
+        aligned.score = std::max(aligned.score, score);
       }
     i += item.op() == 'D' ? 0 : n;
     j += item.op() == 'I' ? 0 : n;
   }
+  aligned.chance = kK * cells * std::exp(-kLambda * aligned.score);
   return aligned;
 }
 
@@ -477,25 +489,34 @@ Templates templates_of_files(const std::string& sequence, std::span<const std::s
         if (!wanted.empty() && chain.name != wanted) continue;
         if (!seen.insert(chain.sequence).second) continue;
         Aligned candidate = align(sequence, chain.sequence, work);
-        if (best && candidate.identical <= aligned.identical) continue;
+        if (best && candidate.score <= aligned.score) continue;
         best = &chain;
         aligned = std::move(candidate);
       }
       if (!best) unusable("has no protein chain ", wanted, " (chains: ", names, ")");
-      const double identity =
-          double(aligned.identical) / double(std::max<size_t>(1, aligned.pairs.size()));
-      if (aligned.pairs.size() < kLeastResidues || identity < kLeastIdentityOfCustom)
-        unusable("chain ", best->name, " is not related: ", aligned.pairs.size(),
-                 " residues aligned, ", int(100 * identity), " % identical");
+      const std::string numbers =
+          cat(aligned.pairs.size(), " residues aligned, ",
+              100 * aligned.identical / std::max<int64_t>(1, std::ssize(aligned.pairs)),
+              " % identical, a best part of score ", aligned.score);
+      const bool related = aligned.chance <= kMostChance;
+      if (!related && best->sequence.size() == sequence.size()) {
+        // As OpenFold's: a backbone for the target, with another sequence or none.
+        aligned.pairs.clear();
+        for (size_t i = 0; i < sequence.size(); ++i) aligned.pairs.emplace_back(i, i);
+      } else if (!related || aligned.pairs.size() < kLeastResidues) {
+        unusable("chain ", best->name, " is not related: ", numbers,
+                 ", as unrelated sequences have");
+      }
       Row row = row_of(*best, aligned.pairs, 0, best->sequence, sequence, work);
       row.used.name = cat(fs::path(path).filename().string(), ":", best->name);
       row.used.source = path;
       row.used.sum_probs = 1;  // as OpenFold's custom templates
-      if (identity < kDoubtfulIdentity)
-        out.warnings.push_back(cat("template ", given, ": chain ", best->name, " is only ",
-                                   int(100 * identity), " % identical over ", aligned.pairs.size(),
-                                   " aligned residues, its alignment may be wrong; is it the "
-                                   "right structure?"));
+      if (aligned.chance > kDoubtfulChance)
+        out.warnings.push_back(cat("template ", given, ": chain ", best->name,
+                                   related ? " may be aligned wrongly: "
+                                           : " is taken residue by residue, it has the target's "
+                                             "length but is not related: ",
+                                   numbers));
       rows.push_back(std::move(row));
     } catch (const Unusable& why) {
       out.warnings.push_back(cat("template ", given, " is not used: ", why.reason));

@@ -55,8 +55,9 @@ Templates templates_of_hits(const std::string& sequence, std::span<const Templat
                             const TemplateOptions& options);
 
 /// Features of the chains in structure files (PDB or mmCIF, plain or gzip; "FILE:CHAIN" takes one
-/// chain, else the one with most identical residues), aligned to the query by sequence, in the
-/// order given.
+/// chain, else the one that agrees best), aligned to the query by sequence, in the order given. A
+/// chain that is not related to it is used only where it has the query's length, residue by
+/// residue.
 Templates templates_of_files(const std::string& sequence, std::span<const std::string> files);
 
 }  // namespace ff

@@ -35,6 +35,11 @@ std::vector<std::string> ff::fuzz_seeds() {
       "1 ? 1.0 2.0 3.0 1.0 9.0 1 GLY A CA 1\nHETATM 2 SE SE A MSE A 1 2 ? 4.0 5.0 6.0 0.5 9.0 2 "
       "MSE "
       "A SE 1\n",
+      "data_y\nloop_\n_atom_site.label_asym_id\n_atom_site.label_comp_id\n_atom_site.label_atom_"
+      "id\n_"
+      "atom_site.label_seq_id\n_atom_site.Cartn_x\n_atom_site.Cartn_y\n_atom_site.Cartn_z\nA GLY "
+      "CA 1 "
+      "1 2 3\nA ARG NH1 2 4 5 6\nB ALA CA . 7 8 9\n",
       "HEADER    X                                       01-JAN-00   1ABC              \n"
       "SEQRES   1 A    2  GLY ALA                                                      \n"
       "ATOM      1  CA  GLY A   1       1.000   2.000   3.000  1.00 10.00           C  \n"
@@ -62,5 +67,8 @@ std::vector<std::string> ff::fuzz_words() {
           " 2147483648 ",
           "-1",
           "_atom_site.label_seq_id\n",
+          "1 2 SER\n",
+          "A 1\n",
+          "_entity_poly.pdbx_seq_one_letter_code_can GA\n",
           "\r\n"};
 }

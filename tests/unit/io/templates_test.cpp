@@ -249,6 +249,12 @@ TEST_CASE("a structure of one's own: residues find their places atom by atom") {
   const Templates outer = templates_of_files("M" + std::string(40, 'G') + own.substr(1), files);
   CHECK(letters_of(outer.features, 0) == std::string(40, '-') + own);
 
+  // A backbone of the target's length serves whatever its sequence.
+  const Templates backbone = templates_of_files(std::string(own.size(), 'W'), files);
+  REQUIRE(backbone.used.size() == 1);
+  CHECK(letters_of(backbone.features, 0) == own);
+  CHECK_THAT(joined(backbone), Contains("residue by residue"));
+
   const auto warning = [](const std::string& sequence, const std::string& file) {
     return joined(templates_of_files(sequence, std::vector{file}));
   };
