@@ -70,6 +70,7 @@ class Dataset {
     uint32_t table_crc = 0;
   };
   class Chunks;
+  Chunks open(int64_t chain) const;
 
   std::vector<std::string> shards_;
   std::vector<ChainInfo> chains_;
