@@ -55,11 +55,6 @@ int merge_rank(const std::string& stem) {
   return 3;
 }
 
-/// What a folder holds for a target.
-struct Found {
-  std::vector<std::string> alignments, hits;
-};
-
 /// Files of a folder, sorted; none where it cannot be read.
 std::vector<fs::path> files_in(const fs::path& folder) {
   std::vector<fs::path> files;
@@ -74,7 +69,7 @@ std::vector<fs::path> files_in(const fs::path& folder) {
 }
 
 /// Each alignment once where it is there as a3m and as Stockholm or packed, and one file of hits.
-Found found_in(const fs::path& folder) {
+AlignmentFiles found_in(const fs::path& folder) {
   std::map<std::pair<int, std::string>, std::string> alignments;
   std::map<int, std::string> hits;
   for (const fs::path& file : files_in(folder)) {  // .a3m before .a3m.gz before .sto
@@ -84,51 +79,11 @@ Found found_in(const fs::path& folder) {
     const auto hit = std::find(std::begin(kHitFiles), std::end(kHitFiles), name);
     if (hit != std::end(kHitFiles)) hits.emplace(hit - std::begin(kHitFiles), file);
   }
-  Found found;
+  AlignmentFiles found;
   for (const auto& [key, path] : alignments) found.alignments.push_back(path);
   if (!hits.empty()) found.hits = {hits.begin()->second};
   return found;
 }
-
-/// The folder of --alignments; its names are read once, however many targets there are.
-class AlignmentFolder {
- public:
-  explicit AlignmentFolder(const std::string& path) : root_(path) {
-    std::error_code error;
-    for (fs::directory_iterator entry(root_, error), end; !error && entry != end;
-         entry.increment(error))
-      names_.insert(entry->path().filename().string());
-    check_input(!error, path, ": cannot read the folder: ", error.message());
-  }
-
-  /// What belongs to the target that goes by one of `names`; appends where it looked.
-  Found find(const std::vector<std::string>& names, bool only_target,
-             std::vector<std::string>& looked) const {
-    Found best;
-    const auto look = [&](const fs::path& folder) {
-      Found found = found_in(folder);
-      if (best.hits.empty()) best.hits = std::move(found.hits);
-      best.alignments = std::move(found.alignments);
-      looked.push_back(folder.string());
-      return !best.alignments.empty();
-    };
-    for (const std::string& name : names) {
-      if (names_.contains(name) && (look(root_ / name) || look(root_ / name / "msas"))) return best;
-      for (const char* end : {".a3m", ".a3m.gz", ".sto", ".sto.gz"})
-        if (names_.contains(name + end)) {
-          best.alignments = {root_ / (name + end)};
-          return best;
-        }
-    }
-    if (looked.empty()) looked.push_back((root_ / names.front()).string() + " (not there)");
-    if (only_target && !look(root_)) look(root_ / "msas");
-    return best;
-  }
-
- private:
-  fs::path root_;
-  std::unordered_set<std::string> names_;
-};
 
 /// Names under which a target's alignments may be kept, each a plain name in a folder.
 std::vector<std::string> names_of(const FastaRecord& record, const std::string& file_stem) {
@@ -327,7 +282,7 @@ void add_alignments(Target& target, const InputOptions& o, const AlignmentFolder
                     bool only_target) {
   Job& job = target.job;
   std::vector<std::string> looked;
-  Found found = folder.find(target.names, only_target, looked);
+  AlignmentFiles found = folder.find(target.names, only_target, looked);
   if (o.templates == "search") job.template_hits = std::move(found.hits);
   if (!job.alignments.empty() || o.msa_mode == "single_sequence") return;
   job.alignments = std::move(found.alignments);
@@ -416,6 +371,37 @@ TargetInputs inputs_of_features(const std::string& path) {
 }
 
 }  // namespace
+
+AlignmentFolder::AlignmentFolder(const std::string& path) : root_(path) {
+  std::error_code error;
+  for (fs::directory_iterator entry(root_, error), end; !error && entry != end;
+       entry.increment(error))
+    names_.insert(entry->path().filename().string());
+  check_input(!error, path, ": cannot read the folder: ", error.message());
+}
+
+AlignmentFiles AlignmentFolder::find(const std::vector<std::string>& names, bool only_target,
+                                     std::vector<std::string>& looked) const {
+  AlignmentFiles best;
+  const auto look = [&](const fs::path& folder) {
+    AlignmentFiles found = found_in(folder);
+    if (best.hits.empty()) best.hits = std::move(found.hits);
+    best.alignments = std::move(found.alignments);
+    looked.push_back(folder.string());
+    return !best.alignments.empty();
+  };
+  for (const std::string& name : names) {
+    if (names_.contains(name) && (look(root_ / name) || look(root_ / name / "msas"))) return best;
+    for (const char* end : {".a3m", ".a3m.gz", ".sto", ".sto.gz"})
+      if (names_.contains(name + end)) {
+        best.alignments = {root_ / (name + end)};
+        return best;
+      }
+  }
+  if (looked.empty()) looked.push_back((root_ / names.front()).string() + " (not there)");
+  if (only_target && !look(root_)) look(root_ / "msas");
+  return best;
+}
 
 void InputOptions::add_to(CLI::App& app) {
   app.add_option(

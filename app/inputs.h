@@ -1,7 +1,9 @@
 // What predict and features read: targets, their alignments and templates.
 #pragma once
 
+#include <filesystem>
 #include <string>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -13,6 +15,26 @@ class App;
 }
 
 namespace ff {
+
+/// What a folder holds for a target: its alignments in AlphaFold's order, at most one file of hits.
+struct AlignmentFiles {
+  std::vector<std::string> alignments, hits;
+};
+
+/// The folder of --alignments; its names are read once, however many targets there are.
+class AlignmentFolder {
+ public:
+  /// Throws Exit::kInput when it cannot be read.
+  explicit AlignmentFolder(const std::string& path);
+  /// What belongs to the target that goes by one of `names` (InputOptions::jobs); appends where it
+  /// looked. From any thread.
+  AlignmentFiles find(const std::vector<std::string>& names, bool only_target,
+                      std::vector<std::string>& looked) const;
+
+ private:
+  std::filesystem::path root_;
+  std::unordered_set<std::string> names_;
+};
 
 /// A target and the files that belong to it.
 struct Job {

@@ -68,7 +68,7 @@ int run(int argc, char** argv) {
       "memory, 5 some targets failed.");
   std::vector<Command> commands;
   for (const auto add : {add_predict, add_features, add_parity, add_init, add_convert, add_bench,
-                         add_doctor, add_evaluate}) {
+                         add_doctor, add_evaluate, add_prepare}) {
     commands.push_back(add(root));
     commands.back().app->allow_extras();
   }
@@ -101,7 +101,11 @@ int run(int argc, char** argv) {
     std::fputs(root.help().c_str(), stdout);
     return int(Exit::kUsage);
   }
-  const std::string name = "fastfold " + command->app->get_name();
+  std::string name = "fastfold " + command->app->get_name();
+  for (const CLI::App* action : command->app->get_subcommands()) {
+    name += " " + action->get_name();
+    refuse_unknown(*action, name);
+  }
   refuse_unknown(*command->app, name);
   // A mistyped flag before the command is left with the root.
   refuse_unknown(root, "fastfold");

@@ -178,7 +178,8 @@ struct Polymers {
 };
 
 /// The protein chains of an mmCIF file's first model.
-std::vector<ChainStructure> chains_of(gemmi::cif::Block& block, const std::string& file) {
+std::vector<ChainStructure> chains_of(gemmi::cif::Block& block, const std::string& file,
+                                      bool& several_models) {
   enum { kAsym, kModel, kAuthAsym, kSeq, kAuthSeq, kInsertion, kComp, kAtom, kOcc, kX, kY, kZ };
   gemmi::cif::Table atoms = block.find(
       "_atom_site.", {"label_asym_id", "?pdbx_PDB_model_num", "?auth_asym_id", "?label_seq_id",
@@ -203,7 +204,10 @@ std::vector<ChainStructure> chains_of(gemmi::cif::Block& block, const std::strin
     Place& place = places[r++];
     if (row.has(kModel)) {
       if (model.empty()) model = row[kModel];
-      if (row[kModel] != model) continue;
+      if (row[kModel] != model) {
+        several_models = true;
+        continue;
+      }
     }
     const std::string asym = row.str(kAsym);
     const std::string author = row.has2(kAuthAsym) ? row.str(kAuthAsym) : asym;
@@ -285,7 +289,7 @@ StructureEntry parse_mmcif(std::string_view text, const std::string& name) {
   entry.resolution = first_number(
       block,
       {"_refine.ls_d_res_high", "_em_3d_reconstruction.resolution", "_reflns.d_resolution_high"});
-  entry.chains = chains_of(block, name);
+  entry.chains = chains_of(block, name, entry.several_models);
   return entry;
 }
 
@@ -310,11 +314,14 @@ std::string_view first_model(std::string_view text, const std::string& name) {
 }
 
 StructureEntry parse_pdb(std::string_view text, const std::string& name) {
-  text = first_model(text, name);
+  const std::string_view first = first_model(text, name);
+  const std::string_view others = text.substr(first.size());
+  text = first;
   check_input(text.size() <= kMaxPdbBytes, name, ": ", text.size(),
               " bytes of PDB format, the limit is ", kMaxPdbBytes);
   gemmi::Structure structure = gemmi::read_pdb_from_memory(text.data(), text.size(), name);
   StructureEntry entry;
+  entry.several_models = others.find("\nMODEL ") != others.npos || others.starts_with("MODEL ");
   entry.resolution = structure.resolution;
   entry.method = lower(structure.get_info("_exptl.method"));
   if (structure.models.empty()) return entry;

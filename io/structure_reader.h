@@ -19,9 +19,10 @@ struct ChainStructure {
 };
 
 struct StructureEntry {
-  std::string release_date;  ///< YYYY-MM-DD, of the oldest revision; "" unknown (PDB files)
-  std::string method;        ///< "x-ray diffraction", ...; "" unknown
-  double resolution = 0;     ///< angstrom; 0 unknown
+  std::string release_date;     ///< YYYY-MM-DD, of the oldest revision; "" unknown (PDB files)
+  std::string method;           ///< "x-ray diffraction", ...; "" unknown
+  double resolution = 0;        ///< angstrom; 0 unknown
+  bool several_models = false;  ///< others than the first were left out
   std::vector<ChainStructure> chains;  ///< proteins, by entity
 };
 
