@@ -4,7 +4,9 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <fstream>
 #include <memory>
+#include <nlohmann/json.hpp>
 
 #include "app/commands.h"
 #include "app/report.h"
@@ -12,6 +14,7 @@
 #include "core/base/progress.h"
 #include "core/base/stop.h"
 #include "core/predict/predictor.h"
+#include "core/train/objective.h"
 #include "io/npz.h"
 
 namespace ff {
@@ -19,7 +22,7 @@ namespace {
 
 struct Options {
   ComputeOptions compute;
-  std::string config, params, batch, outputs, compare;
+  std::string config, params, batch, outputs, compare, labels, losses, gradients;
   int64_t num_recycle = -1;
   double tolerance = 1e-4;
 };
@@ -119,7 +122,51 @@ bool compare(const Arrays& ours, const Arrays& reference, double tolerance) {
   return good;
 }
 
+/// AlphaFold's structural_violation_loss_weight, which fine-tuning sets to 1.
+double violation_weight(const std::string& path) {
+  std::ifstream file(path);
+  const auto tree = nlohmann::json::parse(file, nullptr, false);
+  return tree.value(nlohmann::json::json_pointer(
+                        "/model/heads/structure_module/structural_violation_loss_weight"),
+                    0.0);
+}
+
+/// One pass with a tape: every loss and, where asked for, every parameter's gradient.
+void train_pass(const Options& o, const ModelConfig& config, Params params, const Slices& slices,
+                int64_t recycles, bool f64) {
+  const Slices all_labels(read_npz(o.labels, f64), config, o.labels);
+  check_input(recycles <= all_labels.most_recycles() && slices.num_ensemble() == 1, o.labels,
+              ": labels for ", all_labels.most_recycles(),
+              " recycles and one ensemble member are needed");
+  params.want_grads();
+  const AlphaFold model(config, params, f64 ? Dtype::f64 : Dtype::f32);
+  LossConfig weights = head_weights(config.heads);
+  weights.structural_violation_loss_weight = violation_weight(o.config);
+  const auto start = std::chrono::steady_clock::now();
+  Tape tape;
+  const Outputs outputs = model.forward([&](int64_t i) { return slices(i); }, recycles);
+  Losses losses = objective(weights, config.heads, outputs, slices(recycles), all_labels(recycles));
+  if (outputs.logits.aligned_error) {
+    Arrays logits{{"predicted_lddt/logits", outputs.logits.lddt.value()},
+                  {"predicted_aligned_error/logits", outputs.logits.aligned_error.value()},
+                  {"predicted_aligned_error/breaks", aligned_error_breaks(config.heads)}};
+    add_confidence(config.heads, logits);
+    for (const char* name : {"confidence/ptm", "confidence/max_predicted_aligned_error"})
+      losses.terms[name] = logits.at(name);
+  }
+  if (!o.losses.empty()) write_npz(o.losses, losses.terms);
+  if (!o.gradients.empty()) {
+    tape.backward({losses.total});
+    write_npz(o.gradients, params.take_grads());
+  }
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  log_notice(losses.terms.size(), " losses", o.gradients.empty() ? "" : " and all gradients",
+             " in ", show_seconds(seconds.count()), ", ", recycles, " recycles; ", memory_line());
+}
+
 int run(const Options& o) {
+  if (o.labels.empty() != (o.losses.empty() && o.gradients.empty()))
+    fail(Exit::kUsage, "--labels goes with --losses or --gradients");
   o.compute.apply();
   const bool f64 = o.compute.precision == "f64";
   const ModelConfig config = alphafold_config(o.config);
@@ -130,8 +177,10 @@ int run(const Options& o) {
   Arrays reference;
   if (!o.compare.empty()) reference = read_npz(o.compare);
 
-  AlphaFold model(config, Params(config, read_npz(o.params, f64), o.params),
-                  dtype_of_precision(o.compute.precision));
+  const Params params(config, read_npz(o.params, f64), o.params);
+  if (!o.labels.empty()) train_pass(o, config, params, slices, recycles, f64);
+  if (!o.labels.empty() && o.outputs.empty() && o.compare.empty()) return int(Exit::kDone);
+  AlphaFold model(config, params, dtype_of_precision(o.compute.precision));
   RunOptions options;
   options.num_recycle = recycles;
   options.num_ensemble = slices.num_ensemble();
@@ -170,6 +219,9 @@ Command add_parity(CLI::App& root) {
   app->add_option("--compare", o->compare,
                   "reference outputs, .npz: print the worst max|a-b| / max(1, rms(b))");
   app->add_option("--tolerance", o->tolerance, "exit 3 above this error (default 1e-4)");
+  app->add_option("--labels", o->labels, "labels, .npz: the losses' ground truth");
+  app->add_option("--losses", o->losses, "write every loss here, .npz");
+  app->add_option("--gradients", o->gradients, "write every parameter's gradient here, .npz");
   o->compute.add_to(*app, true);
   return {app, [o] { return run(*o); }};
 }

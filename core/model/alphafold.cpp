@@ -86,7 +86,7 @@ Var embed_pair(const Pass& p, const Arrays& f, const Recycled& prev) {
   Var table =
       p.config.max_relative_feature ? relpos["weights"] : Var(Tensor::zeros({1, c_z}).to(p.dtype));
   const int64_t rows = table.size(0);
-  table = Var(table.value().clone());
+  if (NoGrad::active()) table = Var(table.value().clone());  // add() works in place then
   if (p.config.max_relative_feature)
     table = add(table, repeat(cast(relpos["bias"], p.dtype), rows));
   Var bins(Tensor::zeros({1, c_z}).to(p.dtype));
@@ -121,27 +121,39 @@ Var embed_templates(const Pass& p, const Arrays& f, const Var& z, const Tensor& 
   const Scope scope = p.scope / "template_embedding", one = scope / "single_template_embedding";
   const int64_t c_t = config.pair_stack.triangle_attention_ending_node.value_dim;
   // [n_res, n_res, n_templ, c_t]: all templates of a pair beside each other, as the attention reads
-  // them.
-  const Tensor all = Tensor::empty({n, n, n_templ, c_t}, p.dtype);
+  // them. With a tape they are put together at the end.
+  Tensor all;
+  Vars parts;
   for (int64_t t = 0; t < n_templ; ++t) {
     p.step(cat("template ", t + 1));
     const Trace trace = p.trace / cat("template", t);
-    const Tensor pair_features = template_pair_features(f, t, config);
-    trace("embedding2d_input_features", pair_features);
-    Var x = dense(one / "embedding2d", pair_features, p.dtype);
-    trace("embedding2d_output", x);
-    for (int64_t b = 0; b < config.num_block; ++b)
-      x = template_pair_block((one / "template_pair_stack" / "__layer_stack_no_state").block(b), x,
-                              pair_mask, trace / cat("pair_block", b));
-    x = layer_norm(one / "output_layer_norm", x);
+    const Var x = checkpoint(
+        [=, &config, dtype = p.dtype](const Vars&) {
+          const Tensor pair_features = template_pair_features(f, t, config);
+          trace("embedding2d_input_features", pair_features);
+          Var x = dense(one / "embedding2d", pair_features, dtype);
+          trace("embedding2d_output", x);
+          for (int64_t b = 0; b < config.num_block; ++b)
+            x = template_pair_block(
+                (one / "template_pair_stack" / "__layer_stack_no_state").block(b), x, pair_mask,
+                trace / cat("pair_block", b));
+          return Vars{layer_norm(one / "output_layer_norm", x)};
+        },
+        {})[0];
     trace("single_template_embedding_output", x);
+    if (!NoGrad::active()) {
+      parts.push_back(x);
+      continue;
+    }
+    if (!all.defined()) all = Tensor::empty({n, n, n_templ, c_t}, p.dtype);
     all.select(2, t).copy_from(x.value());
   }
+  const Var every = parts.empty() ? Var(all) : stack(parts, 2);
   const Tensor mask = template_mask.unsqueeze(0);
   return by_rows(z, [&](const Var& rows, int64_t start) {
     const int64_t pairs = rows.size(0) * n;
-    const Var query(rows.value().view({pairs, 1, z.size(2)}));
-    const Var templates(all.narrow(0, start, rows.size(0)).view({pairs, n_templ, c_t}));
+    const Var query = view(rows, {pairs, 1, z.size(2)});
+    const Var templates = view(narrow(every, 0, start, rows.size(0)), {pairs, n_templ, c_t});
     return view(
         attention_add(scope / "attention", query, query, templates, {}, mask.expand(0, pairs)),
         rows.shape());
@@ -154,13 +166,10 @@ Var embed_extra_msa(const Pass& p, const Arrays& f) {
   const Tensor value = feature(f, "extra_deletion_value").to(Dtype::f32).contiguous();
   const int64_t n_seq = msa.size(0), n = msa.size(1), c = p.config.extra_msa_channel;
   const Scope scope = p.scope / "extra_msa_activations";
-  const Tensor e = Tensor::empty({n_seq, n, c}, p.dtype);
-  const int64_t step = std::max<int64_t>(1, 4096 / n);
-  for (int64_t s0 = 0; s0 < n_seq; s0 += step) {
-    const int64_t rows = std::min(step, n_seq - s0);
+  const auto rows_of = [&](int64_t first, int64_t rows) {
     const Tensor x = Tensor::zeros({rows, n, 25});
     for (int64_t i = 0; i < rows * n; ++i) {
-      const int64_t at = s0 * n + i;
+      const int64_t at = first * n + i;
       const int32_t letter = msa.data<int32_t>()[at];
       check_input(letter >= 0 && letter < 23, "extra_msa holds ", letter,
                   "; residue types are 0 to 22");
@@ -169,9 +178,30 @@ Var embed_extra_msa(const Pass& p, const Arrays& f) {
       row[23] = has.data<float>()[at];
       row[24] = value.data<float>()[at];
     }
-    e.narrow(0, s0, rows).copy_from(dense(scope, x, p.dtype).value());
+    return dense(scope, x, p.dtype);
+  };
+  if (!NoGrad::active()) return rows_of(0, n_seq);
+  const Tensor e = Tensor::empty({n_seq, n, c}, p.dtype);
+  const int64_t step = std::max<int64_t>(1, 4096 / n);
+  for (int64_t first = 0; first < n_seq; first += step) {
+    const int64_t rows = std::min(step, n_seq - first);
+    e.narrow(0, first, rows).copy_from(rows_of(first, rows).value());
   }
   return e;
+}
+
+/// One block of the trunk, of which a tape keeps the inputs alone.
+Representations block(const Scope& scope, const EvoformerConfig& config, bool extra,
+                      const Representations& x, const Tensor& mask, const Tensor& pair_mask,
+                      const Trace& trace) {
+  const Vars out = checkpoint(
+      [=, &config](const Vars& in) {
+        const Representations y =
+            evoformer_block(scope, config, extra, {in[0], in[1]}, mask, pair_mask, trace);
+        return Vars{y.m, y.z};
+      },
+      {x.m, x.z});
+  return {out[0], out[1]};
 }
 
 /// m and its mask with a row for each template that has a torsion angle. Alg. 2 lines 7-8.
@@ -202,8 +232,8 @@ Trunk run_trunk(const Pass& p, const Arrays& f, const Recycled& prev) {
     const Trace trace = p.trace / cat("extra_block", b);
     (trace / "input")("msa", extra.m);
     (trace / "input")("pair", extra.z);
-    extra = evoformer_block((p.scope / "extra_msa_stack").block(b), config.evoformer, true, extra,
-                            extra_mask, pair_mask, trace);
+    extra = block((p.scope / "extra_msa_stack").block(b), config.evoformer, true, extra, extra_mask,
+                  pair_mask, trace);
   }
 
   Tensor mask = feature(f, "msa_mask").to(Dtype::f32);
@@ -218,8 +248,8 @@ Trunk run_trunk(const Pass& p, const Arrays& f, const Recycled& prev) {
     const Trace trace = p.trace / cat("evoformer_block", b);
     (trace / "input")("msa", x.m);
     (trace / "input")("pair", x.z);
-    x = evoformer_block((p.scope / "evoformer_iteration").block(b), config.evoformer, false, x,
-                        mask, pair_mask, trace);
+    x = block((p.scope / "evoformer_iteration").block(b), config.evoformer, false, x, mask,
+              pair_mask, trace);
   }
   const Var first_row = select(x.m, 0, 0);
   const Var single = linear(p.scope / "single_activations", first_row);
@@ -317,6 +347,30 @@ Arrays AlphaFold::run(const FeatureSource& features, const RunOptions& options) 
     out["num_recycles"] = Tensor::of<int32_t>({}, &recycles);
     return out;
   }
+}
+
+Outputs AlphaFold::forward(const FeatureSource& features, int64_t num_recycle) const {
+  check(num_recycle >= 0 && dtype_ != Dtype::bf16, "forward with ", num_recycle, " recycles, ",
+        name_of(dtype_));
+  const Scope root(params_, kRoot);
+  const Pass pass{config_, root / "evoformer", dtype_, Trace(), [](const std::string&) {}};
+  Recycled prev;
+  for (int64_t cycle = 0; cycle < num_recycle; ++cycle) {
+    const NoGrad no_grad;
+    const Arrays f = features(cycle);
+    const Trunk trunk = run_trunk(pass, f, prev);
+    const Arrays out = structure_module(root / "structure_module", config_.structure, trunk.single,
+                                        trunk.pair, f, Trace());
+    prev = {trunk.first_row, trunk.pair,
+            out.at("structure_module/final_atom_positions").to(Dtype::f32)};
+  }
+  const Arrays f = features(num_recycle);
+  const Trunk trunk = run_trunk(pass, f, prev);
+  Outputs out;
+  out.fold =
+      fold(root / "structure_module", config_.structure, trunk.single, trunk.pair, f, Trace());
+  out.logits = head_logits(root, config_.heads, trunk.single, trunk.pair, trunk.msa, out.fold.act);
+  return out;
 }
 
 }  // namespace ff

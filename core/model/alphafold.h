@@ -5,7 +5,9 @@
 #include <functional>
 
 #include "core/model/config.h"
+#include "core/model/heads.h"
 #include "core/model/params.h"
+#include "core/model/structure.h"
 #include "core/tensor/arrays.h"
 
 namespace ff {
@@ -27,6 +29,12 @@ struct RunOptions {
   std::function<void(const std::string& name, const Tensor& value)> trace;
 };
 
+/// What the losses read.
+struct Outputs {
+  Fold fold;
+  HeadLogits logits;
+};
+
 class AlphaFold {
  public:
   /// `activations`: f32, bf16 (trunk activations; statistics, structure module and heads in f32) or
@@ -36,6 +44,11 @@ class AlphaFold {
   /// Every output under the fixtures' names: "representations/pair", "structure_module/traj",
   /// "predicted_lddt/logits", ... plus "num_recycles" (i32, how many were run).
   Arrays run(const FeatureSource& features, const RunOptions& options) const;
+
+  /// The pass of training: `num_recycle` passes without gradients, then one that the current tape
+  /// records, a checkpoint for each block of the trunk and each template. This object and the
+  /// features' tensors must live until the tape's backward.
+  Outputs forward(const FeatureSource& features, int64_t num_recycle) const;
 
   const ModelConfig& config() const { return config_; }
 

@@ -48,25 +48,39 @@ Tensor aligned_error_breaks(const HeadsConfig& config) {
   return linspace(0, config.pae_max_error_bin, config.pae_num_bins - 1);
 }
 
-void run_heads(const Scope& scope, const HeadsConfig& config, Arrays& out) {
-  const auto input = [&](const char* name) { return Var(out.at(cat("representations/", name))); };
-  if (config.distogram_weight != 0) {
-    out["distogram/logits"] = distogram_logits(scope / "distogram_head", input("pair")).value();
-    out["distogram/bin_edges"] = distogram_edges(config);
-  }
+HeadLogits head_logits(const Scope& scope, const HeadsConfig& config, const Var& single,
+                       const Var& pair, const Var& msa, const Var& structure_act) {
+  HeadLogits out;
+  if (config.distogram_weight != 0)
+    out.distogram = distogram_logits(scope / "distogram_head", pair);
   if (config.masked_msa_weight != 0)
-    out["masked_msa/logits"] = masked_msa_logits(scope / "masked_msa_head", input("msa")).value();
+    out.masked_msa = masked_msa_logits(scope / "masked_msa_head", msa);
   if (config.experimentally_resolved_weight != 0)
-    out["experimentally_resolved/logits"] =
-        resolved_logits(scope / "experimentally_resolved_head", input("single")).value();
+    out.resolved = resolved_logits(scope / "experimentally_resolved_head", single);
   if (config.plddt_weight != 0)
-    out["predicted_lddt/logits"] =
-        lddt_logits(scope / "predicted_lddt_head", input("structure_module")).value();
-  if (config.pae_weight != 0) {
-    out["predicted_aligned_error/logits"] =
-        aligned_error_logits(scope / "predicted_aligned_error_head", input("pair")).value();
-    out["predicted_aligned_error/breaks"] = aligned_error_breaks(config);
-  }
+    out.lddt = lddt_logits(scope / "predicted_lddt_head", structure_act);
+  if (config.pae_weight != 0)
+    out.aligned_error = aligned_error_logits(scope / "predicted_aligned_error_head", pair);
+  return out;
+}
+
+void run_heads(const Scope& scope, const HeadsConfig& config, Arrays& out) {
+  const auto input = [&](const char* name) {
+    const auto found = out.find(cat("representations/", name));
+    return found == out.end() ? Var() : Var(found->second);
+  };
+  const HeadLogits logits = head_logits(scope, config, input("single"), input("pair"), input("msa"),
+                                        input("structure_module"));
+  const auto add = [&](const char* head, const Var& x) {
+    if (x) out[cat(head, "/logits")] = x.value();
+  };
+  add("distogram", logits.distogram);
+  add("masked_msa", logits.masked_msa);
+  add("experimentally_resolved", logits.resolved);
+  add("predicted_lddt", logits.lddt);
+  add("predicted_aligned_error", logits.aligned_error);
+  if (logits.distogram) out["distogram/bin_edges"] = distogram_edges(config);
+  if (logits.aligned_error) out["predicted_aligned_error/breaks"] = aligned_error_breaks(config);
 }
 
 }  // namespace ff

@@ -19,10 +19,17 @@ Var lddt_logits(const Scope& scope, const Var& structure_act);  ///< [n_res, bin
 Tensor distogram_edges(const HeadsConfig& config);
 Tensor aligned_error_breaks(const HeadsConfig& config);
 
-/// Runs every head whose weight is not zero on the "representations/..." in `out` and adds
-/// "distogram/logits", "distogram/bin_edges", "masked_msa/logits", "predicted_lddt/logits",
+/// What the heads whose weight is not zero say; the others are undefined.
+struct HeadLogits {
+  Var distogram, masked_msa, lddt, aligned_error, resolved;
+};
+/// scope: .../alphafold_iteration; the trunk's representations and the structure module's.
+HeadLogits head_logits(const Scope& scope, const HeadsConfig& config, const Var& single,
+                       const Var& pair, const Var& msa, const Var& structure_act);
+
+/// Runs the heads on the "representations/..." in `out` and adds "distogram/logits",
+/// "distogram/bin_edges", "masked_msa/logits", "predicted_lddt/logits",
 /// "experimentally_resolved/logits", "predicted_aligned_error/logits" and ".../breaks".
-/// scope: .../alphafold_iteration.
 void run_heads(const Scope& scope, const HeadsConfig& config, Arrays& out);
 
 }  // namespace ff

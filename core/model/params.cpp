@@ -378,6 +378,20 @@ const Var& Params::at(const std::string& name) const {
   return found->second;
 }
 
+void Params::want_grads() {
+  for (auto& [name, var] : vars_) var.want_grad();
+}
+
+Arrays Params::take_grads() {
+  Arrays grads;
+  for (auto& [name, var] : vars_) {
+    check(var.requires_grad(), name, ": its gradient was not asked for");
+    grads[name] = var.grad_into();
+    var.slot()->grad = Tensor();
+  }
+  return grads;
+}
+
 Params Params::in_precision(Dtype activations) const {
   Params out;
   for (const auto& [name, var] : vars_) {

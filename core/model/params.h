@@ -38,6 +38,10 @@ class Params {
 
   const Var& at(const std::string& name) const;
   bool has(const std::string& name) const { return vars_.count(name) > 0; }
+  /// Asks for every parameter's gradient.
+  void want_grads();
+  /// The gradients summed so far, by name; zeros where nothing was. They start anew.
+  Arrays take_grads();
   /// The same parameters for activations of another precision: all in f64, or the trunk's matrices
   /// in bf16 and everything else in f32.
   Params in_precision(Dtype activations) const;

@@ -70,6 +70,28 @@ Var concat_rows(const Var& a, const Var& b) {
                 });
 }
 
+Var stack(const Vars& parts, int axis) {
+  check(!parts.empty(), "stack of nothing");
+  Dims shape;
+  for (int i = 0; i < axis; ++i) shape.push_back(parts[0].size(i));
+  shape.push_back(int64_t(parts.size()));
+  for (int i = axis; i < parts[0].rank(); ++i) shape.push_back(parts[0].size(i));
+  const Tensor y = Tensor::empty(shape, parts[0].value().dtype(), parts[0].value().device());
+  bool record = false;
+  Vars slots;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    y.select(axis, int64_t(i)).copy_from(parts[i].value());
+    record |= recording({&parts[i]});
+    slots.push_back(parts[i].gradient_only());
+  }
+  Vars out{Var(y)};
+  if (record)
+    Tape::current()->record(out, [slots, axis](const std::vector<Tensor>& dy) {
+      for (size_t i = 0; i < slots.size(); ++i) pass_on(slots[i], dy[0].select(axis, int64_t(i)));
+    });
+  return out[0];
+}
+
 Var cast(const Var& x, Dtype dtype) {
   if (x.value().dtype() == dtype) return x;
   return result("cast", x.value().to(dtype), {&x},

@@ -1,7 +1,7 @@
 // Invariant point attention: checks and dispatch.
 #include "core/ops/invariant_point_attention.h"
 
-#include "core/ops/kernels.h"
+#include "core/ops/gradient.h"
 
 namespace ff {
 
@@ -26,14 +26,22 @@ Var invariant_point_attention(const IpaInputs& in) {
         in.kv_point.shape().str(), ", bias ", in.bias.shape().str(), ", z ", in.z.shape().str());
   const int64_t c_v = (kv - q) / h, p_v = (kv_point - q_point) / (3 * h);
   const Tensor out = Tensor::empty({n, h * (c_v + 4 * p_v + c_z)}, dtype, in.z.value().device());
-  kernels(out.device())
-      .invariant_point_attention(
-          {in.q_scalar.value(), in.kv_scalar.value(), in.q_point.value(), in.kv_point.value(),
-           in.affine.value(), in.bias.value(), in.z.value(), in.mask, in.point_weights.value()},
-          out);
+  const IpaTensors operands{
+      in.q_scalar.value(),     in.kv_scalar.value(), in.q_point.value(), in.kv_point.value(),
+      in.affine.value(),       in.bias.value(),      in.z.value(),       in.mask,
+      in.point_weights.value()};
+  kernels(out.device()).invariant_point_attention(operands, out);
   return result("invariant_point_attention", out,
                 {&in.q_scalar, &in.kv_scalar, &in.q_point, &in.kv_point, &in.affine, &in.bias,
-                 &in.z, &in.point_weights});
+                 &in.z, &in.point_weights},
+                [=](const Tensor& dy) {
+                  const Gradient q(in.q_scalar), kv(in.kv_scalar), q_point(in.q_point),
+                      kv_point(in.kv_point), affine(in.affine), bias(in.bias), w(in.point_weights);
+                  kernels(dy.device())
+                      .invariant_point_attention_backward(
+                          operands, out, dy,
+                          {q, kv, q_point, kv_point, affine, bias, in.z.grad_into(), {}, w});
+                });
 }
 
 }  // namespace ff

@@ -1,6 +1,7 @@
 // Frames, torsions and atoms: checks and dispatch.
 #include "core/ops/rigid_ops.h"
 
+#include "core/ops/gradient.h"
 #include "core/ops/kernels.h"
 #include "core/ops/linear.h"
 
@@ -33,7 +34,10 @@ Var apply_rigids(const Var& affine, const Var& points) {
   check_same_type("apply_rigids", affine, points);
   const Tensor out = like("apply_rigids", affine, points.shape());
   kernels(out.device()).apply_rigids(affine.value(), points.value(), out);
-  return result("apply_rigids", out, {&affine, &points});
+  return result("apply_rigids", out, {&affine, &points}, [=](const Tensor& dy) {
+    const Gradient da(affine), dp(points);
+    kernels(dy.device()).apply_rigids_backward(affine.value(), points.value(), dy, da, dp);
+  });
 }
 
 Var update_backbone(const Var& affine, const Var& update) {
@@ -43,25 +47,49 @@ Var update_backbone(const Var& affine, const Var& update) {
   check_same_type("update_backbone", affine, update);
   const Tensor out = like("update_backbone", affine, {n, 7});
   kernels(out.device()).update_backbone(affine.value(), update.value(), out);
-  return result("update_backbone", out, {&affine, &update});
+  return result("update_backbone", out, {&affine, &update}, [=](const Tensor& dy) {
+    const Gradient da(affine), du(update);
+    kernels(dy.device()).update_backbone_backward(affine.value(), update.value(), dy, da, du);
+  });
 }
 
 Var scale_translation(const Var& affine, double factor) {
   check_shape("scale_translation", affine.value(), {affine.size(0), 7});
   const Tensor out = like("scale_translation", affine, affine.shape());
-  kernels(out.device()).scale_translation(affine.value(), factor, out);
-  return result("scale_translation", out, {&affine});
+  kernels(out.device()).scale_affine(affine.value(), 1, factor, out);
+  return result("scale_translation", out, {&affine},
+                [factor, to = affine.gradient_only()](const Tensor& dy) {
+                  kernels(dy.device()).scale_affine(dy, 1, factor, dy);
+                  kernels(dy.device()).add(dy, to.grad_into());
+                });
 }
 
 Var stop_rotation_gradient(const Var& affine) {
-  return result("stop_rotation_gradient", affine.value(), {&affine});
+  return result("stop_rotation_gradient", affine.value(), {&affine},
+                [to = affine.gradient_only()](const Tensor& dy) {
+                  kernels(dy.device()).scale_affine(dy, 0, 1, dy);
+                  kernels(dy.device()).add(dy, to.grad_into());
+                });
+}
+
+Var affine_frames(const Var& affine) {
+  check_shape("affine_frames", affine.value(), {affine.size(0), 7});
+  const Tensor out = like("affine_frames", affine, {affine.size(0), 12});
+  kernels(out.device()).affine_frames(affine.value(), out);
+  return result("affine_frames", out, {&affine}, [=](const Tensor& dy) {
+    const Gradient da(affine);
+    kernels(dy.device()).affine_frames_backward(affine.value(), dy, da);
+  });
 }
 
 Var normalize_angles(const Var& x) {
   check_shape("normalize_angles", x.value(), {x.size(0), 14});
   const Tensor out = like("normalize_angles", x, {x.size(0), 7, 2});
   kernels(out.device()).normalize_pairs(x.value(), out);
-  return result("normalize_angles", out, {&x});
+  return result("normalize_angles", out, {&x}, [=](const Tensor& dy) {
+    const Gradient dx(x);
+    kernels(dy.device()).normalize_pairs_backward(x.value(), out, dy, dx);
+  });
 }
 
 Var torsions_to_frames(const Var& affine, const Var& angles, const Tensor& aatype,
@@ -74,7 +102,12 @@ Var torsions_to_frames(const Var& affine, const Var& angles, const Tensor& aatyp
   const Tensor out = like("torsions_to_frames", affine, {n, 8, 12});
   kernels(out.device())
       .torsions_to_frames(affine.value(), angles.value(), aatype, tables.default_frames, out);
-  return result("torsions_to_frames", out, {&affine, &angles});
+  return result("torsions_to_frames", out, {&affine, &angles}, [=](const Tensor& dy) {
+    const Gradient da(affine), dt(angles);
+    kernels(dy.device())
+        .torsions_to_frames_backward(affine.value(), angles.value(), aatype, tables.default_frames,
+                                     dy, da, dt);
+  });
 }
 
 Var frames_to_atom14(const Var& frames, const Tensor& aatype, const AtomTables& tables) {
@@ -85,7 +118,14 @@ Var frames_to_atom14(const Var& frames, const Tensor& aatype, const AtomTables& 
   kernels(out.device())
       .frames_to_atom14(frames.value(), aatype, tables.atom14_group, tables.atom14_positions,
                         tables.atom14_mask, out);
-  return result("frames_to_atom14", out, {&frames});
+  return result("frames_to_atom14", out, {&frames},
+                [aatype, tables, to = frames.gradient_only()](const Tensor& dy) {
+                  const Gradient df(to);
+                  kernels(dy.device())
+                      .frames_to_atom14_backward(aatype, tables.atom14_group,
+                                                 tables.atom14_positions, tables.atom14_mask, dy,
+                                                 df);
+                });
 }
 
 Var atom14_to_atom37(const Var& atoms, const Tensor& index, const Tensor& mask) {
@@ -95,7 +135,11 @@ Var atom14_to_atom37(const Var& atoms, const Tensor& index, const Tensor& mask) 
   check_shape("atom14_to_atom37", mask, {n, 37});
   const Tensor out = like("atom14_to_atom37", atoms, {n, 37, 3});
   kernels(out.device()).atom14_to_atom37(atoms.value(), index, mask, out);
-  return result("atom14_to_atom37", out, {&atoms});
+  return result("atom14_to_atom37", out, {&atoms},
+                [index, mask, to = atoms.gradient_only()](const Tensor& dy) {
+                  const Gradient da(to);
+                  kernels(dy.device()).atom14_to_atom37_backward(index, mask, dy, da);
+                });
 }
 
 Var relu(const Var& x) {

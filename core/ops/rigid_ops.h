@@ -24,6 +24,9 @@ Var scale_translation(const Var& affine, double factor);
 /// The same frames; no gradient passes to the rotations. Suppl. Alg. 20 line 20.
 Var stop_rotation_gradient(const Var& affine);
 
+/// Rotation matrices and translations, [n_res, 12].
+Var affine_frames(const Var& affine);
+
 /// x [n_res, 14] as seven pairs over their lengths, sqrt(max(|.|^2, 1e-12)): sines and cosines
 /// [n_res, 7, 2].
 Var normalize_angles(const Var& x);

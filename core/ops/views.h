@@ -27,6 +27,9 @@ Var repeat(const Var& x, int64_t n);
 /// The tensors' rows one after the other along axis 0; a new tensor.
 Var concat_rows(const Var& a, const Var& b);
 
+/// The parts beside each other along a new axis; a new tensor.
+Var stack(const Vars& parts, int axis);
+
 /// A copy in another dtype; itself when it is that already.
 Var cast(const Var& x, Dtype dtype);
 

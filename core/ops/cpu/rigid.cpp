@@ -7,25 +7,6 @@ namespace {
 
 constexpr int kGroups = 8, kAtoms14 = 14, kAtoms37 = 37;
 
-/// Calls f with a zero of the tensor's type: f32 or f64.
-template <class F>
-void by_real_type(const Tensor& t, F f) {
-  if (t.dtype() == Dtype::f64) return f(double());
-  f(float());
-}
-
-/// out = a b for frames of 12.
-template <class T>
-void compose(const T* a, const T* b, T* out) {
-  const T zero[3] = {};
-  for (int c = 0; c < 3; ++c) {
-    T column[3];
-    transform(a, zero, b[c], b[3 + c], b[6 + c], column);
-    for (int r = 0; r < 3; ++r) out[3 * r + c] = column[r];
-  }
-  transform(a, a + 9, b[9], b[10], b[11], out + 9);
-}
-
 }  // namespace
 
 void apply_rigids(const Tensor& affine, const Tensor& points, const Tensor& out) {
@@ -51,11 +32,8 @@ void update_backbone(const Tensor& affine, const Tensor& update, const Tensor& o
     for (int64_t i = 0; i < affine.size(0); ++i) {
       const T *a = affine.data<T>() + 7 * i, *u = update.data<T>() + 6 * i;
       T* to = out.data<T>() + 7 * i;
-      // a (1, b, c, d): the quaternion plus its product with the vector.
-      T q[4] = {a[0] - a[1] * u[0] - a[2] * u[1] - a[3] * u[2],
-                a[1] + a[0] * u[0] + a[2] * u[2] - a[3] * u[1],
-                a[2] + a[0] * u[1] - a[1] * u[2] + a[3] * u[0],
-                a[3] + a[0] * u[2] + a[1] * u[1] - a[2] * u[0]};
+      T q[4];
+      times_one_plus(a, u, q);
       const T norm = T(__builtin_sqrt(q[0] * q[0] + q[1] * q[1] + q[2] * q[2] + q[3] * q[3]));
       T r[9];
       quat_to_rot(a, r);
@@ -65,13 +43,26 @@ void update_backbone(const Tensor& affine, const Tensor& update, const Tensor& o
   });
 }
 
-void scale_translation(const Tensor& affine, double factor, const Tensor& out) {
+void scale_affine(const Tensor& affine, double rotation, double translation, const Tensor& out) {
   by_real_type(out, [&](auto t) {
     using T = decltype(t);
     const T* from = affine.data<T>();
     T* to = out.data<T>();
     for (int64_t i = 0; i < affine.size(0); ++i)
-      for (int k = 0; k < 7; ++k) to[7 * i + k] = from[7 * i + k] * (k < 4 ? T(1) : T(factor));
+      for (int k = 0; k < 7; ++k)
+        to[7 * i + k] = from[7 * i + k] * T(k < 4 ? rotation : translation);
+  });
+}
+
+void affine_frames(const Tensor& affine, const Tensor& out) {
+  by_real_type(out, [&](auto t) {
+    using T = decltype(t);
+    for (int64_t i = 0; i < affine.size(0); ++i) {
+      const T* a = affine.data<T>() + 7 * i;
+      T* frame = out.data<T>() + 12 * i;
+      quat_to_rot(a, frame);
+      for (int x = 0; x < 3; ++x) frame[9 + x] = a[4 + x];
+    }
   });
 }
 
@@ -96,26 +87,10 @@ void torsions_to_frames(const Tensor& affine, const Tensor& angles, const Tensor
     for (int64_t i = 0; i < affine.size(0); ++i) {
       const T *a = affine.data<T>() + 7 * i, *sin_cos = angles.data<T>() + 14 * i;
       const float* table = default_frames.data<float>() + aatype.data<int32_t>()[i] * kGroups * 16;
-      T backbone[12], local[kGroups][12];
-      quat_to_rot(a, backbone);
-      for (int x = 0; x < 3; ++x) backbone[9 + x] = a[4 + x];
-      for (int g = 0; g < kGroups; ++g) {
-        const float* m = table + g * 16;
-        const T s = g ? sin_cos[2 * g - 2] : T(0), c = g ? sin_cos[2 * g - 1] : T(1);
-        T turned[12];
-        for (int r = 0; r < 3; ++r) {
-          turned[3 * r] = m[4 * r];
-          turned[3 * r + 1] = m[4 * r + 1] * c + m[4 * r + 2] * s;
-          turned[3 * r + 2] = m[4 * r + 2] * c - m[4 * r + 1] * s;
-          turned[9 + r] = m[4 * r + 3];
-        }
-        // chi2, chi3 and chi4 turn in the frame of the angle before; the others in the backbone's.
-        if (g > 4)
-          compose(local[g - 1], turned, local[g]);
-        else
-          for (int k = 0; k < 12; ++k) local[g][k] = turned[k];
+      T backbone[12], turned[kGroups][12], local[kGroups][12];
+      local_frames(a, sin_cos, table, backbone, turned, local);
+      for (int g = 0; g < kGroups; ++g)
         compose(backbone, local[g], frames.data<T>() + (i * kGroups + g) * 12);
-      }
     }
   });
 }

@@ -52,7 +52,8 @@ void pair_embed_backward(const Tensor& residue_index, const Tensor& beta, const 
 void invariant_point_attention(const IpaTensors& in, const Tensor& out);
 void apply_rigids(const Tensor& affine, const Tensor& points, const Tensor& out);
 void update_backbone(const Tensor& affine, const Tensor& update, const Tensor& out);
-void scale_translation(const Tensor& affine, double factor, const Tensor& out);
+void scale_affine(const Tensor& affine, double rotation, double translation, const Tensor& out);
+void affine_frames(const Tensor& affine, const Tensor& out);
 void normalize_pairs(const Tensor& x, const Tensor& out);
 void torsions_to_frames(const Tensor& affine, const Tensor& angles, const Tensor& aatype,
                         const Tensor& default_frames, const Tensor& frames);
@@ -60,6 +61,21 @@ void frames_to_atom14(const Tensor& frames, const Tensor& aatype, const Tensor& 
                       const Tensor& positions, const Tensor& mask, const Tensor& out);
 void atom14_to_atom37(const Tensor& atoms, const Tensor& index, const Tensor& mask,
                       const Tensor& out);
+void invariant_point_attention_backward(const IpaTensors& in, const Tensor& out, const Tensor& dout,
+                                        const IpaTensors& grads);
+void apply_rigids_backward(const Tensor& affine, const Tensor& points, const Tensor& dout,
+                           const Tensor& daffine, const Tensor& dpoints);
+void update_backbone_backward(const Tensor& affine, const Tensor& update, const Tensor& dout,
+                              const Tensor& daffine, const Tensor& dupdate);
+void affine_frames_backward(const Tensor& affine, const Tensor& dout, const Tensor& daffine);
+void normalize_pairs_backward(const Tensor& x, const Tensor& y, const Tensor& dy, const Tensor& dx);
+void torsions_to_frames_backward(const Tensor& affine, const Tensor& angles, const Tensor& aatype,
+                                 const Tensor& default_frames, const Tensor& dframes,
+                                 const Tensor& daffine, const Tensor& dangles);
+void frames_to_atom14_backward(const Tensor& aatype, const Tensor& group, const Tensor& positions,
+                               const Tensor& mask, const Tensor& dout, const Tensor& dframes);
+void atom14_to_atom37_backward(const Tensor& index, const Tensor& mask, const Tensor& dout,
+                               const Tensor& datoms);
 void relu(const Tensor& x, const Tensor& out);
 void symmetrize(const Tensor& x, const Tensor& out);
 

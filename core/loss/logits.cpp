@@ -1,0 +1,93 @@
+// Cross-entropies, and the sum of everything.
+#include <algorithm>
+#include <cmath>
+
+#include "core/loss/losses.h"
+#include "core/loss/node.h"
+
+namespace ff {
+namespace {
+
+/// sums[i] of row i, added in order whatever thread made them.
+double in_order(const std::vector<double>& sums) {
+  double sum = 0;
+  for (const double x : sums) sum += x;
+  return sum;
+}
+
+}  // namespace
+
+Var cross_entropy(const Var& logits, const std::vector<int32_t>& classes,
+                  const std::vector<double>& weights, double epsilon) {
+  const int64_t n = logits.size(logits.rank() - 1), rows = logits.value().numel() / n;
+  check(int64_t(classes.size()) == rows && int64_t(weights.size()) == rows, "cross-entropy of ",
+        logits.shape(), " with ", classes.size(), " classes");
+  const double norm = 1 / (epsilon + in_order(weights));
+  LossNode node;
+  const Tensor d = node.gradient(logits), x = logits.value().contiguous();
+  std::vector<double> sums(static_cast<size_t>(rows));
+  by_real_type(x, [&](auto zero) {
+    using T = decltype(zero);
+#pragma omp parallel for
+    for (int64_t r = 0; r < rows; ++r) {
+      const double weight = weights[size_t(r)];
+      if (weight == 0) continue;
+      const T* row = x.data<T>() + r * n;
+      const T high = *std::max_element(row, row + n);
+      double total = 0;
+      for (int64_t k = 0; k < n; ++k) total += double(std::exp(row[k] - high));
+      const int32_t truth = classes[size_t(r)];
+      sums[size_t(r)] = weight * (std::log(total) + double(high) - double(row[truth]));
+      if (!d.defined()) continue;
+      T* to = d.data<T>() + r * n;
+      const T factor = T(weight * norm), each = T(weight * norm / total);
+      for (int64_t k = 0; k < n; ++k) to[k] = each * std::exp(row[k] - high);
+      to[truth] -= factor;
+    }
+    return 0;
+  });
+  return node.done(in_order(sums) * norm, x.dtype());
+}
+
+Var binary_cross_entropy(const Var& logits, const Tensor& labels, const Tensor& weights) {
+  check(labels.shape() == logits.shape() && weights.shape() == logits.shape(), "cross-entropy of ",
+        logits.shape(), " with labels ", labels.shape());
+  LossNode node;
+  const Tensor d = node.gradient(logits), x = logits.value().contiguous(),
+               truth = labels.to(Dtype::f64).contiguous(), w = weights.to(Dtype::f64).contiguous();
+  double count = 0, sum = 0;
+  for (int64_t i = 0; i < w.numel(); ++i) count += w.data<double>()[i];
+  const double norm = 1 / (1e-8 + count);
+  by_real_type(x, [&](auto zero) {
+    using T = decltype(zero);
+    for (int64_t i = 0; i < x.numel(); ++i) {
+      const double l = double(x.data<T>()[i]), y = truth.data<double>()[i],
+                   weight = w.data<double>()[i] * norm;
+      // -y log s(l) - (1 - y) log s(-l), each without overflow.
+      const double softplus = std::max(l, 0.0) + std::log1p(std::exp(-std::abs(l)));
+      sum += weight * (softplus - y * l);
+      if (d.defined()) d.data<T>()[i] = T(weight * (1 / (1 + std::exp(-l)) - y));
+    }
+    return 0;
+  });
+  return node.done(sum, x.dtype());
+}
+
+Var weighted_sum(const std::vector<std::pair<double, Var>>& terms) {
+  check(!terms.empty(), "the sum of no losses");
+  const Dtype dtype = terms[0].second.value().dtype();
+  LossNode node;
+  double sum = 0;
+  for (const auto& [weight, x] : terms) {
+    const Tensor d = node.gradient(x);
+    by_real_type(x.value(), [&, w = weight](auto zero) {
+      using T = decltype(zero);
+      sum += w * double(*x.value().template data<T>());
+      if (d.defined()) *d.data<T>() = T(w);
+      return 0;
+    });
+  }
+  return node.done(sum, dtype);
+}
+
+}  // namespace ff

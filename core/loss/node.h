@@ -1,0 +1,61 @@
+// How a loss becomes a Var: its gradient is made beside its value and scaled in the backward.
+#pragma once
+
+#include <utility>
+#include <vector>
+
+#include "core/autograd/tape.h"
+#include "core/base/error.h"
+#include "core/ops/kernels.h"
+
+namespace ff {
+
+/// Calls f with a zero of the tensor's type: f32 or f64.
+template <class F>
+auto by_real_type(const Tensor& t, F f) {
+  check(t.dtype() == Dtype::f32 || t.dtype() == Dtype::f64, "a loss of ", name_of(t.dtype()));
+  return t.dtype() == Dtype::f64 ? f(double()) : f(float());
+}
+
+class LossNode {
+ public:
+  /// Contiguous zeros for d loss / d x, undefined where it is not wanted.
+  Tensor gradient(const Var& x) {
+    if (!recording({&x})) return {};
+    const Tensor g = Tensor::zeros(x.shape(), x.value().dtype());
+    grads_.emplace_back(x.gradient_only(), g);
+    return g;
+  }
+
+  Var done(double value, Dtype dtype) {
+    Vars out{Var(Tensor::zeros({}, dtype))};
+    by_real_type(out[0].value(), [&](auto t) {
+      using T = decltype(t);
+      *out[0].value().data<T>() = T(value);
+      return 0;
+    });
+    if (grads_.empty()) return out[0];
+    Tape::current()->record(out, [grads = std::move(grads_)](const std::vector<Tensor>& dy) {
+      for (const auto& [x, g] : grads) {
+        by_real_type(g, [&, grad = g](auto t) {
+          using T = decltype(t);
+          const T factor = *dy[0].data<T>();
+          T* p = grad.template data<T>();
+          for (int64_t i = 0; i < grad.numel(); ++i) p[i] *= factor;
+          return 0;
+        });
+        const Tensor to = x.grad_into();  // the kernel wants an axis
+        if (to.rank() == 0)
+          kernels(g.device()).add(g.view({1}), to.view({1}));
+        else
+          kernels(g.device()).add(g, to);
+      }
+    });
+    return out[0];
+  }
+
+ private:
+  std::vector<std::pair<Var, Tensor>> grads_;
+};
+
+}  // namespace ff

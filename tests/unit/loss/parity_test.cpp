@@ -1,0 +1,85 @@
+// Every loss and every parameter's gradient against AlphaFold's own, with the tolerances that the
+// fixtures' notes give.
+#include <catch2/catch.hpp>
+
+#include "core/train/objective.h"
+#include "tests/unit/model/fixture.h"
+
+namespace ff::test {
+namespace {
+
+double largest(const Tensor& a, const Tensor& b, double* rms) {
+  const Tensor x = a.to(Dtype::f64).contiguous(), y = b.to(Dtype::f64).contiguous();
+  double worst = 0, squares = 0;
+  for (int64_t i = 0; i < y.numel(); ++i) {
+    const double gap = std::abs(x.data<double>()[i] - y.data<double>()[i]);
+    if (!(gap <= worst)) worst = gap;
+    squares += y.data<double>()[i] * y.data<double>()[i];
+  }
+  *rms = std::sqrt(squares / double(y.numel()));
+  return worst;
+}
+
+Arrays slice(const Arrays& all, int64_t i) {
+  Arrays out;
+  for (const auto& [name, value] : all) out[name] = value.select(0, i);
+  return out;
+}
+
+void compare(const std::string& folder, int64_t recycles, double tolerance) {
+  INFO(folder << " r" << recycles);
+  const Fixture fixture(folder);
+  const auto read = [&](const std::string& name) {
+    return read_npz(data_path(folder + "/" + name));
+  };
+  const Arrays labels = slice(read("labels.npz"), recycles);
+  const Arrays want_losses = read(cat("losses_r", recycles, ".npz")),
+               want_grads = read(cat("grads_r", recycles, ".npz"));
+  Params params = fixture.params();
+  params.want_grads();
+  const AlphaFold model(fixture.config, params);
+  LossConfig config = head_weights(fixture.config.heads);
+  config.structural_violation_loss_weight = 1;
+
+  Tape tape;
+  const auto features = [&](int64_t i) { return slice(fixture.batch, i); };
+  const Outputs outputs = model.forward(features, recycles);
+  const Losses losses =
+      objective(config, fixture.config.heads, outputs, features(recycles), labels);
+  tape.backward({losses.total});
+  int64_t compared = 0;
+  for (const auto& [key, value] : want_losses) {
+    if (key.starts_with("confidence/")) continue;  // predict's, compared there
+    INFO(key);
+    REQUIRE(losses.terms.count(key) == 1);
+    REQUIRE(losses.terms.at(key).shape() == value.shape());
+    double rms = 0;
+    const double gap = largest(losses.terms.at(key), value, &rms);
+    const bool sums =
+        key.find("_sum") != std::string::npos || key.find("clashes_mean") != std::string::npos;
+    INFO("largest difference " << gap << ", rms " << rms);
+    CHECK(gap <= (sums ? 1e-3 : 1e-5) * std::max(rms, 1.0));
+    ++compared;
+  }
+  CHECK(compared >= 27);
+  const Arrays grads = params.take_grads();
+  CHECK(grads.size() == want_grads.size());
+  for (const auto& [key, value] : want_grads) {
+    INFO(key);
+    REQUIRE(grads.count(key) == 1);
+    double rms = 0;
+    const double gap = largest(grads.at(key), value, &rms);
+    INFO("largest difference " << gap << ", rms " << rms);
+    CHECK(gap <= tolerance * rms + 1e-6);
+  }
+}
+
+TEST_CASE("losses and gradients of tiny") {
+  compare("tiny", 0, 1e-3);
+  compare("tiny", 1, 1e-3);
+}
+TEST_CASE("losses and gradients with padding, unclamped") { compare("tiny_padded", 1, 1e-3); }
+TEST_CASE("losses and gradients without templates") { compare("tiny_no_template", 0, 5e-3); }
+
+}  // namespace
+}  // namespace ff::test
