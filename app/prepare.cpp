@@ -151,10 +151,9 @@ struct Clusters {
         const size_t end = std::min(left.find_first_of(" \t"), left.size());
         const std::string id(left.substr(0, end));
         left.remove_prefix(end);
-        check_input(of_chain.emplace(cluster_key(id), std::ssize(sizes)).second ||
-                        of_chain[cluster_key(id)] == std::ssize(sizes),
-                    path, ":", sizes.size() + 1, ": ", show_text(id),
-                    " stands in another cluster too (line ", of_chain[cluster_key(id)] + 1,
+        const int64_t line_number = of_chain.emplace(cluster_key(id), sizes.size()).first->second;
+        check_input(line_number == std::ssize(sizes), path, ":", sizes.size() + 1, ": ",
+                    show_text(id), " stands in another cluster too (line ", line_number + 1,
                     "); each chain belongs to one");
       }
     }

@@ -107,7 +107,8 @@ class Words {
 Header header_of(const File& file) {
   const std::string& path = file.path();
   std::string text(shard::kUserBlock, '\0');
-  const bool is_long = file.read(0, text.data(), shard::kUserBlock);
+  const int64_t there = std::min(shard::kUserBlock, file.bytes());
+  const bool is_long = file.read(0, text.data(), there) && there == shard::kUserBlock;
   const std::string kind = std::string(shard::kKind) + "\n";
   check_input(text.starts_with(kind), path, ": is no shard of a fastfold dataset",
               text.starts_with("\x89HDF") ? ", but another HDF5 file" : "",
