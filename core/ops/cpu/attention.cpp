@@ -2,7 +2,7 @@
 // pass through product, softmax and product with their logits in the cache. Memory: tile x n_key.
 #include <vector>
 
-#include "core/ops/cpu/table.h"
+#include "core/ops/cpu/attention_tiles.h"
 
 namespace ff::cpu::FF_ISA {
 namespace {
@@ -12,96 +12,14 @@ struct Scratch {
   A *keys, *values, *logits, *keep, *query;
 };
 
-template <class A>
-A* aligned(std::vector<A>& pool, int64_t& used, int64_t n) {
-  A* p = pool.data() + used;
-  used += (n + 15) / 16 * 16;
-  return p;
-}
-
-/// logits[r, j] = q[r] . keys[:, j] for R queries and kV vectors of keys.
-template <int R, int kV, class A>
-inline void score_tile(const A* q, int64_t c, const A* keys, int64_t stride, A* logits) {
-  using S = Simd<A>;
-  typename S::V acc[R][kV] = {};
-  for (int64_t k = 0; k < c; ++k) {
-    typename S::V b[kV];
-    for (int v = 0; v < kV; ++v) b[v] = S::load(keys + k * stride + v * S::kWidth);
-    for (int r = 0; r < R; ++r) {
-      const typename S::V a = S::broadcast(q[r * c + k]);
-      for (int v = 0; v < kV; ++v) acc[r][v] += a * b[v];
-    }
-  }
-  for (int r = 0; r < R; ++r)
-    for (int v = 0; v < kV; ++v) S::store(logits + r * stride + v * S::kWidth, acc[r][v]);
-}
-
-/// out[r, :] = sum_j p[r, j] values[j, :] for R queries and kV vectors of channels.
-template <int R, int kV, class A>
-inline void average_tile(const A* p, int64_t stride, int64_t n, const A* values,
-                         int64_t value_stride, A* out) {
-  using S = Simd<A>;
-  typename S::V acc[R][kV] = {};
-  for (int64_t j = 0; j < n; ++j) {
-    typename S::V b[kV];
-    for (int v = 0; v < kV; ++v) b[v] = S::load(values + j * value_stride + v * S::kWidth);
-    for (int r = 0; r < R; ++r) {
-      const typename S::V a = S::broadcast(p[r * stride + j]);
-      for (int v = 0; v < kV; ++v) acc[r][v] += a * b[v];
-    }
-  }
-  for (int r = 0; r < R; ++r)
-    for (int v = 0; v < kV; ++v) S::store(out + r * value_stride + v * S::kWidth, acc[r][v]);
-}
-
-/// R queries against all keys: logits, softmax weights (not normalised; 1 / sum comes back) and
-/// averages into out [R, value_stride].
+/// R queries against all keys: averages into out [R, value_stride], to be multiplied by
+/// inverse_sum.
 template <int R, class A>
 void attend(Scratch<A> s, int64_t c, int64_t n, int64_t padded, const A* const* bias,
             int64_t value_stride, A* out, A* inverse_sum) {
-  using S = Simd<A>;
-  using V = typename S::V;
-  int64_t j = 0;
-  for (; j + 4 * S::kWidth <= padded; j += 4 * S::kWidth)
-    score_tile<R, 4>(s.query, c, s.keys + j, padded, s.logits + j);
-  for (; j < padded; j += S::kWidth) score_tile<R, 1>(s.query, c, s.keys + j, padded, s.logits + j);
-  // A masked key has the logit -1e9 whatever its score and bias are, so that a fully masked row
-  // gives the plain mean, as in AlphaFold; padding never counts.
-  const V zero{}, masked = S::broadcast(A(-1e9));
-  for (int r = 0; r < R; ++r) {
-    A* row = s.logits + r * padded;
-    V high = S::broadcast(A(-3e38));
-    for (int64_t i = 0; i < padded; i += S::kWidth) {
-      V x = S::load(row + i);
-      if (bias[r]) {
-        if (i + S::kWidth <= n)
-          x += S::load(bias[r] + i);
-        else
-          for (int64_t k = 0; k < n - i; ++k) x[k] += bias[r][i + k];
-      }
-      const V keep = S::load(s.keep + i);
-      x = keep == zero ? masked : x;
-      x = keep < zero ? S::broadcast(A(-3e38)) : x;
-      S::store(row + i, x);
-      high = x > high ? x : high;
-    }
-    A top = high[0];
-    for (int i = 1; i < S::kWidth; ++i) top = high[i] > top ? high[i] : top;
-    V total{};
-    for (int64_t i = 0; i < padded; i += S::kWidth) {
-      const V e = exp(S::load(row + i) - top);  // zero for padding
-      S::store(row + i, e);
-      total += e;
-    }
-    inverse_sum[r] = 1 / sum<A>(total);
-  }
-  int64_t v = 0;
-  for (; v + 4 * S::kWidth <= value_stride; v += 4 * S::kWidth)
-    average_tile<R, 4>(s.logits, padded, n, s.values + v, value_stride, out + v);
-  for (; v + 2 * S::kWidth <= value_stride; v += 2 * S::kWidth)
-    average_tile<R, 2>(s.logits, padded, n, s.values + v, value_stride, out + v);
-  for (; v < value_stride; v += S::kWidth)
-    average_tile<R, 1>(s.logits, padded, n, s.values + v, value_stride, out + v);
+  scores<R>(s.query, c, s.keys, padded, s.logits);
+  softmax_tile<R>(s.logits, s.keep, n, padded, bias, inverse_sum);
+  averages<R>(s.logits, padded, n, s.values, value_stride, out);
 }
 
 template <class A, class... Args>
@@ -121,19 +39,6 @@ void attend_some(int rows, Args... args) {
       return attend<6, A>(args...);
   }
 }
-
-/// Where element [b, i, h, 0] of a [batch, n, n_head, c] tensor stands.
-template <class T>
-struct View {
-  explicit View(const Tensor& t)
-      : base(t.defined() ? t.data<T>() : nullptr),
-        batch(base ? t.stride(0) : 0),
-        row(base ? t.stride(1) : 0),
-        head(base ? t.stride(2) : 0) {}
-  T* at(int64_t b, int64_t i, int64_t h) const { return base + b * batch + i * row + h * head; }
-  T* base;
-  int64_t batch, row, head;
-};
 
 template <class T>
 void run(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate, const Tensor& bias,
@@ -166,26 +71,7 @@ void run(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate, 
 #pragma omp for collapse(2) schedule(static)
     for (int64_t h = 0; h < n_head; ++h)
       for (int64_t b = 0; b < batch; ++b) {
-        for (int64_t j0 = 0; j0 < padded; j0 += S::kWidth) {
-          // Transposed square by square; padding repeats the last key and is never kept.
-          for (int64_t l0 = 0; l0 < c; l0 += S::kWidth) {
-            const int64_t channels = c - l0 < S::kWidth ? c - l0 : S::kWidth;
-            typename S::V square[S::kWidth];
-            for (int i = 0; i < S::kWidth; ++i) {
-              const T* pk = ks.at(b, j0 + i < n_key ? j0 + i : n_key - 1, h) + l0;
-              if (channels == S::kWidth) {
-                square[i] = load(pk);
-              } else {
-                A some[S::kWidth] = {};
-                for (int64_t l = 0; l < channels; ++l) some[l] = A(pk[l]);
-                square[i] = S::load(some);
-              }
-            }
-            transpose<A>(square);
-            for (int64_t l = 0; l < channels; ++l)
-              S::store(s.keys + (l0 + l) * padded + j0, square[l]);
-          }
-        }
+        pack_columns<T>([&](int64_t j) { return ks.at(b, j, h); }, n_key, c, padded, s.keys);
         for (int64_t j = 0; j < n_key; ++j) {
           const T* pv = vs.at(b, j, h);
           for (int64_t l = 0; l < c_v; ++l) s.values[j * value_stride + l] = A(pv[l]);

@@ -1,17 +1,11 @@
-// Backward of attention on the CPU: the weights of one query are computed again from q and k, so
-// that nothing of the size of the logits is kept.
+// Backward of attention on the CPU: the weights of a tile of queries are computed again from q and
+// k, so that nothing of the size of the logits is kept but for the bias's gradient.
 #include <vector>
 
-#include "core/ops/cpu/table.h"
+#include "core/ops/cpu/attention_tiles.h"
 
 namespace ff::cpu::FF_ISA {
 namespace {
-
-/// Element [b, i, h, 0] of a tensor with four axes; nullptr for none.
-template <class T>
-T* at(const Tensor& t, int64_t b, int64_t i, int64_t h) {
-  return t.defined() ? t.data<T>() + b * t.stride(0) + i * t.stride(1) + h * t.stride(2) : nullptr;
-}
 
 template <class A, class T>
 A product(const T* x, const A* y, int64_t n) {
@@ -29,77 +23,219 @@ void softmax(A* x, int64_t n) {
   for (int64_t j = 0; j < n; ++j) x[j] /= sum;
 }
 
-/// What the gradients of one query (b, i, h) are made of.
-template <class T>
-struct Query {
-  using A = Acc<T>;
-  const Tensor &q, &k, &v, &gate, &bias, &mask, &dy;
-  std::vector<A> query, weights, d_out, d_logits, out;
-
-  Query(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate, const Tensor& bias,
-        const Tensor& mask, const Tensor& dy)
-      : q(q),
-        k(k),
-        v(v),
-        gate(gate),
-        bias(bias),
-        mask(mask),
-        dy(dy),
-        query(size_t(q.size(3))),
-        weights(size_t(k.size(1))),
-        d_out(size_t(v.size(3))),
-        d_logits(size_t(k.size(1))),
-        out(size_t(v.size(3))) {}
-
-  A scale() const { return 1 / std::sqrt(A(q.size(3))); }
-  bool keeps(int64_t b, int64_t j) const {
-    return !mask.defined() || mask.data<float>()[b * mask.stride(0) + j * mask.stride(1)] != 0;
-  }
-
-  /// Fills weights, the gradient of the ungated output and that of the logits (zero where masked:
-  /// there they do not depend on q, k or bias).
-  void compute(int64_t b, int64_t i, int64_t h) {
-    const int64_t n = k.size(1), c = q.size(3), c_v = v.size(3);
-    const T* pq = at<T>(q, b, i, h);
-    for (int64_t l = 0; l < c; ++l) query[size_t(l)] = A(pq[l]) * scale();
-    const A* pb =
-        bias.defined() ? bias.data<A>() + h * bias.stride(0) + i * bias.stride(1) : nullptr;
-    for (int64_t j = 0; j < n; ++j)
-      weights[size_t(j)] =
-          keeps(b, j) ? product(at<T>(k, b, j, h), query.data(), c) + (pb ? pb[j] : A(0)) : A(-1e9);
-    softmax(weights.data(), n);
-    const T *pd = at<T>(dy, b, i, h), *pg = at<T>(gate, b, i, h);
-    for (int64_t l = 0; l < c_v; ++l)
-      d_out[size_t(l)] = A(pd[l]) * (pg ? sigmoid(Simd<A>::broadcast(A(pg[l])))[0] : A(1));
-    A mean = 0;
-    for (int64_t j = 0; j < n; ++j) {
-      d_logits[size_t(j)] = product(at<T>(v, b, j, h), d_out.data(), c_v);
-      mean += weights[size_t(j)] * d_logits[size_t(j)];
-    }
-    for (int64_t j = 0; j < n; ++j)
-      d_logits[size_t(j)] = keeps(b, j) ? weights[size_t(j)] * (d_logits[size_t(j)] - mean) : A(0);
-  }
-
-  void add_gate(int64_t b, int64_t i, int64_t h, const Tensor& dgate) {
-    const int64_t n = k.size(1), c_v = v.size(3);
-    std::fill(out.begin(), out.end(), A(0));
-    for (int64_t j = 0; j < n; ++j) {
-      const T* pv = at<T>(v, b, j, h);
-      for (int64_t l = 0; l < c_v; ++l) out[size_t(l)] += weights[size_t(j)] * A(pv[l]);
-    }
-    const T *pd = at<T>(dy, b, i, h), *pg = at<T>(gate, b, i, h);
-    T* to = at<T>(dgate, b, i, h);
-    for (int64_t l = 0; l < c_v; ++l) {
-      const A s = sigmoid(Simd<A>::broadcast(A(pg[l])))[0];
-      to[l] = T(A(to[l]) + A(pd[l]) * out[size_t(l)] * s * (1 - s));
-    }
-  }
-};
-
 /// to[l] += factor * from[l]
 template <class A, class T, class F>
 void add_scaled(const F* from, A factor, int64_t n, T* to) {
   for (int64_t l = 0; l < n; ++l) to[l] = T(A(to[l]) + factor * A(from[l]));
+}
+
+/// One head of one row of the batch: everything packed as the tiles read it.
+template <class A>
+struct HeadScratch {
+  A *keys_t, *values_t, *keys, *values;   // [c, padded], [c_v, padded], [n, c'], [n, c_v']
+  A *d_keys_t, *d_values_t;               // gradients, as keys_t and values_t
+  A *query, *d_out, *weights, *d_logits;  // of a tile: [R, c], [R, c_v], [R, padded] twice
+  A *out, *d_query, *keep;                // [R, c_v'], [R, c'], [padded]
+};
+
+/// out[l, :] += sum_r x[r, l] rows[r, :] for a tile's R rows.
+template <int R, class A>
+inline void add_outer(const A* x, int64_t c, const A* rows, int64_t padded, A* out) {
+  using S = Simd<A>;
+  for (int64_t j = 0; j < padded; j += S::kWidth) {
+    typename S::V row[R];
+    for (int r = 0; r < R; ++r) row[r] = S::load(rows + r * padded + j);
+    for (int64_t l = 0; l < c; ++l) {
+      typename S::V sum = S::load(out + l * padded + j);
+      for (int r = 0; r < R; ++r) sum += x[r * c + l] * row[r];
+      S::store(out + l * padded + j, sum);
+    }
+  }
+}
+
+/// From a tile's queries and d_out (of the ungated output) to everything but what is summed over
+/// tiles elsewhere; `out` becomes the ungated output.
+template <int R, class A>
+void tile_backward(const HeadScratch<A>& s, int64_t c, int64_t c_v, int64_t n, int64_t padded,
+                   int64_t key_stride, int64_t value_stride, const A* const* bias) {
+  using S = Simd<A>;
+  using V = typename S::V;
+  A inverse_sum[R];
+  scores<R>(s.query, c, s.keys_t, padded, s.weights);
+  softmax_tile<R>(s.weights, s.keep, n, padded, bias, inverse_sum);
+  scores<R>(s.d_out, c_v, s.values_t, padded, s.d_logits);
+  for (int r = 0; r < R; ++r) {
+    A *w = s.weights + r * padded, *d = s.d_logits + r * padded;
+    V sums{};
+    for (int64_t j = 0; j < padded; j += S::kWidth) {
+      const V x = S::load(w + j) * inverse_sum[r];
+      S::store(w + j, x);
+      sums += x * S::load(d + j);
+    }
+    const A mean = sum<A>(sums);
+    const V zero{};
+    // A masked key's logit depends on nothing.
+    for (int64_t j = 0; j < padded; j += S::kWidth)
+      S::store(d + j, S::load(s.keep + j) > zero ? S::load(w + j) * (S::load(d + j) - mean) : zero);
+  }
+  averages<R>(s.weights, padded, n, s.values, value_stride, s.out);
+  averages<R>(s.d_logits, padded, n, s.keys, key_stride, s.d_query);
+  add_outer<R>(s.query, c, s.d_logits, padded, s.d_keys_t);
+  add_outer<R>(s.d_out, c_v, s.weights, padded, s.d_values_t);
+}
+
+template <class A, class... Args>
+void tile_of(int rows, const Args&... args) {
+  switch (rows) {
+    case 1:
+      return tile_backward<1, A>(args...);
+    case 2:
+      return tile_backward<2, A>(args...);
+    case 3:
+      return tile_backward<3, A>(args...);
+    case 4:
+      return tile_backward<4, A>(args...);
+    case 5:
+      return tile_backward<5, A>(args...);
+    default:
+      return tile_backward<6, A>(args...);
+  }
+}
+
+/// to(j)[l] += packed[l, j]
+template <class T, class A, class To>
+void unpack_add(const A* packed, int64_t padded, int64_t n, int64_t c, To to) {
+  for (int64_t j = 0; j < n; ++j) {
+    T* p = to(j);
+    for (int64_t l = 0; l < c; ++l) p[l] = T(A(p[l]) + packed[l * padded + j]);
+  }
+}
+
+/// The bias is shared by the batch, which is dealt out to at most so many sums; they are added in
+/// order.
+constexpr int64_t kBiasSums = 16;
+
+template <class T>
+void run_backward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
+                  const Tensor& bias, const Tensor& mask, const Tensor& dy, const Tensor& dq,
+                  const Tensor& dk, const Tensor& dv, const Tensor& dgate, const Tensor& dbias) {
+  using A = Acc<T>;
+  using S = Simd<A>;
+  const int64_t batch = q.size(0), n_query = q.size(1), n_head = q.size(2), c = q.size(3),
+                n = k.size(1), c_v = v.size(3);
+  const auto round_up = [](int64_t x) { return (x + S::kWidth - 1) / S::kWidth * S::kWidth; };
+  const int64_t padded = round_up(n), key_stride = round_up(c), value_stride = round_up(c_v);
+  const A scale = 1 / std::sqrt(A(c));
+  const View<T> qs(q), ks(k), vs(v), gates(gate), dys(dy), dqs(dq), dks(dk), dvs(dv), dgates(dgate);
+  const A* biases = bias.defined() ? bias.data<A>() : nullptr;
+  const int64_t bias_head = biases ? bias.stride(0) : 0, bias_row = biases ? bias.stride(1) : 0;
+  const float* masks = mask.defined() ? mask.data<float>() : nullptr;
+  const int64_t mask_batch = masks ? mask.stride(0) : 0, mask_key = masks ? mask.stride(1) : 0;
+  // Where the bias has no gradient every row of the batch is a part of its own.
+  const int64_t parts = dbias.defined() && batch > kBiasSums ? kBiasSums : batch;
+  const Tensor bias_sums = Tensor::zeros({dbias.defined() ? parts : 0, n_head, n_query, n},
+                                         dbias.defined() ? dbias.dtype() : Dtype::f32);
+  A* d_biases = dbias.defined() ? bias_sums.data<A>() : nullptr;
+#pragma omp parallel
+  {
+    const int64_t columns = padded * (2 * (c + c_v) + 2 * kTileRows + 1);
+    std::vector<A> pool(size_t(columns + n * (key_stride + value_stride) +
+                               kTileRows * (c + c_v + key_stride + value_stride) + 256));
+    int64_t used = 0;
+    HeadScratch<A> s;
+    s.keys_t = aligned(pool, used, padded * c);
+    s.values_t = aligned(pool, used, padded * c_v);
+    s.d_keys_t = aligned(pool, used, padded * c);
+    s.d_values_t = aligned(pool, used, padded * c_v);
+    s.keys = aligned(pool, used, n * key_stride);
+    s.values = aligned(pool, used, n * value_stride);
+    s.query = aligned(pool, used, kTileRows * c);
+    s.d_out = aligned(pool, used, kTileRows * c_v);
+    s.weights = aligned(pool, used, kTileRows * padded);
+    s.d_logits = aligned(pool, used, kTileRows * padded);
+    s.out = aligned(pool, used, kTileRows * value_stride);
+    s.d_query = aligned(pool, used, kTileRows * key_stride);
+    s.keep = aligned(pool, used, padded);
+    const auto head = [&](int64_t b, int64_t h, A* bias_sum) {
+      pack_columns<T>([&](int64_t j) { return ks.at(b, j, h); }, n, c, padded, s.keys_t);
+      pack_columns<T>([&](int64_t j) { return vs.at(b, j, h); }, n, c_v, padded, s.values_t);
+      for (int64_t j = 0; j < n; ++j) {
+        const T *pk = ks.at(b, j, h), *pv = vs.at(b, j, h);
+        for (int64_t l = 0; l < c; ++l) s.keys[j * key_stride + l] = A(pk[l]);
+        for (int64_t l = 0; l < c_v; ++l) s.values[j * value_stride + l] = A(pv[l]);
+        s.keep[j] = masks ? A(masks[b * mask_batch + j * mask_key] != 0) : A(1);
+      }
+      for (int64_t j = n; j < padded; ++j) s.keep[j] = A(-1);
+      std::fill(s.d_keys_t, s.d_keys_t + padded * c, A(0));
+      std::fill(s.d_values_t, s.d_values_t + padded * c_v, A(0));
+      for (int64_t i0 = 0; i0 < n_query; i0 += kTileRows) {
+        const int rows = int(n_query - i0 < kTileRows ? n_query - i0 : kTileRows);
+        const A* bias_rows[6] = {};
+        for (int r = 0; r < rows; ++r) {
+          const T *pq = qs.at(b, i0 + r, h), *pd = dys.at(b, i0 + r, h);
+          for (int64_t l = 0; l < c; ++l) s.query[r * c + l] = A(pq[l]) * scale;
+          for (int64_t l = 0; l < c_v; ++l) s.d_out[r * c_v + l] = A(pd[l]);
+          if (gates.base) {
+            const T* pg = gates.at(b, i0 + r, h);
+            A* d = s.d_out + r * c_v;
+            vector_loop<A>(
+                c_v, [&](int64_t l) { S::store(d + l, S::load(d + l) * sigmoid(load(pg + l))); },
+                [&](int64_t l) { d[l] *= sigmoid(S::broadcast(A(pg[l])))[0]; });
+          }
+          if (biases) bias_rows[r] = biases + h * bias_head + (i0 + r) * bias_row;
+        }
+        tile_of<A>(rows, s, c, c_v, n, padded, key_stride, value_stride, &bias_rows[0]);
+        for (int r = 0; r < rows; ++r) {
+          if (dqs.base) {
+            T* to = dqs.at(b, i0 + r, h);
+            for (int64_t l = 0; l < c; ++l)
+              to[l] = T(A(to[l]) + scale * s.d_query[r * key_stride + l]);
+          }
+          if (dgates.base) {
+            const T *pd = dys.at(b, i0 + r, h), *pg = gates.at(b, i0 + r, h);
+            T* to = dgates.at(b, i0 + r, h);
+            const A* out = s.out + r * value_stride;
+            const auto slope = [](auto g) { return g * (1 - g); };
+            vector_loop<A>(
+                c_v,
+                [&](int64_t l) {
+                  store(to + l, load(to + l) +
+                                    load(pd + l) * S::load(out + l) * slope(sigmoid(load(pg + l))));
+                },
+                [&](int64_t l) {
+                  to[l] =
+                      T(A(to[l]) + A(pd[l]) * out[l] * slope(sigmoid(S::broadcast(A(pg[l])))[0]));
+                });
+          }
+          if (bias_sum) {
+            A* to = bias_sum + (i0 + r) * n;
+            const A* d = s.d_logits + r * padded;
+            for (int64_t j = 0; j < n; ++j) to[j] += d[j];
+          }
+        }
+      }
+      if (dks.base)
+        unpack_add<T>(s.d_keys_t, padded, n, c, [&](int64_t j) { return dks.at(b, j, h); });
+      if (dvs.base)
+        unpack_add<T>(s.d_values_t, padded, n, c_v, [&](int64_t j) { return dvs.at(b, j, h); });
+    };
+#pragma omp for collapse(2) schedule(dynamic)
+    for (int64_t h = 0; h < n_head; ++h)
+      for (int64_t part = 0; part < parts; ++part)
+        for (int64_t b = part * batch / parts; b < (part + 1) * batch / parts; ++b)
+          head(b, h, d_biases ? d_biases + (part * n_head + h) * n_query * n : nullptr);
+    if (d_biases) {
+#pragma omp for collapse(2)
+      for (int64_t h = 0; h < n_head; ++h)
+        for (int64_t i = 0; i < n_query; ++i) {
+          A* to = dbias.data<A>() + h * dbias.stride(0) + i * dbias.stride(1);
+          for (int64_t part = 0; part < parts; ++part) {
+            const A* from = d_biases + ((part * n_head + h) * n_query + i) * n;
+            for (int64_t j = 0; j < n; ++j) to[j] += from[j];
+          }
+        }
+    }
+  }
 }
 
 }  // namespace
@@ -109,42 +245,7 @@ void attention_backward(const Tensor& q, const Tensor& k, const Tensor& v, const
                         const Tensor& dk, const Tensor& dv, const Tensor& dgate,
                         const Tensor& dbias) {
   by_type(q, [&](auto t) {
-    using T = decltype(t);
-    using A = Acc<T>;
-    const int64_t batch = q.size(0), n_query = q.size(1), n_head = q.size(2), n = k.size(1);
-    const int64_t c = q.size(3), c_v = v.size(3);
-#pragma omp parallel
-    {
-      Query<T> one(q, k, v, gate, bias, mask, dy);
-      if (dq.defined() || dk.defined() || dv.defined() || dgate.defined()) {
-#pragma omp for collapse(2)
-        for (int64_t b = 0; b < batch; ++b)
-          for (int64_t h = 0; h < n_head; ++h)
-            for (int64_t i = 0; i < n_query; ++i) {
-              one.compute(b, i, h);
-              if (dgate.defined()) one.add_gate(b, i, h, dgate);
-              for (int64_t j = 0; j < n; ++j) {
-                const A d = one.d_logits[size_t(j)];
-                if (dq.defined())
-                  add_scaled(at<T>(k, b, j, h), d * one.scale(), c, at<T>(dq, b, i, h));
-                if (dk.defined()) add_scaled(one.query.data(), d, c, at<T>(dk, b, j, h));
-                if (dv.defined())
-                  add_scaled(one.d_out.data(), one.weights[size_t(j)], c_v, at<T>(dv, b, j, h));
-              }
-            }
-      }
-      // The bias is shared by the batch: its rows are summed over the batch in order.
-      if (dbias.defined()) {
-#pragma omp for collapse(2)
-        for (int64_t h = 0; h < n_head; ++h)
-          for (int64_t i = 0; i < n_query; ++i)
-            for (int64_t b = 0; b < batch; ++b) {
-              one.compute(b, i, h);
-              add_scaled(one.d_logits.data(), A(1), n,
-                         dbias.data<A>() + h * dbias.stride(0) + i * dbias.stride(1));
-            }
-      }
-    }
+    run_backward<decltype(t)>(q, k, v, gate, bias, mask, dy, dq, dk, dv, dgate, dbias);
   });
 }
 
