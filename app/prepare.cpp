@@ -37,6 +37,7 @@ namespace fs = std::filesystem;
 
 constexpr double kMostOfOneResidue = 0.8;  // AlphaFold's training filter (Suppl. 1.2.5)
 constexpr double kWorstResolution = 9;
+constexpr float kLeastConfidence = 50;  // of predicted structures' residues, as OpenFold
 
 struct BuildOptions {
   std::vector<std::string> inputs, chains;
@@ -294,7 +295,20 @@ class Builder {
     } else if (!o_.clusters.empty()) {
       notes.push_back({false, source, chain.name, "is in no cluster of " + o_.clusters});
     }
-    return pack_chain(std::move(info), in.raw, chain);
+    return pack_chain(std::move(info), in.raw, o_.distillation ? confident(chain) : chain);
+  }
+
+  /// A predicted chain without the atoms of residues of low pLDDT, which stands in the B-factors.
+  static ChainStructure confident(ChainStructure chain) {
+    chain.positions = chain.positions.clone();
+    chain.mask = chain.mask.clone();
+    const Tensor none = Tensor::zeros({kAtom37}), nowhere = Tensor::zeros({kAtom37, 3});
+    for (size_t i = 0; i < chain.sequence.size(); ++i)
+      if (!(chain.b_factors[i] > kLeastConfidence)) {
+        chain.mask.select(0, int64_t(i)).copy_from(none);
+        chain.positions.select(0, int64_t(i)).copy_from(nowhere);
+      }
+    return chain;
   }
 
   /// AlphaFold takes templates that were released 60 days before the chain or earlier.
@@ -757,8 +771,10 @@ Command add_prepare(CLI::App& root) {
       ->check(CLI::Range(0, 1000));
   building->add_option("--obsolete-pdbs-path,--obsolete-pdbs-file-path",
                        o->search.search.obsolete_file, "PDB's obsolete.dat");
-  building->add_flag("--distillation", o->distillation,
-                     "mark the chains as predicted structures, for self-distillation");
+  building->add_flag(
+      "--distillation", o->distillation,
+      "predicted structures, for self-distillation: marked so, and residues whose pLDDT "
+      "(B-factor) is not above 50 count as not seen");
   building
       ->add_option("--min-residues", o->min_residues,
                    "chains with fewer residues seen are left out (default 10)")

@@ -54,12 +54,13 @@ struct OpenChain {
     out = {.name = name,
            .sequence = sequence,
            .positions = Tensor::zeros({n, kAtom37, 3}),
-           .mask = Tensor::zeros({n, kAtom37})};
+           .mask = Tensor::zeros({n, kAtom37}),
+           .b_factors = std::vector<float>(sequence.size())};
     occupancy.assign(size_t(n) * kAtom37, -1);
   }
 
   void put(size_t i, const std::string& residue, const std::string& atom,
-           const std::array<double, 3>& x, float occ) {
+           const std::array<double, 3>& x, float occ, double b_factor) {
     const int a = atom37_index(residue == "MSE" && atom == "SE" ? "SD" : atom);
     if (a < 0 || residue != residues[i]) return;
     for (const double v : x)
@@ -67,6 +68,7 @@ struct OpenChain {
     const size_t at = i * kAtom37 + size_t(a);
     if (!(occ > occupancy[at])) return;
     occupancy[at] = occ;
+    out.b_factors[i] = std::max(out.b_factors[i], float(b_factor));
     out.mask.data<float>()[at] = 1;
     for (size_t k = 0; k < 3; ++k) out.positions.data<float>()[3 * at + k] = float(x[k]);
   }
@@ -180,11 +182,11 @@ struct Polymers {
 /// The protein chains of an mmCIF file's first model.
 std::vector<ChainStructure> chains_of(gemmi::cif::Block& block, const std::string& file,
                                       bool& several_models) {
-  enum { kAsym, kModel, kAuthAsym, kSeq, kAuthSeq, kInsertion, kComp, kAtom, kOcc, kX, kY, kZ };
+  enum { kAsym, kModel, kAuthAsym, kSeq, kAuthSeq, kInsertion, kComp, kAtom, kOcc, kX, kY, kZ, kB };
   gemmi::cif::Table atoms = block.find(
       "_atom_site.", {"label_asym_id", "?pdbx_PDB_model_num", "?auth_asym_id", "?label_seq_id",
                       "?auth_seq_id", "?pdbx_PDB_ins_code", "label_comp_id", "label_atom_id",
-                      "?occupancy", "Cartn_x", "Cartn_y", "Cartn_z"});
+                      "?occupancy", "Cartn_x", "Cartn_y", "Cartn_z", "?B_iso_or_equiv"});
   const Polymers polymers(block, file);
   const bool has_seqres = !polymers.chains.empty();
   std::vector<OpenChain> chains(polymers.chains.size());
@@ -256,7 +258,7 @@ std::vector<ChainStructure> chains_of(gemmi::cif::Block& block, const std::strin
     chains[size_t(place.chain)].put(size_t(place.residue), row.str(kComp), row.str(kAtom),
                                     {gemmi::cif::as_number(row[kX]), gemmi::cif::as_number(row[kY]),
                                      gemmi::cif::as_number(row[kZ])},
-                                    occupancy);
+                                    occupancy, row.has2(kB) ? gemmi::cif::as_number(row[kB]) : 0);
   }
   std::vector<ChainStructure> closed;
   for (OpenChain& chain : chains)
@@ -381,7 +383,7 @@ StructureEntry parse_pdb(std::string_view text, const std::string& name) {
       if (const int64_t i = place(k); i >= 0)
         for (const gemmi::Atom& atom : seen[k].atoms)
           open.put(size_t(i), seen[k].name, atom.name, {atom.pos.x, atom.pos.y, atom.pos.z},
-                   atom.occ);
+                   atom.occ, atom.b_iso);
     entry.chains.push_back(open.close());
   }
   return entry;

@@ -16,6 +16,8 @@ struct ChainStructure {
   std::string sequence;  ///< SEQRES in one-letter codes, a modified residue as its parent, else X
   Tensor positions;      ///< [n_res, 37, 3] f32, angstrom; zero where there is no atom
   Tensor mask;           ///< [n_res, 37] f32, 1 = the atom was seen
+  /// [n_res] the highest B-factor of the residue's atoms (in predictions its confidence), else 0
+  std::vector<float> b_factors = {};
 };
 
 struct StructureEntry {

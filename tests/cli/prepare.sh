@@ -35,6 +35,32 @@ expect 3 "none of the inputs holds one of these chains" prepare build structures
 expect 0 "" prepare build structures --alignments alignments --single-sequence --clusters clusters.txt -o again --jobs 1
 cmp out/chains-00001-of-00001.h5 again/chains-00001-of-00001.h5 || problem "other bytes with one job"
 
+# Templates: only those released 60 days before the chain or earlier.
+mkdir -p mmcif late early alignments/chain_A
+dated() { zcat "$pdb/bp_4CUP.cif.gz"; echo "_pdbx_audit_revision_history.revision_date $1"; }
+dated 2014-04-02 > mmcif/4cup.cif
+dated 2014-05-01 > late/chain.cif
+dated 2014-06-02 > early/chain.cif
+query=$(zcat "$pdb/bp_4CUP.cif.gz" | grep -A2 pdbx_seq_one_letter_code_can | tail -2 | tr -d ';\n')
+left=$(printf -- '-%.0s' {1..20}) right=$(printf -- '-%.0s' {1..37})
+printf '>query\n%s\n' "$query" > alignments/chain_A/uniref90_hits.a3m
+printf '# STOCKHOLM 1.0\n\n#=GS 4cup_A/21-80 DE [subseq from] mol:protein length:117  X\n\n4cup_A/21-80 %s\n#=GC RF      %s\n//\n' \
+  "$left${query:20:60}$right" "${query//?/x}" > alignments/chain_A/pdb_hits.sto
+for kind in late early; do
+  expect 0 "1 chains" prepare build $kind --alignments alignments --template-mmcif-dir mmcif -o $kind.out
+  expect 0 "" prepare stats $kind.out --json
+  [ $kind = late ] && stored=0.0 || stored=1.0
+  grep -A7 '"templates"' out.txt | grep -qF "\"max\": $stored" || problem "templates of $kind: $(cat out.txt)"
+  expect 0 "all whole" prepare verify $kind.out
+done
+
+# Predicted structures: residues below a pLDDT of 50 count as not seen.
+zcat "$pdb/1BD2_B.pdb.gz" | grep ^ATOM |
+  awk '{ printf "%s%6.2f%s\n", substr($0, 1, 60), (substr($0, 23, 4) + 0 > 79 ? 50 : 91), substr($0, 67) }' > predicted.pdb
+expect 0 "1 chains" prepare build predicted.pdb --single-sequence --distillation -o distilled
+expect 0 '"distillation": 1' prepare stats distilled --json
+grep -A7 '"seen_percent"' out.txt | grep -qF '"max": 79.79' || problem "residues seen: $(cat out.txt)"
+
 # Inputs that cannot be used, alone and among others.
 mkdir bad
 zcat "$pdb/bp_4CUP.cif.gz" | grep -Pv '^(ATOM|HETATM) ' > bad/noatoms.cif
