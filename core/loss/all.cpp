@@ -153,6 +153,11 @@ Var structure_loss(const LossConfig& config, const LossInputs& in, const Arrays&
   add("sidechain_fape", side_chains.value());
 
   const Tensor aatype = label(batch, "aatype", {n}).to(Dtype::i32).contiguous();
+  for (int64_t i = 0; i < n; ++i) {
+    const int32_t type = aatype.data<int32_t>()[i];
+    check_input(type >= 0 && type <= kUnknownRestype, "aatype holds ", type, ", expected 0 to ",
+                kUnknownRestype);
+  }
   const Var chi = chi_loss(in.angles, label(labels, "chi_angles", {n, 4}),
                            label(labels, "chi_mask", {n, 4}), aatype);
   const Var norm = angle_norm_loss(in.unnormalized_angles, label(batch, "seq_mask", {n}));
@@ -236,15 +241,18 @@ std::vector<double> lddt_ca(const Tensor& prediction, const Tensor& truth, const
   std::vector<double> out(n);
 #pragma omp parallel for
   for (size_t i = 0; i < n; ++i) {
-    double count = 1e-10, score = 1e-10;
+    float count = 1e-10f, score = 1e-10f;
     for (size_t j = 0; j < n; ++j) {
       const double real = std::sqrt(1e-10 + distance2(&y[3 * i], &y[3 * j]));
       if (i == j || real >= 15 || keep[i] * keep[j] == 0) continue;
       const double gap = std::abs(real - std::sqrt(1e-10 + distance2(&x[3 * i], &x[3 * j])));
       count += 1;
-      for (const double bound : {0.5, 1.0, 2.0, 4.0}) score += gap < bound ? 0.25 : 0;
+      for (const double bound : {0.5, 1.0, 2.0, 4.0}) score += gap < bound ? 0.25f : 0;
     }
-    out[i] = score / count;
+    // Scores are quarters over counts and often fall on a bin's edge (2.5 of 25 contacts, 50 bins):
+    // there the side is f32's rounding, operation by operation as AlphaFold has it.
+    const float norm = 1 / count;
+    out[i] = double(norm * score);
   }
   return out;
 }

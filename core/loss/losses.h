@@ -27,6 +27,11 @@ struct LossConfig {
   double min_resolution = 0.1, max_resolution = 3.0;
 };
 
+/// Every number of LossConfig as AlphaFold's tree has it (fixtures' config.json, section
+/// "model.heads"); a head that is not there has weight 0. Throws Exit::kInput naming the file and
+/// the key that is missing, of another type or not finite, or filters that differ between heads.
+LossConfig alphafold_losses(const std::string& json_path);
+
 /// What the losses read of the network's outputs; core/model has the shapes. Logits of heads that
 /// are off are undefined.
 struct LossInputs {
@@ -91,7 +96,7 @@ struct Violations {
 Violations violations(const Var& atoms, const Arrays& batch, double tolerance_factor,
                       double overlap_tolerance);
 
-/// lDDT of CA atoms for each residue, 0 to 1; cutoff 15. prediction, truth [n_res, 3], mask [n_res]
+/// lDDT of CA atoms for each residue, 0 to 1, rounded as in f32; cutoff 15. prediction, truth [n_res, 3], mask [n_res]
 std::vector<double> lddt_ca(const Tensor& prediction, const Tensor& truth, const Tensor& mask);
 
 }  // namespace ff
