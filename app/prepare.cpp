@@ -593,30 +593,44 @@ std::vector<std::string> shards_in(const std::vector<std::string>& paths) {
   return files;
 }
 
-int verify(const std::vector<std::string>& paths) {
+int verify(const std::vector<std::string>& paths, int jobs) {
   const std::vector<std::string> files = shards_in(paths);
+  std::vector<std::vector<ShardDamage>> found(files.size());
+  std::vector<std::exception_ptr> errors(files.size());
   int64_t chains = 0, damaged = 0;
-  std::string first;
   {
     Progress progress("verify");
+    size_t done = 0;
+#pragma omp parallel for schedule(dynamic) num_threads(jobs ? jobs : available_threads())
     for (size_t f = 0; f < files.size(); ++f) {
-      throw_if_stopped();
-      progress.update(files[f], double(f) / double(files.size()));
-      std::vector<ShardDamage> found;
+      if (stop_requested()) continue;
       int64_t here = 0;
       try {
-        found = verify_shard(files[f], &here);
+        found[f] = verify_shard(files[f], &here);
       } catch (const Error& e) {
-        if (e.code() != Exit::kInput) throw;
-        found = {{"", e.what()}};
+        found[f] = {{"", e.what()}};
+        if (e.code() != Exit::kInput) errors[f] = std::current_exception();
+      } catch (...) {
+        errors[f] = std::current_exception();
       }
-      chains += here;
-      damaged += !found.empty();
-      for (const ShardDamage& damage : found) {
-        if (first.empty()) first = damage.what;
-        std::printf("damaged\t%s\t%s\t%s\n", files[f].c_str(), damage.chain.c_str(),
-                    one_line(damage.what).c_str());
+#pragma omp critical
+      {
+        chains += here;
+        progress.update(cat(++done, " of ", files.size(), " shards"),
+                        double(done) / double(files.size()));
       }
+    }
+  }
+  throw_if_stopped();
+  for (const std::exception_ptr& error : errors)
+    if (error) std::rethrow_exception(error);
+  std::string first;
+  for (size_t f = 0; f < files.size(); ++f) {
+    damaged += !found[f].empty();
+    for (const ShardDamage& damage : found[f]) {
+      if (first.empty()) first = damage.what;
+      std::printf("damaged\t%s\t%s\t%s\n", files[f].c_str(), damage.chain.c_str(),
+                  one_line(damage.what).c_str());
     }
   }
   if (damaged) fail(Exit::kInput, damaged, " of ", files.size(), " shards are damaged: ", first);
@@ -796,6 +810,8 @@ Command add_prepare(CLI::App& root) {
   CLI::App* describing = app->add_subcommand("stats", "lengths, alignments, resolution, clusters");
   for (CLI::App* command : {verifying, describing})
     command->add_option("SHARDS", *paths, "shards, or folders of them")->required();
+  verifying->add_option("--jobs", o->jobs, "shards read at once (default: all processors)")
+      ->check(CLI::Range(1, 1024));
   describing->add_flag("--json", *json, "print JSON");
   for (CLI::App* command : {building, verifying, describing}) command->allow_extras();
   return {app, [=] {
@@ -804,7 +820,7 @@ Command add_prepare(CLI::App& root) {
                    "prepare: say what to do: build, verify or stats; see fastfold "
                    "prepare --help");
             if (building->parsed()) return build(*o);
-            return verifying->parsed() ? verify(*paths) : stats(*paths, *json);
+            return verifying->parsed() ? verify(*paths, o->jobs) : stats(*paths, *json);
           }};
 }
 

@@ -232,6 +232,11 @@ struct Entry {
   uint32_t table_crc = 0;
 };
 
+/// -2, which no number of the index may be, for what is no integer.
+int64_t whole_number(const nlohmann::json& value) {
+  return value.is_number_integer() ? value.get<int64_t>() : -2;
+}
+
 Entry entry_of(const File& file, const Header& header, const nlohmann::json& line) {
   Entry e;
   ChainInfo& c = e.info;
@@ -241,16 +246,16 @@ Entry entry_of(const File& file, const Header& header, const nlohmann::json& lin
   line.at("method").get_to(c.method);
   line.at("source").get_to(c.source);
   line.at("resolution").get_to(c.resolution);
-  line.at("n_seen").get_to(c.n_seen);
-  line.at("n_msa").get_to(c.n_msa);
-  line.at("n_templates").get_to(c.n_templates);
-  line.at("cluster").get_to(c.cluster);
-  line.at("cluster_size").get_to(c.cluster_size);
+  c.n_seen = whole_number(line.at("n_seen"));
+  c.n_msa = whole_number(line.at("n_msa"));
+  c.n_templates = whole_number(line.at("n_templates"));
+  c.cluster = whole_number(line.at("cluster"));
+  c.cluster_size = whole_number(line.at("cluster_size"));
   line.at("distillation").get_to(c.distillation);
-  line.at("msa_chunk_rows").get_to(e.msa_chunk_rows);
-  line.at("chunks").at(0).get_to(e.first_chunk);
-  line.at("chunks").at(1).get_to(e.n_chunks);
-  line.at("chunks").at(2).get_to(e.table_crc);
+  e.msa_chunk_rows = whole_number(line.at("msa_chunk_rows"));
+  e.first_chunk = whole_number(line.at("chunks").at(0));
+  e.n_chunks = whole_number(line.at("chunks").at(1));
+  e.table_crc = uint32_t(whole_number(line.at("chunks").at(2)));
   bool ok = is_id(c.id) && c.n_res() >= 1 && c.n_res() <= shard::kMostResidues &&
             is_sequence(c.sequence) && c.n_seen >= 0 && c.n_seen <= c.n_res() && c.n_msa >= 1 &&
             c.n_msa <= shard::kMostRows && c.n_templates >= 0 &&
