@@ -616,7 +616,8 @@ int verify(const std::vector<std::string>& paths, int jobs) {
 #pragma omp critical
       {
         chains += here;
-        progress.update(cat(++done, " of ", files.size(), " shards"),
+        ++done;
+        progress.update(cat(done, " of ", files.size(), " shards"),
                         double(done) / double(files.size()));
       }
     }
