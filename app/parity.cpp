@@ -4,9 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
-#include <fstream>
 #include <memory>
-#include <nlohmann/json.hpp>
 
 #include "app/commands.h"
 #include "app/report.h"
@@ -122,15 +120,6 @@ bool compare(const Arrays& ours, const Arrays& reference, double tolerance) {
   return good;
 }
 
-/// AlphaFold's structural_violation_loss_weight, which fine-tuning sets to 1.
-double violation_weight(const std::string& path) {
-  std::ifstream file(path);
-  const auto tree = nlohmann::json::parse(file, nullptr, false);
-  return tree.value(nlohmann::json::json_pointer(
-                        "/model/heads/structure_module/structural_violation_loss_weight"),
-                    0.0);
-}
-
 /// One pass with a tape: every loss and, where asked for, every parameter's gradient.
 void train_pass(const Options& o, const ModelConfig& config, Params params, const Slices& slices,
                 int64_t recycles, bool f64) {
@@ -140,8 +129,7 @@ void train_pass(const Options& o, const ModelConfig& config, Params params, cons
               " recycles and one ensemble member are needed");
   params.want_grads();
   const AlphaFold model(config, params, f64 ? Dtype::f64 : Dtype::f32);
-  LossConfig weights = head_weights(config.heads);
-  weights.structural_violation_loss_weight = violation_weight(o.config);
+  const LossConfig weights = alphafold_losses(o.config);
   const auto start = std::chrono::steady_clock::now();
   Tape tape;
   const Outputs outputs = model.forward([&](int64_t i) { return slices(i); }, recycles);
