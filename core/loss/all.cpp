@@ -12,12 +12,18 @@
 namespace ff {
 namespace {
 
-const Tensor& label(const Arrays& from, const char* name, const Dims& shape) {
+const Tensor& named(const char* where, const Arrays& from, const char* name, const Dims& shape) {
   const auto found = from.find(name);
-  check_input(found != from.end(), "the labels lack '", name, "'");
-  check_input(found->second.shape() == shape, "label '", name, "' has shape ",
+  check_input(found != from.end(), "the ", where, " have no '", name, "'");
+  check_input(found->second.shape() == shape, "'", name, "' of the ", where, " has shape ",
               found->second.shape(), ", expected ", shape);
   return found->second;
+}
+const Tensor& label(const Arrays& labels, const char* name, const Dims& shape) {
+  return named("labels", labels, name, shape);
+}
+const Tensor& feature(const Arrays& batch, const char* name, const Dims& shape) {
+  return named("features", batch, name, shape);
 }
 
 std::vector<double> doubles(const Tensor& t) {
@@ -152,7 +158,7 @@ Var structure_loss(const LossConfig& config, const LossInputs& in, const Arrays&
   sum.emplace_back(config.sidechain_weight_frac, side_chains);
   add("sidechain_fape", side_chains.value());
 
-  const Tensor aatype = label(batch, "aatype", {n}).to(Dtype::i32).contiguous();
+  const Tensor aatype = feature(batch, "aatype", {n}).to(Dtype::i32).contiguous();
   for (int64_t i = 0; i < n; ++i) {
     const int32_t type = aatype.data<int32_t>()[i];
     check_input(type >= 0 && type <= kUnknownRestype, "aatype holds ", type, ", expected 0 to ",
@@ -160,7 +166,7 @@ Var structure_loss(const LossConfig& config, const LossInputs& in, const Arrays&
   }
   const Var chi = chi_loss(in.angles, label(labels, "chi_angles", {n, 4}),
                            label(labels, "chi_mask", {n, 4}), aatype);
-  const Var norm = angle_norm_loss(in.unnormalized_angles, label(batch, "seq_mask", {n}));
+  const Var norm = angle_norm_loss(in.unnormalized_angles, feature(batch, "seq_mask", {n}));
   sum.emplace_back(config.chi_weight, chi);
   sum.emplace_back(config.angle_norm_weight, norm);
   add("chi_loss", chi.value());
@@ -193,11 +199,11 @@ Var masked_msa_loss(const LossInputs& in, const Arrays& batch) {
   const Dims shape{in.masked_msa.size(0), in.masked_msa.size(1)};
   const int64_t letters = in.masked_msa.size(2);
   std::vector<int32_t> classes;
-  for (const double letter : doubles(label(batch, "true_msa", shape))) {
+  for (const double letter : doubles(feature(batch, "true_msa", shape))) {
     check_input(letter >= 0 && letter < double(letters), "true_msa holds ", letter);
     classes.push_back(int32_t(letter));
   }
-  return cross_entropy(in.masked_msa, classes, doubles(label(batch, "bert_mask", shape)), 1e-8);
+  return cross_entropy(in.masked_msa, classes, doubles(feature(batch, "bert_mask", shape)), 1e-8);
 }
 
 Var lddt_loss(const LossInputs& in, const Arrays& labels, int64_t n) {
@@ -282,7 +288,7 @@ Losses all_losses(const LossConfig& config, const LossInputs& in, const Arrays& 
   if (in.resolved)
     add("experimentally_resolved", config.experimentally_resolved, resolved,
         binary_cross_entropy(in.resolved, label(labels, "all_atom_mask", {n, kAtom37}),
-                             label(batch, "atom37_atom_exists", {n, kAtom37})));
+                             feature(batch, "atom37_atom_exists", {n, kAtom37})));
   out.total = weighted_sum(sum);
   out.terms["total_loss"] = out.total.value();
   return out;

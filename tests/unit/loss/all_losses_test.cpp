@@ -219,6 +219,38 @@ TEST_CASE("a structure that is not resolved well trains no confidence") {
   }
 }
 
+TEST_CASE("a label or feature that is missing or misshapen is named") {
+  const Example example(4);
+  Vars constants;
+  for (const Tensor& t : example.inputs()) constants.emplace_back(t);
+  const auto complaint = [&](Example broken) {
+    try {
+      broken.losses(everything(), constants);
+    } catch (const Error& e) {
+      CHECK(e.code() == Exit::kInput);
+      return std::string(e.what());
+    }
+    return std::string();
+  };
+  for (const auto& item : example.labels) {
+    if (item.first == "resolution" || item.first == "use_clamped_fape") continue;
+    Example broken = example;
+    broken.labels.erase(item.first);
+    CHECK(complaint(broken) == "the labels have no '" + item.first + "'");
+    broken.labels[item.first] = Tensor::zeros({3, 1});
+    CHECK_THAT(complaint(broken), Catch::Contains("'" + item.first + "' of the labels has shape"));
+  }
+  Example broken = example;
+  broken.batch.erase("bert_mask");
+  CHECK(complaint(broken) == "the features have no 'bert_mask'");
+  broken = example;
+  broken.batch["aatype"] = Tensor::of<int32_t>({4}, std::vector<int32_t>{0, 1, 21, 2}.data());
+  CHECK_THAT(complaint(broken), Catch::Contains("aatype holds 21"));
+  broken = example;
+  broken.batch["true_msa"] = Tensor::of<int32_t>({3, 4}, std::vector<int32_t>(12, 23).data());
+  CHECK_THAT(complaint(broken), Catch::Contains("true_msa holds 23"));
+}
+
 TEST_CASE("any number of threads gives the same losses and gradients, bit for bit") {
   const Example example(67);
   LossConfig config = everything();
