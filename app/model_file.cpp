@@ -7,6 +7,8 @@
 
 #include "core/base/log.h"
 #include "core/model/params.h"
+#include "core/train/train_config.h"
+#include "core/train/train_state.h"
 #include "io/checkpoint.h"
 #include "io/npz.h"
 
@@ -100,13 +102,20 @@ std::vector<std::string> find_parameter_files(const std::vector<std::string>& pa
 
 Arrays read_parameters(const std::string& path) {
   check_input(fs::exists(path), path, ": no such file; ", where_parameters_are());
-  return fs::path(path).extension() == ".h5" ? read_checkpoint(path) : read_npz(path);
+  return fs::path(path).extension() == ".h5" ? averaged_params(read_checkpoint(path))
+                                             : read_npz(path);
 }
 
 ModelFile read_model_file(const std::string& path, const std::string& preset) {
   if (!preset.empty()) {
     ModelConfig config = preset_config(preset);
     return {std::move(config), read_parameters(path)};
+  }
+  if (fs::path(path).extension() == ".h5") {
+    Attributes texts;
+    Arrays arrays = averaged_params(read_checkpoint(path, &texts));
+    if (texts.count("config"))  // of training: any sizes
+      return {parse_train_config(texts["config"], path).model, std::move(arrays)};
   }
   Arrays arrays = read_parameters(path);
   std::string name = preset_of_name(path);

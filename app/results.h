@@ -3,10 +3,12 @@
 #pragma once
 
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "core/tensor/arrays.h"
+#include "io/file_lock.h"
 #include "io/prediction.h"
 
 namespace ff {
@@ -95,13 +97,9 @@ class TargetLock {
   /// Makes OUT where it is missing. Throws Exit::kUsage "TAG is being written by another fastfold
   /// (process N on HOST)". Where the file system has no locks: a warning, and no protection.
   TargetLock(const std::string& folder, const std::string& tag);
-  ~TargetLock();
-  TargetLock(const TargetLock&) = delete;
-  TargetLock& operator=(const TargetLock&) = delete;
 
  private:
-  std::string path_;
-  int fd_ = -1;
+  std::optional<FileLock> lock_;
 };
 
 }  // namespace ff

@@ -104,6 +104,17 @@ std::string show_text(std::string_view text) {
   return shown;
 }
 
+void append_to(int fd, const std::string& path, std::string_view text) {
+  while (!text.empty()) {
+    const ssize_t n = write(fd, text.data(), text.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0)
+      fail(Exit::kDevice, path, ": writing failed: ", n ? std::strerror(errno) : "no space",
+           "; free some space or write elsewhere");
+    text.remove_prefix(size_t(n));
+  }
+}
+
 AtomicFile::AtomicFile(std::string path) : path_(std::move(path)) {
   struct stat found;
   // Renaming over a device or a pipe (/dev/null, /dev/stdout) would replace it by a file.

@@ -31,6 +31,9 @@ std::string show_char(char c);
 /// Text of a file for an error message: in quotes, at most 100 bytes, control characters as '?'.
 std::string show_text(std::string_view text);
 
+/// Appends to an open file. Throws Exit::kDevice naming `path` when writing fails.
+void append_to(int fd, const std::string& path, std::string_view text);
+
 /// Writes a file under a temporary name in the target's folder; commit() syncs and renames it.
 /// Without commit the temporary is removed and the target stays as it was. Throws Exit::kUsage when
 /// the file cannot be made there, Exit::kDevice when writing fails.

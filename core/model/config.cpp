@@ -6,10 +6,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
-#include <variant>
 
 #include "core/base/error.h"
 #include "core/base/nearest.h"
@@ -23,16 +21,6 @@ constexpr char kPresets[] =
     ;
 constexpr const char* kPresetsFile = "configs/presets.yaml";
 constexpr int64_t kLargestSize = 1 << 20;
-constexpr std::streamoff kLargestJson = 16 << 20;
-
-/// A dotted key and the place its value goes to. A key that sets several places stands several
-/// times.
-struct Field {
-  std::string key;
-  std::variant<int64_t*, double*, bool*> target;
-  bool required = true;
-};
-using Fields = std::vector<Field>;
 
 /// The schema of configs/*.yaml.
 Fields yaml_fields(ModelConfig& c) {
@@ -265,75 +253,16 @@ void validate(const ModelConfig& c, Exit code, const std::string& file) {
   }
 }
 
-std::string read_config(const std::string& path) {
-  std::ifstream in(path, std::ios::binary | std::ios::ate);
-  check_input(in.good(), path, ": cannot be opened");
-  check_input(in.tellg() >= 0 && in.tellg() <= kLargestJson, path,
-              ": is larger than any configuration");
-  std::string text(size_t(in.tellg()), '\0');
-  in.seekg(0).read(text.data(), std::streamsize(text.size()));
-  check_input(in.good(), path, ": cannot be read");
-  return text;
-}
-
-int line_of(const YAML::Node& node) { return node.Mark().line + 1; }
-
-/// Sets the fields that `node` of `file` names; `prefix` is the dotted path to it.
-void apply(const YAML::Node& node, const std::string& file, const std::string& prefix,
-           const Fields& fields) {
-  for (const auto& item : node) {
-    const auto fail_at = [&](const YAML::Node& at, const auto&... what) {
-      fail(Exit::kUsage, file, ":", line_of(at), ": ", what...);
-    };
-    if (!item.first.IsScalar()) fail_at(item.first, "expected 'key: value'");
-    const std::string name = item.first.as<std::string>(), key = prefix + name;
-    std::vector<std::string> siblings;
-    bool known = false, section = false;
-    for (const Field& field : fields) {
-      if (field.key.rfind(prefix, 0) != 0) continue;
-      const std::string rest = field.key.substr(prefix.size());
-      const std::string sibling = rest.substr(0, rest.find('.'));
-      siblings.push_back(sibling);
-      known |= sibling == name;
-      section |= sibling == name && rest != sibling;
-    }
-    if (!known) fail_at(item.first, "unknown key '", key, "'", did_you_mean(name, siblings));
-    if (section != item.second.IsMap())
-      fail_at(item.first, "'", key, "' is ", section ? "a section" : "a value");
-    if (section) {
-      apply(item.second, file, key + ".", fields);
-      continue;
-    }
-    try {
-      for (const Field& field : fields)
-        if (field.key == key)
-          std::visit([&](auto* p) { *p = item.second.as<std::remove_pointer_t<decltype(p)>>(); },
-                     field.target);
-    } catch (const YAML::Exception&) {
-      fail_at(item.second, "'", key, "' cannot be '", item.second.Scalar(), "'");
-    }
-  }
-}
-
 void apply_preset(const YAML::Node& presets, const std::string& name, const Fields& fields) {
   YAML::Node preset = YAML::Clone(presets[name]);
   if (preset["base"]) apply_preset(presets, preset["base"].as<std::string>(), fields);
   preset.remove("base");
-  apply(preset, kPresetsFile, "", fields);
+  apply_fields(fields, preset, kPresetsFile);
 }
 
-/// Applies the YAML (or JSON) text of `file` over `config`.
-void apply_text(ModelConfig& config, const std::string& text, const std::string& file) {
-  YAML::Node root;
-  try {
-    root = YAML::Load(text);
-  } catch (const YAML::Exception& e) {
-    fail(Exit::kUsage, file, ":", e.mark.line + 1, ": is not YAML: ", e.msg);
-  }
-  if (!root.IsMap())
-    fail(Exit::kUsage, file, ": expected sections 'model' and 'data' as in configs/presets.yaml");
-  apply(root, file, "", yaml_fields(config));
-  validate(config, Exit::kUsage, file);
+void apply_over(ModelConfig& config, const YAML::Node& root, const std::string& file) {
+  apply_fields(yaml_fields(config), root, file);
+  validate_config(config, file);
 }
 
 }  // namespace
@@ -343,6 +272,17 @@ std::vector<std::string> preset_names() {
   for (const auto& item : YAML::Load(kPresets)) names.push_back(item.first.as<std::string>());
   std::sort(names.begin(), names.end());
   return names;
+}
+
+Fields model_fields(ModelConfig& config) {
+  Fields fields;
+  for (Field& field : yaml_fields(config))
+    if (field.key.starts_with("model.")) fields.push_back(std::move(field));
+  return fields;
+}
+
+void validate_config(const ModelConfig& config, const std::string& file) {
+  validate(config, Exit::kUsage, file);
 }
 
 ModelConfig preset_config(const std::string& name) {
@@ -361,38 +301,21 @@ ModelConfig preset_config(const std::string& name) {
 }
 
 void apply_config_file(ModelConfig& config, const std::string& path) {
-  apply_text(config, read_config(path), path);
+  apply_over(config, parse_config(read_config_file(path), path), path);
 }
 
 void apply_override(ModelConfig& config, const std::string& assignment) {
-  const size_t equal = assignment.find('=');
-  std::string key = assignment.substr(0, equal);
-  if (equal == std::string::npos || key.empty())
-    fail(Exit::kUsage, "'", assignment, "': expected key=value, such as model.num_recycle=5");
-  std::string text, close;
-  for (size_t dot; (dot = key.find('.')) != std::string::npos; key.erase(0, dot + 1)) {
-    text += key.substr(0, dot) + ": {";
-    close += '}';
-  }
-  apply_text(config, text + key + ": " + assignment.substr(equal + 1) + close,
-             "'" + assignment + "'");
+  const auto [node, name] = parse_assignment(assignment);
+  apply_over(config, node, name);
 }
 
 std::string config_json(const ModelConfig& config) {
   ModelConfig copy = config;
-  nlohmann::ordered_json root;
-  for (const Field& field : yaml_fields(copy)) {
-    nlohmann::ordered_json* at = &root;
-    std::string key = field.key;
-    for (size_t dot; (dot = key.find('.')) != std::string::npos; key.erase(0, dot + 1))
-      at = &(*at)[key.substr(0, dot)];
-    std::visit([&](const auto* value) { (*at)[key] = *value; }, field.target);
-  }
-  return root.dump();
+  return fields_json(yaml_fields(copy)).dump();
 }
 
 ModelConfig alphafold_config(const std::string& path) {
-  const nlohmann::json root = nlohmann::json::parse(read_config(path), nullptr, false);
+  const nlohmann::json root = nlohmann::json::parse(read_config_file(path), nullptr, false);
   check_input(!root.is_discarded(), path, ": is not JSON");
 
   ModelConfig config;
@@ -414,15 +337,17 @@ ModelConfig alphafold_config(const std::string& path) {
     std::visit(
         [&](auto* p) {
           using T = std::remove_pointer_t<decltype(p)>;
-          const bool fits = std::is_same_v<T, bool>      ? value->is_boolean()
-                            : std::is_same_v<T, int64_t> ? value->is_number_integer()
-                                                         : value->is_number();
-          check_input(fits, path, ": key '", field.key, "' holds ", value->type_name(),
-                      ", expected ",
-                      std::is_same_v<T, bool>      ? "true or false"
-                      : std::is_same_v<T, int64_t> ? "an integer"
-                                                   : "a number");
-          *p = value->get<T>();
+          if constexpr (std::is_arithmetic_v<T>) {
+            const bool fits = std::is_same_v<T, bool>      ? value->is_boolean()
+                              : std::is_same_v<T, int64_t> ? value->is_number_integer()
+                                                           : value->is_number();
+            check_input(fits, path, ": key '", field.key, "' holds ", value->type_name(),
+                        ", expected ",
+                        std::is_same_v<T, bool>      ? "true or false"
+                        : std::is_same_v<T, int64_t> ? "an integer"
+                                                     : "a number");
+            *p = value->get<T>();
+          }
         },
         field.target);
   }

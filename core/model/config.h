@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/base/data_config.h"
+#include "core/base/fields.h"
 
 namespace ff {
 
@@ -103,6 +104,12 @@ void apply_override(ModelConfig& config, const std::string& assignment);
 
 /// Every key of the schema with its value, as JSON that apply_config_file takes.
 std::string config_json(const ModelConfig& config);
+
+/// The keys "model.*" of the schema, bound to `config`; for files that hold more than a model.
+Fields model_fields(ModelConfig& config);
+
+/// Throws Exit::kUsage naming `file` unless every size is one that a model can have.
+void validate_config(const ModelConfig& config, const std::string& file);
 
 /// AlphaFold's tree as JSON, as in fixtures/tiny/config.json (sections "data" and "model"). Throws
 /// Exit::kInput naming the file and the key that is missing or of another type.
