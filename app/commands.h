@@ -23,6 +23,7 @@ Command add_convert(CLI::App& root);
 Command add_bench(CLI::App& root);
 Command add_doctor(CLI::App& root);
 Command add_evaluate(CLI::App& root);
+Command add_report(CLI::App& root);
 Command add_prepare(CLI::App& root);
 
 /// What every command that computes takes.

@@ -68,7 +68,7 @@ int run(int argc, char** argv) {
       "memory, 5 some targets failed.");
   std::vector<Command> commands;
   for (const auto add : {add_predict, add_features, add_parity, add_init, add_convert, add_bench,
-                         add_doctor, add_evaluate, add_prepare}) {
+                         add_doctor, add_evaluate, add_report, add_prepare}) {
     commands.push_back(add(root));
     commands.back().app->allow_extras();
   }
