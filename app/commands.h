@@ -25,6 +25,7 @@ Command add_doctor(CLI::App& root);
 Command add_evaluate(CLI::App& root);
 Command add_report(CLI::App& root);
 Command add_prepare(CLI::App& root);
+Command add_train(CLI::App& root);
 
 /// What every command that computes takes.
 struct ComputeOptions {

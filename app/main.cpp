@@ -65,10 +65,10 @@ int run(int argc, char** argv) {
   root.set_version_flag("--version", "fastfold " FASTFOLD_VERSION);
   root.footer(
       "Exit codes: 0 done, 1 a bug of ours, 2 usage or configuration, 3 input data, 4 device or "
-      "memory, 5 some targets failed.");
+      "memory, 5 some targets failed, 75 training checkpointed, start it again.");
   std::vector<Command> commands;
   for (const auto add : {add_predict, add_features, add_parity, add_init, add_convert, add_bench,
-                         add_doctor, add_evaluate, add_report, add_prepare}) {
+                         add_doctor, add_evaluate, add_report, add_prepare, add_train}) {
     commands.push_back(add(root));
     commands.back().app->allow_extras();
   }
@@ -113,6 +113,7 @@ int run(int argc, char** argv) {
   require_single(launched_group());
   watch_stop_signals();
   const int code = command->run();
+  if (code == int(Exit::kRequeue)) return code;  // stopped, and nothing lost
   throw_if_stopped();  // a signal that came too late to stop anything is still told
   return code;
 }

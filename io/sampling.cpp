@@ -74,7 +74,7 @@ Sampler::Sampler(const Dataset& dataset, SamplerConfig config, uint64_t seed)
     else
       (c.distillation ? distilled_ : chains_).push_back(int32_t(i));
   }
-  check_input(size() > 0, "none of ", dataset.chains().size(),
+  check_input(!chains_.empty() || !distilled_.empty(), "none of ", dataset.chains().size(),
               " chains can be trained on: resolution above ", config_.max_resolution, " A ", coarse,
               ", one kind of residue above ", config_.max_single_aa_prop, " ", dull, ", after ",
               config_.date_max.empty() ? "no date" : config_.date_max, " ", late);
@@ -106,7 +106,7 @@ TrainingSample Sampler::sample(int64_t step, int64_t index) const {
   for (int64_t skipped = 0;; ++attempt, ++skipped) {
     const int64_t chain = draw_chain(step, index, attempt);
     try {
-      TrainingSample s = make(chain, step, index);
+      TrainingSample s = make(config_, chain, step, index, num_recycle(step));
       s.skipped = skipped;
       return s;
     } catch (const Error& e) {
@@ -117,13 +117,28 @@ TrainingSample Sampler::sample(int64_t step, int64_t index) const {
   }
 }
 
-TrainingSample Sampler::make(int64_t chain, int64_t step, int64_t index) const {
+std::vector<int32_t> Sampler::chains() const {
+  std::vector<int32_t> all = chains_;
+  all.insert(all.end(), distilled_.begin(), distilled_.end());
+  return all;
+}
+
+TrainingSample Sampler::whole(int64_t chain, int64_t num_recycle) const {
+  SamplerConfig config = config_;
+  config.crop_size = INT64_MAX;
+  config.clamp_prob = 1;
+  config.block_delete_num_blocks = 0;
+  return make(config, chain, 0, chain, num_recycle);
+}
+
+TrainingSample Sampler::make(const SamplerConfig& config, int64_t chain, int64_t step,
+                             int64_t index, int64_t num_recycle) const {
   const ChainInfo& info = dataset_.chains()[size_t(chain)];
   const uint64_t s = uint64_t(step), i = uint64_t(index);
   const int64_t n_res = info.n_res();
   const Rng crops(seed_, {kCrop, s, i});
-  const bool clamped = uniform(crops, 0) < config_.clamp_prob;
-  const int64_t length = std::min(config_.crop_size, n_res);
+  const bool clamped = uniform(crops, 0) < config.clamp_prob;
+  const int64_t length = std::min(config.crop_size, n_res);
   TrainingSample out;
   out.chain = info.id;
   out.step = step;
@@ -150,10 +165,10 @@ TrainingSample Sampler::make(int64_t chain, int64_t step, int64_t index) const {
   const auto seeds = Rng(seed_, {kSeeds, s, i}).block(0);
   const uint64_t own = uint64_t(seeds[1]) << 32 | seeds[0];
 
-  if (config_.data.use_templates && info.n_templates > 0) {
+  if (config.data.use_templates && info.n_templates > 0) {
     const int64_t few = std::min<int64_t>(20, info.n_templates);
     const int64_t count =
-        below(uniform(Rng(own, {kTemplates}), 0), std::min(few, config_.data.max_templates) + 1);
+        below(uniform(Rng(own, {kTemplates}), 0), std::min(few, config.data.max_templates) + 1);
     std::vector<int32_t> which = random_order(Rng(own, {kTemplates, 1}), 0, int32_t(few));
     which.resize(size_t(count));
     if (count > 0) {
@@ -165,18 +180,18 @@ TrainingSample Sampler::make(int64_t chain, int64_t step, int64_t index) const {
   }
 
   std::vector<int32_t> kept;
-  if (info.distillation && info.n_msa > config_.distillation_rows) {
+  if (info.distillation && info.n_msa > config.distillation_rows) {
     kept = random_order(Rng(own, {kRows}), 1, int32_t(info.n_msa - 1));
-    kept.resize(size_t(config_.distillation_rows - 1));
+    kept.resize(size_t(config.distillation_rows - 1));
     kept.insert(kept.begin(), 0);
   } else {
-    kept = delete_blocks(info.n_msa, info.distillation ? 0 : config_.block_delete_fraction,
-                         config_.block_delete_num_blocks, own, 0);
+    kept = delete_blocks(info.n_msa, info.distillation ? 0 : config.block_delete_fraction,
+                         config.block_delete_num_blocks, own, 0);
   }
-  const int64_t most = config_.data.max_msa_clusters + config_.data.max_extra_msa;
-  for (int64_t slice = 0; slice <= num_recycle(step); ++slice) {
+  const int64_t most = config.data.max_msa_clusters + config.data.max_extra_msa;
+  for (int64_t slice = 0; slice <= num_recycle; ++slice) {
     // Centres and extra rows are the first of a random order, so that the others need no reading.
-    const uint64_t draw = config_.data.resample_msa_in_recycling ? uint64_t(slice) : 0;
+    const uint64_t draw = config.data.resample_msa_in_recycling ? uint64_t(slice) : 0;
     std::vector<int32_t> rows{0};
     for (const int32_t k : random_order(Rng(own, {kRows, draw}), 1, int32_t(kept.size() - 1))) {
       if (std::ssize(rows) == most) break;
@@ -193,7 +208,7 @@ TrainingSample Sampler::make(int64_t chain, int64_t step, int64_t index) const {
         raw.msa[size_t(r * length + c)] = msa[size_t(r * n_res + out.start + c)];
         raw.deletion_matrix[size_t(r * length + c)] = deletions[size_t(r * n_res + out.start + c)];
       }
-    out.slices.push_back(make_slice(raw, config_.data, draw_choices(raw, config_.data, own, slice),
+    out.slices.push_back(make_slice(raw, config.data, draw_choices(raw, config.data, own, slice),
                                     {0, Padding::kLeast}));
   }
   return out;

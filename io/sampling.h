@@ -49,15 +49,20 @@ class Sampler {
   /// a row its error is thrown.
   TrainingSample sample(int64_t step, int64_t index) const;
 
+  /// The chain as it is validated on: whole, its alignment whole, `num_recycle` passes and the
+  /// last; the same each time.
+  TrainingSample whole(int64_t chain, int64_t num_recycle) const;
+  /// Chains that pass the filters, of both kinds.
+  std::vector<int32_t> chains() const;
+
   /// The chain of a draw: filters and acceptance (1/512) max(min(N, 512), 256) / cluster size
   /// (Suppl. 1.2.5). `attempt` is where to begin and becomes the attempt that was taken.
   int64_t draw_chain(int64_t step, int64_t index, int64_t& attempt) const;
-  /// Chains that pass the filters.
-  int64_t size() const { return std::ssize(chains_) + std::ssize(distilled_); }
   const SamplerConfig& config() const { return config_; }
 
  private:
-  TrainingSample make(int64_t chain, int64_t step, int64_t index) const;
+  TrainingSample make(const SamplerConfig& config, int64_t chain, int64_t step, int64_t index,
+                      int64_t num_recycle) const;
 
   const Dataset& dataset_;
   SamplerConfig config_;

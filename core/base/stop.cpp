@@ -1,4 +1,4 @@
-// The thread that waits for SIGINT and SIGTERM.
+// The thread that waits for SIGINT, SIGTERM and SIGUSR1.
 #include "core/base/stop.h"
 
 #include <pthread.h>
@@ -31,7 +31,7 @@ void wait_for_signals(sigset_t signals) {
 void watch_stop_signals() {
   sigset_t signals;
   sigemptyset(&signals);
-  for (int signal : {SIGINT, SIGTERM}) {
+  for (int signal : {SIGINT, SIGTERM, SIGUSR1}) {
     struct sigaction now = {};
     if (sigaction(signal, nullptr, &now) == 0 && now.sa_handler != SIG_IGN)
       sigaddset(&signals, signal);

@@ -1,0 +1,65 @@
+// The trainer: from samples to updated parameters, and what is said of both.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "core/train/objective.h"
+#include "core/train/train_config.h"
+#include "core/train/train_state.h"
+#include "io/event_file.h"
+#include "io/sampling.h"
+
+namespace ff {
+
+/// The losses' weights and constants of a configuration.
+LossConfig loss_config(const LossWeights& weights);
+/// What the sampler takes of a configuration.
+SamplerConfig sampler_config(const TrainConfig& config);
+
+struct StepReport {
+  Scalars scalars;       ///< under TrainingLog's names
+  bool skipped = false;  ///< a loss or gradient was not finite; nothing was changed
+  std::string blame;     ///< the sample's chain, where skipped
+  double loss = 0, lddt_ca = 0;
+  double flops = 0;
+};
+
+class Trainer {
+ public:
+  /// `threads` work on as many samples at a time as a step has, the others within a sample. The
+  /// result does not depend on their number. The state's parameters must be those of config.model.
+  Trainer(const TrainConfig& config, TrainState state, int threads);
+
+  /// The mean of the samples' clipped gradients, each of its total loss times the square root of
+  /// the crop's length (Suppl. 1.11.3, 1.9), one step of Adam and of the average.
+  StepReport step(const std::vector<TrainingSample>& samples);
+
+  /// Whole chains with the averaged parameters: val/lddt_ca, tm, gdt_ts, gdt_ha, rmsd, drmsd.
+  Scalars validate(const Sampler& sampler) const;
+
+  TrainState& state() { return state_; }
+  const TrainState& state() const { return state_; }
+
+ private:
+  /// One sample's gradients and what is reported of it.
+  struct Result {
+    Arrays gradients;
+    Arrays terms;
+    double loss = 0, lddt_ca = 0, flops = 0;
+  };
+  /// Parameters that share their values with the others', and have gradients of their own.
+  struct Worker {
+    Params params;
+    AlphaFold model;
+  };
+  Result run(Worker& worker, const TrainingSample& sample) const;
+
+  TrainConfig config_;
+  LossConfig loss_;
+  TrainState state_;
+  int threads_;
+  std::vector<Worker> workers_;
+};
+
+}  // namespace ff
