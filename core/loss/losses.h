@@ -96,7 +96,8 @@ struct Violations {
 Violations violations(const Var& atoms, const Arrays& batch, double tolerance_factor,
                       double overlap_tolerance);
 
-/// lDDT of CA atoms for each residue, 0 to 1, rounded as in f32; cutoff 15. prediction, truth [n_res, 3], mask [n_res]
+/// lDDT of CA atoms for each residue, 0 to 1, rounded as in f32; cutoff 15. prediction, truth
+/// [n_res, 3], mask [n_res]
 std::vector<double> lddt_ca(const Tensor& prediction, const Tensor& truth, const Tensor& mask);
 
 }  // namespace ff

@@ -109,13 +109,13 @@ YAML::Node recipe_node(const std::string& name, const std::string& file) {
 }
 
 /// Puts a layer, and the recipe that it begins from before it.
-void add_layer(std::vector<Layer>& layers, Layer layer) {
-  constexpr size_t kDeepest = 16;
+void add_layer(std::vector<Layer>& layers, Layer layer, int depth = 0) {
+  constexpr int kDeepest = 16;
   const std::string recipe = take(layer, "recipe");
-  if (layers.size() > kDeepest)
-    fail(Exit::kUsage, layer.file, ": recipes that begin from each other");
+  if (depth > kDeepest) fail(Exit::kUsage, layer.file, ": recipes that begin from each other");
   if (!recipe.empty())
-    add_layer(layers, {recipe_node(recipe, layer.file), cat("configs/", recipe, ".yaml")});
+    add_layer(layers, {recipe_node(recipe, layer.file), cat("configs/", recipe, ".yaml")},
+              depth + 1);
   layers.push_back(std::move(layer));
 }
 
