@@ -34,6 +34,9 @@ struct Trunk {
   Var single, pair, msa, first_row;
 };
 
+/// A part of the names of dropout's masks.
+enum DropoutStack : uint64_t { kEvoformer, kExtraMsa, kTemplates, kStructure };
+
 /// Everything that the passes over one target share.
 struct Pass {
   const ModelConfig& config;
@@ -41,6 +44,15 @@ struct Pass {
   Dtype dtype;
   Trace trace;
   std::function<void(const std::string&)> step;  // progress: before each unit of work
+  DropoutStream dropout = {};
+
+  /// The masks' name in block `b` of a stack.
+  DropoutStream dropout_at(DropoutStack stack, int64_t b) const {
+    DropoutStream at = dropout;
+    at.stack = stack;
+    at.block = uint64_t(b);
+    return at;
+  }
 };
 
 Var dense(const Scope& scope, const Tensor& x, Dtype dtype) {
@@ -128,15 +140,16 @@ Var embed_templates(const Pass& p, const Arrays& f, const Var& z, const Tensor& 
     p.step(cat("template ", t + 1));
     const Trace trace = p.trace / cat("template", t);
     const Var x = checkpoint(
-        [=, &config, dtype = p.dtype](const Vars&) {
+        [=, &config, pass = p](const Vars&) {
           const Tensor pair_features = template_pair_features(f, t, config);
           trace("embedding2d_input_features", pair_features);
-          Var x = dense(one / "embedding2d", pair_features, dtype);
+          Var x = dense(one / "embedding2d", pair_features, pass.dtype);
           trace("embedding2d_output", x);
           for (int64_t b = 0; b < config.num_block; ++b)
             x = template_pair_block(
-                (one / "template_pair_stack" / "__layer_stack_no_state").block(b), x, pair_mask,
-                trace / cat("pair_block", b));
+                (one / "template_pair_stack" / "__layer_stack_no_state").block(b),
+                config.pair_stack, x, pair_mask, trace / cat("pair_block", b),
+                pass.dropout_at(kTemplates, t * config.num_block + b));
           return Vars{layer_norm(one / "output_layer_norm", x)};
         },
         {})[0];
@@ -193,11 +206,11 @@ Var embed_extra_msa(const Pass& p, const Arrays& f) {
 /// One block of the trunk, of which a tape keeps the inputs alone.
 Representations block(const Scope& scope, const EvoformerConfig& config, bool extra,
                       const Representations& x, const Tensor& mask, const Tensor& pair_mask,
-                      const Trace& trace) {
+                      const Trace& trace, const DropoutStream& dropout) {
   const Vars out = checkpoint(
       [=, &config](const Vars& in) {
         const Representations y =
-            evoformer_block(scope, config, extra, {in[0], in[1]}, mask, pair_mask, trace);
+            evoformer_block(scope, config, extra, {in[0], in[1]}, mask, pair_mask, trace, dropout);
         return Vars{y.m, y.z};
       },
       {x.m, x.z});
@@ -233,7 +246,7 @@ Trunk run_trunk(const Pass& p, const Arrays& f, const Recycled& prev) {
     (trace / "input")("msa", extra.m);
     (trace / "input")("pair", extra.z);
     extra = block((p.scope / "extra_msa_stack").block(b), config.evoformer, true, extra, extra_mask,
-                  pair_mask, trace);
+                  pair_mask, trace, p.dropout_at(kExtraMsa, b));
   }
 
   Tensor mask = feature(f, "msa_mask").to(Dtype::f32);
@@ -249,7 +262,7 @@ Trunk run_trunk(const Pass& p, const Arrays& f, const Recycled& prev) {
     (trace / "input")("msa", x.m);
     (trace / "input")("pair", x.z);
     x = block((p.scope / "evoformer_iteration").block(b), config.evoformer, false, x, mask,
-              pair_mask, trace);
+              pair_mask, trace, p.dropout_at(kEvoformer, b));
   }
   const Var first_row = select(x.m, 0, 0);
   const Var single = linear(p.scope / "single_activations", first_row);
@@ -349,26 +362,29 @@ Arrays AlphaFold::run(const FeatureSource& features, const RunOptions& options) 
   }
 }
 
-Outputs AlphaFold::forward(const FeatureSource& features, int64_t num_recycle) const {
+Outputs AlphaFold::forward(const FeatureSource& features, int64_t num_recycle,
+                           DropoutStream dropout) const {
   check(num_recycle >= 0 && dtype_ != Dtype::bf16, "forward with ", num_recycle, " recycles, ",
         name_of(dtype_));
   const Scope root(params_, kRoot);
-  const Pass pass{config_, root / "evoformer", dtype_, Trace(), [](const std::string&) {}};
+  Pass pass{config_, root / "evoformer", dtype_, Trace(), [](const std::string&) {}, dropout};
   Recycled prev;
   for (int64_t cycle = 0; cycle < num_recycle; ++cycle) {
     const NoGrad no_grad;
+    pass.dropout.recycle = uint64_t(cycle);
     const Arrays f = features(cycle);
     const Trunk trunk = run_trunk(pass, f, prev);
     const Arrays out = structure_module(root / "structure_module", config_.structure, trunk.single,
-                                        trunk.pair, f, Trace());
+                                        trunk.pair, f, Trace(), pass.dropout_at(kStructure, 0));
     prev = {trunk.first_row, trunk.pair,
             out.at("structure_module/final_atom_positions").to(Dtype::f32)};
   }
+  pass.dropout.recycle = uint64_t(num_recycle);
   const Arrays f = features(num_recycle);
   const Trunk trunk = run_trunk(pass, f, prev);
   Outputs out;
-  out.fold =
-      fold(root / "structure_module", config_.structure, trunk.single, trunk.pair, f, Trace());
+  out.fold = fold(root / "structure_module", config_.structure, trunk.single, trunk.pair, f,
+                  Trace(), pass.dropout_at(kStructure, 0));
   out.logits = head_logits(root, config_.heads, trunk.single, trunk.pair, trunk.msa, out.fold.act);
   return out;
 }

@@ -47,8 +47,10 @@ class AlphaFold {
 
   /// The pass of training: `num_recycle` passes without gradients, then one that the current tape
   /// records, a checkpoint for each block of the trunk and each template. This object and the
-  /// features' tensors must live until the tape's backward.
-  Outputs forward(const FeatureSource& features, int64_t num_recycle) const;
+  /// features' tensors must live until the tape's backward. An active `dropout` (seed, step and
+  /// sample) drops at the configuration's rates, in all passes as AlphaFold does.
+  Outputs forward(const FeatureSource& features, int64_t num_recycle,
+                  DropoutStream dropout = {}) const;
 
   const ModelConfig& config() const { return config_; }
 

@@ -21,6 +21,7 @@ constexpr char kPresets[] =
     ;
 constexpr const char* kPresetsFile = "configs/presets.yaml";
 constexpr int64_t kLargestSize = 1 << 20;
+constexpr double kMostDropout = 0.99;
 
 /// The schema of configs/*.yaml.
 Fields yaml_fields(ModelConfig& c) {
@@ -52,8 +53,8 @@ Fields yaml_fields(ModelConfig& c) {
       {"model.evoformer_stack.c_hidden_mul", &e.triangle_multiplication_incoming_channel},
       {"model.evoformer_stack.transition_n", &e.msa_transition_factor},
       {"model.evoformer_stack.transition_n", &e.pair_transition_factor},
-      {"model.evoformer_stack.msa_dropout", &e.msa_dropout},
-      {"model.evoformer_stack.pair_dropout", &e.pair_dropout},
+      {"model.evoformer_stack.msa_dropout", &e.msa_dropout, true, 0, kMostDropout},
+      {"model.evoformer_stack.pair_dropout", &e.pair_dropout, true, 0, kMostDropout},
       {"model.template.enabled", &t.enabled},
       {"model.template.embed_angles", &t.embed_torsion_angles},
       {"model.template.max_templates", &t.max_templates},
@@ -70,7 +71,7 @@ Fields yaml_fields(ModelConfig& c) {
       {"model.template.no_heads", &p.triangle_attention_starting_node.num_head},
       {"model.template.no_heads", &p.triangle_attention_ending_node.num_head},
       {"model.template.transition_n", &p.pair_transition_factor},
-      {"model.template.dropout_rate", &p.pair_dropout},
+      {"model.template.dropout_rate", &p.pair_dropout, true, 0, kMostDropout},
       {"model.template.distogram.min_bin", &t.dgram_features.min_bin},
       {"model.template.distogram.max_bin", &t.dgram_features.max_bin},
       {"model.template.distogram.no_bins", &t.dgram_features.num_bins},
@@ -84,7 +85,7 @@ Fields yaml_fields(ModelConfig& c) {
       {"model.structure_module.no_v_points", &s.num_point_v},
       {"model.structure_module.no_transition_layers", &s.num_layer_in_transition},
       {"model.structure_module.no_resnet_blocks", &s.sidechain_num_residual_block},
-      {"model.structure_module.dropout_rate", &s.dropout},
+      {"model.structure_module.dropout_rate", &s.dropout, true, 0, kMostDropout},
       {"model.structure_module.trans_scale_factor", &s.position_scale},
       {"model.heads.structure_module.weight", &h.structure_module_weight},
       {"model.heads.lddt.no_bins", &h.plddt_num_bins},

@@ -21,6 +21,9 @@ Var pair_bias(const Scope& scope, const char* norm, const Var& z) {
   });
 }
 
+/// Modules that drop, in the order of Alg. 6: a part of the masks' names.
+enum Place : uint64_t { kRow, kOutgoing, kIncoming, kStarting, kEnding };
+
 Var heads(const Var& x, const Var& w) {
   return view(linear(x, w), {x.size(0), x.size(1), w.size(1), w.size(2)});
 }
@@ -28,7 +31,7 @@ Var heads(const Var& x, const Var& w) {
 }  // namespace
 
 Var attention_add(const Scope& scope, const Var& residual, const Var& x_q, const Var& x_m,
-                  const Var& bias, const Tensor& mask) {
+                  const Var& bias, const Tensor& mask, const Tensor& factors) {
   const Var q = heads(x_q, scope["query_w"]), k = heads(x_m, scope["key_w"]),
             v = heads(x_m, scope["value_w"]);
   Var gate;
@@ -36,16 +39,21 @@ Var attention_add(const Scope& scope, const Var& residual, const Var& x_q, const
     gate = view(linear(x_q, scope["gating_w"], scope["gating_b"]),
                 {q.size(0), q.size(1), v.size(2), v.size(3)});
   const Var o = attention(q, k, v, gate, bias, mask);
-  return linear_add(residual, view(o, {q.size(0), q.size(1), v.size(2) * v.size(3)}),
-                    scope["output_w"], scope["output_b"]);
+  const int64_t c = v.size(2) * v.size(3);
+  const Var flat = view(o, {q.size(0), q.size(1), c}), w = scope["output_w"], b = scope["output_b"];
+  return factors.defined()
+             ? dropout_add(residual, linear(flat, view(w, {c, residual.size(2)}), b), factors)
+             : linear_add(residual, flat, w, b);
 }
 
-Var msa_row_attention(const Scope& scope, const Var& m, const Var& z, const Tensor& msa_mask) {
+Var msa_row_attention(const Scope& scope, const Var& m, const Var& z, const Tensor& msa_mask,
+                      const ModuleDropout& dropout) {
   const Var bias = pair_bias(scope, "feat_2d_norm", z);
+  const Tensor factors = dropout.factors(m);
   return by_rows(m, [&](const Var& rows, int64_t start) {
     const Var x = layer_norm(scope / "query_norm", rows);
     return attention_add(scope / "attention", rows, x, x, bias,
-                         msa_mask.narrow(0, start, rows.size(0)));
+                         msa_mask.narrow(0, start, rows.size(0)), factors);
   });
 }
 
@@ -98,8 +106,9 @@ Var outer_product_mean(const Scope& scope, const Var& m, const Var& z, const Ten
 }
 
 Var triangle_multiplication(const Scope& scope, const Var& z, const Tensor& pair_mask,
-                            bool outgoing) {
+                            bool outgoing, const ModuleDropout& dropout) {
   const int64_t n = z.size(1);
+  const Tensor factors = dropout.factors(z);
   Var sides[2];
   const char* const kNames[] = {"left", "right"};
   for (int side = 0; side < 2; ++side) {
@@ -121,25 +130,28 @@ Var triangle_multiplication(const Scope& scope, const Var& z, const Tensor& pair
     const Var p = layer_norm_channels_first(narrow(product, 1, start, rows.size(0)),
                                             center["scale"], center["offset"]);
     const Var gate = linear(scope / "gating_linear", layer_norm(scope / "layer_norm_input", rows));
-    return add_gated(rows, linear(scope / "output_projection", p), gate);
+    return add_gated(rows, ff::dropout(linear(scope / "output_projection", p), factors), gate);
   });
 }
 
-Var triangle_attention(const Scope& scope, const Var& z, const Tensor& pair_mask, bool starting) {
+Var triangle_attention(const Scope& scope, const Var& z, const Tensor& pair_mask, bool starting,
+                       const ModuleDropout& dropout) {
   const Var zt = starting ? z : transpose(z, 0, 1);
+  const Tensor factors = dropout.factors(zt);
   const Tensor mask = starting ? pair_mask : pair_mask.transpose(0, 1);
   const Var bias = pair_bias(scope, "query_norm", zt);
   const Var updated = by_rows(zt, [&](const Var& rows, int64_t start) {
     const Var x = layer_norm(scope / "query_norm", rows);
-    return attention_add(scope / "attention", rows, x, x, bias,
-                         mask.narrow(0, start, rows.size(0)));
+    return attention_add(scope / "attention", rows, x, x, bias, mask.narrow(0, start, rows.size(0)),
+                         factors);
   });
   return starting ? updated : transpose(updated, 0, 1);
 }
 
 Representations evoformer_block(const Scope& scope, const EvoformerConfig& config, bool extra,
                                 Representations x, const Tensor& msa_mask, const Tensor& pair_mask,
-                                const Trace& trace) {
+                                const Trace& trace, const DropoutStream& dropout) {
+  const auto pair = [&](Place place) { return ModuleDropout{dropout, config.pair_dropout, place}; };
   const auto done = [&](const char* module, const Var& value) {
     (trace / module)("after_residual", value);
   };
@@ -148,7 +160,8 @@ Representations evoformer_block(const Scope& scope, const EvoformerConfig& confi
     done("outer_product_mean", x.z);
   };
   if (config.outer_product_mean_first) outer();
-  x.m = msa_row_attention(scope / "msa_row_attention_with_pair_bias", x.m, x.z, msa_mask);
+  x.m = msa_row_attention(scope / "msa_row_attention_with_pair_bias", x.m, x.z, msa_mask,
+                          {dropout, config.msa_dropout, kRow});
   done("msa_row_attention_with_pair_bias", x.m);
   if (extra) {
     x.m = msa_column_global_attention(scope / "msa_column_global_attention", x.m, msa_mask);
@@ -160,31 +173,40 @@ Representations evoformer_block(const Scope& scope, const EvoformerConfig& confi
   x.m = transition(scope / "msa_transition", x.m);
   done("msa_transition", x.m);
   if (!config.outer_product_mean_first) outer();
-  x.z = triangle_multiplication(scope / "triangle_multiplication_outgoing", x.z, pair_mask, true);
+  x.z = triangle_multiplication(scope / "triangle_multiplication_outgoing", x.z, pair_mask, true,
+                                pair(kOutgoing));
   done("triangle_multiplication_outgoing", x.z);
-  x.z = triangle_multiplication(scope / "triangle_multiplication_incoming", x.z, pair_mask, false);
+  x.z = triangle_multiplication(scope / "triangle_multiplication_incoming", x.z, pair_mask, false,
+                                pair(kIncoming));
   done("triangle_multiplication_incoming", x.z);
-  x.z = triangle_attention(scope / "triangle_attention_starting_node", x.z, pair_mask, true);
+  x.z = triangle_attention(scope / "triangle_attention_starting_node", x.z, pair_mask, true,
+                           pair(kStarting));
   done("triangle_attention_starting_node", x.z);
-  x.z = triangle_attention(scope / "triangle_attention_ending_node", x.z, pair_mask, false);
+  x.z = triangle_attention(scope / "triangle_attention_ending_node", x.z, pair_mask, false,
+                           pair(kEnding));
   done("triangle_attention_ending_node", x.z);
   x.z = transition(scope / "pair_transition", x.z);
   done("pair_transition", x.z);
   return x;
 }
 
-Var template_pair_block(const Scope& scope, const Var& t, const Tensor& pair_mask,
-                        const Trace& trace) {
+Var template_pair_block(const Scope& scope, const PairStackConfig& config, const Var& t,
+                        const Tensor& pair_mask, const Trace& trace, const DropoutStream& dropout) {
+  const auto pair = [&](Place place) { return ModuleDropout{dropout, config.pair_dropout, place}; };
   const auto done = [&](const char* module, const Var& value) {
     (trace / module)("after_residual", value);
   };
-  Var x = triangle_attention(scope / "triangle_attention_starting_node", t, pair_mask, true);
+  Var x = triangle_attention(scope / "triangle_attention_starting_node", t, pair_mask, true,
+                             pair(kStarting));
   done("triangle_attention_starting_node", x);
-  x = triangle_attention(scope / "triangle_attention_ending_node", x, pair_mask, false);
+  x = triangle_attention(scope / "triangle_attention_ending_node", x, pair_mask, false,
+                         pair(kEnding));
   done("triangle_attention_ending_node", x);
-  x = triangle_multiplication(scope / "triangle_multiplication_outgoing", x, pair_mask, true);
+  x = triangle_multiplication(scope / "triangle_multiplication_outgoing", x, pair_mask, true,
+                              pair(kOutgoing));
   done("triangle_multiplication_outgoing", x);
-  x = triangle_multiplication(scope / "triangle_multiplication_incoming", x, pair_mask, false);
+  x = triangle_multiplication(scope / "triangle_multiplication_incoming", x, pair_mask, false,
+                              pair(kIncoming));
   done("triangle_multiplication_incoming", x);
   x = transition(scope / "pair_transition", x);
   done("pair_transition", x);

@@ -9,17 +9,30 @@
 #include "core/model/config.h"
 #include "core/model/nn.h"
 #include "core/model/trace.h"
+#include "core/ops/dropout.h"
 
 namespace ff {
 
 /// Gated attention of x_q over x_m with a scope's query_w ... output_b, added to `residual`. Alg.
 /// 7, 8, 13, 14, 17. x_q [batch, n_query, c], x_m [batch, n_key, c_m], residual [batch, n_query,
-/// c_out]
+/// c_out]; factors [n_query, c_out] of the update's dropout, undefined for none.
 Var attention_add(const Scope& scope, const Var& residual, const Var& x_q, const Var& x_m,
-                  const Var& bias, const Tensor& mask);
+                  const Var& bias, const Tensor& mask, const Tensor& factors = {});
 
-Var msa_row_attention(const Scope& scope, const Var& m, const Var& z,
-                      const Tensor& msa_mask);                                       // Alg. 7
+/// What a module drops of its update before it is added. AlphaFold shares the mask over the rows
+/// of the axis that the module works along: axis 0, for the ending node's attention axis 1.
+struct ModuleDropout {
+  DropoutStream stream;
+  double rate = 0;
+  uint64_t place = 0;
+  /// The factors for an update like x, whose axis 0 shares them.
+  Tensor factors(const Var& x) const {
+    return stream.factors(rate, place, x.size(1), x.size(2), x.value().dtype());
+  }
+};
+
+Var msa_row_attention(const Scope& scope, const Var& m, const Var& z, const Tensor& msa_mask,
+                      const ModuleDropout& dropout = {});                            // Alg. 7
 Var msa_column_attention(const Scope& scope, const Var& m, const Tensor& msa_mask);  // Alg. 8
 Var msa_column_global_attention(const Scope& scope, const Var& m,
                                 const Tensor& msa_mask);  // Alg. 19
@@ -27,21 +40,23 @@ Var transition(const Scope& scope, const Var& x);         // Alg. 9, 15
 Var outer_product_mean(const Scope& scope, const Var& m, const Var& z,
                        const Tensor& msa_mask);  // Alg. 10
 Var triangle_multiplication(const Scope& scope, const Var& z, const Tensor& pair_mask,
-                            bool outgoing);  // 11, 12
-Var triangle_attention(const Scope& scope, const Var& z, const Tensor& pair_mask,
-                       bool starting);  // 13, 14
+                            bool outgoing, const ModuleDropout& dropout = {});  // 11, 12
+Var triangle_attention(const Scope& scope, const Var& z, const Tensor& pair_mask, bool starting,
+                       const ModuleDropout& dropout = {});  // 13, 14
 
 struct Representations {
   Var m, z;
 };
 
-/// One block of the Evoformer (Alg. 6) or, `extra`, of the extra-MSA stack (Alg. 18).
+/// One block of the Evoformer (Alg. 6) or, `extra`, of the extra-MSA stack (Alg. 18). `dropout`
+/// names the block.
 Representations evoformer_block(const Scope& scope, const EvoformerConfig& config, bool extra,
                                 Representations x, const Tensor& msa_mask, const Tensor& pair_mask,
-                                const Trace& trace);
+                                const Trace& trace, const DropoutStream& dropout = {});
 
 /// One block of the template pair stack (Alg. 16).
-Var template_pair_block(const Scope& scope, const Var& t, const Tensor& pair_mask,
-                        const Trace& trace);
+Var template_pair_block(const Scope& scope, const PairStackConfig& config, const Var& t,
+                        const Tensor& pair_mask, const Trace& trace,
+                        const DropoutStream& dropout = {});
 
 }  // namespace ff

@@ -111,7 +111,7 @@ Tensor stack(const Fold& f, Var FoldLayer::*part, const Dims& shape) {
 }  // namespace
 
 Fold fold(const Scope& scope, const StructureConfig& config, const Var& single, const Var& pair,
-          const Arrays& features, const Trace& trace) {
+          const Arrays& features, const Trace& trace, const DropoutStream& stream) {
   const int64_t n = single.size(0);
   const Dtype dtype = single.value().dtype();
   check(config.num_layer > 0, "a structure module without layers");
@@ -128,6 +128,13 @@ Fold fold(const Scope& scope, const StructureConfig& config, const Var& single, 
   const Scope layer = scope / "fold_iteration", ipa = layer / "invariant_point_attention";
   shared.bias = linear(ipa / "attention_2d", shared.z);
 
+  // Alg. 20 lines 6 and 9: of the sum with what came in, before its norm.
+  const auto drop = [&](const Var& x, int64_t l, uint64_t place) {
+    DropoutStream at = stream;
+    at.block = uint64_t(l);
+    return dropout(x, at.factors(config.dropout, place, n, x.size(1), dtype));
+  };
+
   Var affine(identity_affines(n, dtype));
   Fold out;
   for (int64_t l = 0; l < config.num_layer; ++l) {
@@ -136,10 +143,10 @@ Fold fold(const Scope& scope, const StructureConfig& config, const Var& single, 
     t("input_affine", affine);
     const Var update = attention(ipa, shared, act, affine);
     t("ipa_output", update);
-    act = layer_norm(layer / "attention_layer_norm", add(update, act));
+    act = layer_norm(layer / "attention_layer_norm", drop(add(update, act), l, 0));
     t("attention_layer_norm", act);
     act = layer_norm(layer / "transition_layer_norm",
-                     transition(layer, config.num_layer_in_transition, act));
+                     drop(transition(layer, config.num_layer_in_transition, act), l, 1));
     t("transition_layer_norm", act);
     const Var step = linear(layer / "affine_update", act);
     t("affine_update", step);
@@ -160,13 +167,14 @@ Fold fold(const Scope& scope, const StructureConfig& config, const Var& single, 
 }
 
 Arrays structure_module(const Scope& scope, const StructureConfig& config, const Var& single,
-                        const Var& pair, const Arrays& features, const Trace& trace) {
+                        const Var& pair, const Arrays& features, const Trace& trace,
+                        const DropoutStream& dropout) {
   const int64_t n = single.size(0);
   const Tensor index = indices(features, "residx_atom37_to_atom14", {n, kAtom37}, kAtom14);
   const Tensor mask37 =
       feature(features, "atom37_atom_exists", {n, kAtom37}).to(Dtype::f32).contiguous();
   const Tensor& mask14 = feature(features, "atom14_atom_exists", {n, kAtom14});
-  const Fold f = fold(scope, config, single, pair, features, trace);
+  const Fold f = fold(scope, config, single, pair, features, trace, dropout);
   const FoldLayer& last = f.layers.back();
   Arrays out;
   out["representations/structure_module"] = f.act.value();

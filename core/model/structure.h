@@ -6,6 +6,7 @@
 #include "core/model/config.h"
 #include "core/model/params.h"
 #include "core/model/trace.h"
+#include "core/ops/dropout.h"
 #include "core/tensor/arrays.h"
 
 namespace ff {
@@ -24,12 +25,12 @@ struct Fold {
   std::vector<FoldLayer> layers;
 };
 
-/// All layers of the structure module, without dropout. Jumper et al. 2021, Suppl. Alg. 20-25.
+/// All layers of the structure module. Jumper et al. 2021, Suppl. Alg. 20-25.
 /// single [n_res, c_s], pair [n_res, n_res, c_z], f32 or f64 (one type, the parameters' too)
 /// features: aatype [n_res] i32, 0 to 20; seq_mask [n_res]
 /// Throws Exit::kInput on a missing feature or one of another shape or range.
 Fold fold(const Scope& scope, const StructureConfig& config, const Var& single, const Var& pair,
-          const Arrays& features, const Trace& trace);
+          const Arrays& features, const Trace& trace, const DropoutStream& dropout = {});
 
 /// `fold` as arrays: "structure_module/" with traj [num_layer, n_res, 7] (angstrom), sidechains/
 /// {angles_sin_cos, unnormalized_angles_sin_cos [.., 7, 2], frames [.., 8, 12], atom_pos [.., 14,
@@ -37,6 +38,7 @@ Fold fold(const Scope& scope, const StructureConfig& config, const Var& single, 
 /// final_atom_mask, final_affines; and "representations/structure_module". Needs
 /// residx_atom37_to_atom14, atom37_atom_exists and atom14_atom_exists besides.
 Arrays structure_module(const Scope& scope, const StructureConfig& config, const Var& single,
-                        const Var& pair, const Arrays& features, const Trace& trace);
+                        const Var& pair, const Arrays& features, const Trace& trace,
+                        const DropoutStream& dropout = {});
 
 }  // namespace ff

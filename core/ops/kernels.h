@@ -69,6 +69,8 @@ struct Kernels {
   /// dx += dy sigmoid(gate), dgate += dy x sigmoid'(gate); either may be undefined.
   void (*add_gated_backward)(const Tensor& x, const Tensor& gate, const Tensor& dy,
                              const Tensor& dx, const Tensor& dgate);
+  /// y [.., n, c] += x factors [n, c].
+  void (*add_dropped)(const Tensor& x, const Tensor& factors, const Tensor& y);
   /// y *= mask, one factor for each row of the last axis.
   void (*scale_rows)(const Tensor& mask, const Tensor& y);
   /// z[i, j] += (sum_{c,d} (sum_s left[s,i,c] right[s,j,d]) w[c,d] + b) / (1e-3 + norm[i,j]).

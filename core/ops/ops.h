@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/ops/attention.h"
+#include "core/ops/dropout.h"
 #include "core/ops/elementwise.h"
 #include "core/ops/embed.h"
 #include "core/ops/layer_norm.h"

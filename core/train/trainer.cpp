@@ -91,7 +91,11 @@ Trainer::Result Trainer::run(Worker& worker, const TrainingSample& sample) const
   const Arrays& batch = sample.slices.back();
   Tape tape;
   const Outputs outputs = worker.model.forward(
-      [&](int64_t slice) { return sample.slices[size_t(slice)]; }, sample.num_recycle());
+      [&](int64_t slice) { return sample.slices[size_t(slice)]; }, sample.num_recycle(),
+      {.active = true,
+       .seed = uint64_t(config_.seed),
+       .step = uint64_t(sample.step),
+       .sample = uint64_t(sample.index)});
   const Losses losses = objective(loss_, config_.model.heads, outputs, batch, sample.labels, false);
   Result r;
   r.terms = losses.terms;

@@ -36,6 +36,7 @@ const Kernels kTable = {
     .add = add,
     .add_gated = add_gated,
     .add_gated_backward = add_gated_backward,
+    .add_dropped = add_dropped,
     .scale_rows = scale_rows,
     .outer_product_mean = outer_product_mean,
     .pair_embed = pair_embed,

@@ -57,6 +57,10 @@ TEST_CASE("presets follow AlphaFold's model/config.py") {
     CHECK(c.data.use_templates == row.templates);
     CHECK(c.data.reduce_msa_clusters_by_max_templates == row.templates);
     CHECK(c.templates.enabled == row.templates);
+    CHECK(c.evoformer.msa_dropout == 0.15);
+    CHECK(c.evoformer.pair_dropout == 0.25);
+    CHECK(c.templates.pair_stack.pair_dropout == 0.25);
+    CHECK(c.structure.dropout == 0.1);
     CHECK(c.templates.embed_torsion_angles == row.templates);
     CHECK(c.heads.pae_weight == (row.ptm ? 0.1 : 0.0));
     CHECK(c.evoformer_num_block == 48);
@@ -174,4 +178,12 @@ TEST_CASE(
   CHECK_THAT(refusal([&] { apply_override(config, "model.c_z=-4"); }), Contains("-4"));
   CHECK_THAT(refusal([&] { apply_override(config, "model.c_z"); }), Contains("key=value"));
   CHECK_THAT(refusal([&] { apply_override(config, "model=3"); }), Contains("section"));
+}
+
+TEST_CASE("a dropout rate that is none") {
+  ModelConfig c = preset_config("demo");
+  for (const char* key : {"model.evoformer_stack.msa_dropout", "model.evoformer_stack.pair_dropout",
+                          "model.template.dropout_rate", "model.structure_module.dropout_rate"})
+    for (const char* value : {"=-0.1", "=1"})
+      CHECK_THROWS_WITH(apply_override(c, std::string(key) + value), Catch::Contains(key));
 }
