@@ -12,7 +12,7 @@ enum class Activation;
 
 /// What invariant point attention reads; core/ops/invariant_point_attention.h has the shapes.
 struct IpaTensors {
-  Tensor q_scalar, kv_scalar, q_point, kv_point, affine, bias, z, mask, point_weights;
+  Tensor q_scalar, kv_scalar, q_point, kv_point, affine, bias, z, query_mask, mask, point_weights;
 };
 
 struct Kernels {
@@ -82,8 +82,8 @@ struct Kernels {
                      const Tensor& breaks, int64_t first_row, const Tensor& z);
   /// Its gradients, added; each may be undefined.
   void (*pair_embed_backward)(const Tensor& residue_index, const Tensor& beta, const Tensor& breaks,
-                              const Tensor& dz, const Tensor& dleft, const Tensor& dright,
-                              const Tensor& drelpos, const Tensor& ddgram);
+                              int64_t first_row, const Tensor& dz, const Tensor& dleft,
+                              const Tensor& dright, const Tensor& drelpos, const Tensor& ddgram);
   /// The structure module's, f32 or f64, contiguous: invariant_point_attention.h and rigid_ops.h.
   void (*invariant_point_attention)(const IpaTensors& in, const Tensor& out);
   void (*apply_rigids)(const Tensor& affine, const Tensor& points, const Tensor& out);

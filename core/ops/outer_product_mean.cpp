@@ -65,10 +65,13 @@ Var outer_product_mean(const Var& residual, const Var& left, const Var& right, c
                 });
 }
 
-Tensor pair_count(const Tensor& mask, Dtype dtype) {
-  const Tensor m = mask.to(dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32).unsqueeze(0);
-  const Tensor count = Tensor::empty({m.size(2), m.size(2)}, m.dtype(), m.device());
-  kernels(m.device()).matmul(m.transpose(1, 2), m, count.unsqueeze(0));
+Tensor pair_count(const Tensor& left, const Tensor& right, Dtype dtype) {
+  const auto plain = [&](const Tensor& mask) {
+    return mask.to(dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32).unsqueeze(0);
+  };
+  const Tensor a = plain(left), b = plain(right);
+  const Tensor count = Tensor::empty({a.size(2), b.size(2)}, a.dtype(), a.device());
+  kernels(a.device()).matmul(a.transpose(1, 2), b, count.unsqueeze(0));
   return count;
 }
 
