@@ -38,7 +38,7 @@ struct Outputs {
 class AlphaFold {
  public:
   /// `activations`: f32, bf16 (trunk activations; statistics, structure module and heads in f32) or
-  /// f64 (tests).
+  /// f64 (tests). bf16 rounds the parameters' present values; their gradients are summed in f32.
   AlphaFold(ModelConfig config, Params params, Dtype activations = Dtype::f32);
 
   /// Every output under the fixtures' names: "representations/pair", "structure_module/traj",
