@@ -124,15 +124,14 @@ bool compare(const Arrays& ours, const Arrays& reference, double tolerance) {
 
 /// One pass with a tape: every loss and, where asked for, every parameter's gradient.
 void train_pass(const Options& o, const ModelConfig& config, Params params, const Slices& slices,
-                int64_t recycles, bool f64, const Dap& dap) {
-  const Slices all_labels(read_npz(o.labels, f64), config, o.labels);
+                int64_t recycles, Dtype precision, const Dap& dap) {
+  const Slices all_labels(read_npz(o.labels, precision == Dtype::f64), config, o.labels);
   check_input(recycles <= all_labels.most_recycles() && slices.num_ensemble() == 1, o.labels,
               ": labels for ", all_labels.most_recycles(),
               " recycles and one ensemble member are needed");
-  const Dtype dtype = f64 ? Dtype::f64 : Dtype::f32;
-  params = params.in_precision(dtype);
+  if (precision == Dtype::f64) params = params.in_precision(precision);
   params.want_grads();
-  const AlphaFold model(config, params, dtype, dap);
+  const AlphaFold model(config, params, precision, dap);
   const LossConfig weights = alphafold_losses(o.config);
   const auto start = std::chrono::steady_clock::now();
   Tape tape;
@@ -170,7 +169,8 @@ int run(const Options& o, const Group& world) {
   if (o.labels.empty() != (o.losses.empty() && o.gradients.empty()))
     fail(Exit::kUsage, "--labels goes with --losses or --gradients");
   o.compute.apply();
-  const bool f64 = o.compute.precision == "f64";
+  const Dtype precision = dtype_of_precision(o.compute.precision);
+  const bool f64 = precision == Dtype::f64;
   const ModelConfig config = alphafold_config(o.config);
   Slices slices(read_npz(o.batch, f64), config, o.batch);
   const int64_t recycles = o.num_recycle < 0 ? config.num_recycle : o.num_recycle;
@@ -180,9 +180,9 @@ int run(const Options& o, const Group& world) {
   if (!o.compare.empty()) reference = read_npz(o.compare);
 
   const Params params(config, read_npz(o.params, f64), o.params);
-  if (!o.labels.empty()) train_pass(o, config, params, slices, recycles, f64, dap);
+  if (!o.labels.empty()) train_pass(o, config, params, slices, recycles, precision, dap);
   if (!o.labels.empty() && o.outputs.empty() && o.compare.empty()) return int(Exit::kDone);
-  AlphaFold model(config, params, dtype_of_precision(o.compute.precision), dap);
+  AlphaFold model(config, params, precision, dap);
   RunOptions options;
   options.num_recycle = recycles;
   options.num_ensemble = slices.num_ensemble();

@@ -183,9 +183,6 @@ int run(const Options& o) {
   if (config.train.shards.empty())
     fail(Exit::kUsage, o.config,
          ": no data; give data.train.shards=FOLDER, made by fastfold prepare build");
-  if (config.run.precision != "f32")
-    fail(Exit::kUsage, o.config, ": run.precision is ", config.run.precision,
-         ", but gradients on the CPU are f32 alone; set run.precision=f32");
   if (config.run.dap != 1)
     fail(Exit::kUsage, o.config, ": run.dap is ", config.run.dap,
          ", but this build trains on one rank");

@@ -388,8 +388,8 @@ Arrays AlphaFold::run(const FeatureSource& features, const RunOptions& options) 
 
 Outputs AlphaFold::forward(const FeatureSource& features, int64_t num_recycle,
                            DropoutStream dropout) const {
-  check(num_recycle >= 0 && dtype_ != Dtype::bf16, "forward with ", num_recycle, " recycles, ",
-        name_of(dtype_));
+  check(num_recycle >= 0, "forward with ", num_recycle, " recycles");
+  const Dtype head_type = dtype_ == Dtype::f64 ? Dtype::f64 : Dtype::f32;
   const Scope root(params_, kRoot);
   Pass pass{config_, root / "evoformer", dtype_, Trace(), [](const std::string&) {}, dap_, dropout};
   Recycled prev;
@@ -398,15 +398,16 @@ Outputs AlphaFold::forward(const FeatureSource& features, int64_t num_recycle,
     pass.dropout.recycle = uint64_t(cycle);
     const Arrays f = features(cycle);
     const Trunk trunk = run_trunk(pass, f, prev);
-    const Arrays out =
-        structure_module(root / "structure_module", config_.structure, trunk.single, trunk.pair, f,
-                         Trace(), pass.dropout_at(kStructure, 0), dap_);
+    const Arrays out = structure_module(root / "structure_module", config_.structure,
+                                        cast(trunk.single, head_type), cast(trunk.pair, head_type),
+                                        f, Trace(), pass.dropout_at(kStructure, 0), dap_);
     prev = {trunk.first_row, trunk.pair,
             out.at("structure_module/final_atom_positions").to(Dtype::f32)};
   }
   pass.dropout.recycle = uint64_t(num_recycle);
   const Arrays f = features(num_recycle);
-  const Trunk trunk = run_trunk(pass, f, prev);
+  Trunk trunk = run_trunk(pass, f, prev);
+  for (Var* x : {&trunk.single, &trunk.pair, &trunk.msa}) *x = cast(*x, head_type);
   Outputs out;
   out.fold = fold(root / "structure_module", config_.structure, trunk.single, trunk.pair, f,
                   Trace(), pass.dropout_at(kStructure, 0), dap_);

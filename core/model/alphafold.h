@@ -62,7 +62,8 @@ struct Outputs {
 class AlphaFold {
  public:
   /// `activations`: f32, bf16 (trunk activations; statistics, structure module and heads in f32) or
-  /// f64 (tests). The ranks of `dap` share every protein: all call with the same arguments.
+  /// f64 (tests). bf16 rounds the parameters' present values; their gradients are summed in f32.
+  /// The ranks of `dap` share every protein: all call with the same arguments.
   AlphaFold(ModelConfig config, Params params, Dtype activations = Dtype::f32, Dap dap = {});
 
   /// Every output under the fixtures' names: "representations/pair", "structure_module/traj",

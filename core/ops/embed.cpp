@@ -1,7 +1,7 @@
 // Pair embedding: checks and dispatch.
 #include "core/ops/embed.h"
 
-#include "core/ops/kernels.h"
+#include "core/ops/gradient.h"
 
 namespace ff {
 
@@ -18,9 +18,9 @@ Var pair_embed(const Var& left, const Var& right, const Tensor& residue_index, c
       .pair_embed(left.value(), right.value(), residue_index, relpos.value(), beta, dgram.value(),
                   breaks, first_row, z);
   return result("pair_embed", z, {&left, &right, &relpos, &dgram}, [=](const Tensor& dz) {
+    const Gradient dl(left), dr(right), dp(relpos), dg(dgram);
     kernels(dz.device())
-        .pair_embed_backward(residue_index, beta, breaks, first_row, dz, left.grad_into(),
-                             right.grad_into(), relpos.grad_into(), dgram.grad_into());
+        .pair_embed_backward(residue_index, beta, breaks, first_row, dz, dl, dr, dp, dg);
   });
 }
 

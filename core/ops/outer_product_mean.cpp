@@ -1,7 +1,7 @@
 // Outer product mean: checks and dispatch.
 #include "core/ops/outer_product_mean.h"
 
-#include "core/ops/kernels.h"
+#include "core/ops/gradient.h"
 #include "core/ops/linear.h"
 
 namespace ff {
@@ -20,8 +20,10 @@ void backward(const Var& left, const Var& right, const Var& w, const Var& b, con
   k.scale_rows(factor, dz);
   const int64_t n_seq = left.size(0), n_j = right.size(1), c = left.size(2), d = right.size(2);
   const Tensor l = left.value(), r = right.value().contiguous(), wv = w.value();
-  const Tensor rows = r.view({n_seq, n_j * d}), dl = left.grad_into(), dr = right.grad_into(),
-               dw = w.grad_into(), db = b.grad_into();
+  const Tensor rows = r.view({n_seq, n_j * d}), dl = left.grad_into(), dw = w.grad_into(),
+               db = b.grad_into();
+  const Gradient right_sum(right);
+  const Tensor dr = right_sum;
   if (db) k.add_column_sums(dz.view({-1, dz.size(2)}), db);
   const Tensor product = Tensor::empty({c, n_j, d}, dz.dtype(), dz.device());
   const Tensor flat = product.view({c, n_j * d});

@@ -76,32 +76,33 @@ SamplerConfig sampler_config(const TrainConfig& c) {
 
 Trainer::Trainer(const TrainConfig& config, TrainState state, int threads)
     : config_(config),
+      precision_(config.run.precision == "bf16" ? Dtype::bf16 : Dtype::f32),
       loss_(loss_config(config.loss)),
       state_(std::move(state)),
       threads_(threads) {
   const int64_t batch = config.run.accumulate.value_or(config.run.global_batch);
   for (int64_t w = 0; w < std::min<int64_t>(threads, std::max<int64_t>(1, batch)); ++w) {
-    Params params(config.model, state_.params, "the state");
-    params.want_grads();
-    workers_.push_back({params, AlphaFold(config.model, params)});
+    workers_.emplace_back(config.model, state_.params, "the state");
+    workers_.back().want_grads();
   }
 }
 
-Trainer::Result Trainer::run(Worker& worker, const TrainingSample& sample) const {
+Trainer::Result Trainer::run(Params& params, const TrainingSample& sample) const {
   const Arrays& batch = sample.slices.back();
+  const AlphaFold model(config_.model, params, precision_);
   Tape tape;
-  const Outputs outputs = worker.model.forward(
-      [&](int64_t slice) { return sample.slices[size_t(slice)]; }, sample.num_recycle(),
-      {.active = true,
-       .seed = uint64_t(config_.seed),
-       .step = uint64_t(sample.step),
-       .sample = uint64_t(sample.index)});
+  const Outputs outputs = model.forward([&](int64_t slice) { return sample.slices[size_t(slice)]; },
+                                        sample.num_recycle(),
+                                        {.active = true,
+                                         .seed = uint64_t(config_.seed),
+                                         .step = uint64_t(sample.step),
+                                         .sample = uint64_t(sample.index)});
   const Losses losses = objective(loss_, config_.model.heads, outputs, batch, sample.labels, false);
   Result r;
   r.terms = losses.terms;
   r.loss = number(losses.total.value());
   tape.backward({losses.total}, {Tensor::scalar(float(std::sqrt(double(sample.n_res()))))});
-  r.gradients = worker.params.take_grads();
+  r.gradients = params.take_grads();
   const Tensor mask = sample.labels.at("all_atom_mask").select(1, kAtomCa).contiguous();
   const std::vector<double> lddt =
       lddt_ca(outputs.fold.layers.back().atoms.value().select(1, 1),

@@ -48,18 +48,14 @@ class Trainer {
     Arrays terms;
     double loss = 0, lddt_ca = 0, flops = 0;
   };
-  /// Parameters that share their values with the others', and have gradients of their own.
-  struct Worker {
-    Params params;
-    AlphaFold model;
-  };
-  Result run(Worker& worker, const TrainingSample& sample) const;
+  Result run(Params& params, const TrainingSample& sample) const;
 
   TrainConfig config_;
+  Dtype precision_;
   LossConfig loss_;
   TrainState state_;
   int threads_;
-  std::vector<Worker> workers_;
+  std::vector<Params> workers_;  ///< share their values, and have gradients of their own
 };
 
 }  // namespace ff

@@ -254,8 +254,8 @@ void pair_embed_backward(const Tensor& residue_index, const Tensor& beta, const 
           const T* d = dz.data<T>() + (i * n + j) * c + c0;
           const auto add_to = [&](const Tensor& to, int64_t row) {
             if (!to.defined() || row < 0) return;
-            T* q = to.data<T>() + row * to.stride(0) + c0;
-            for (int64_t k = 0; k < width; ++k) q[k] = T(A(q[k]) + A(d[k]));
+            A* q = to.data<A>() + row * c + c0;
+            for (int64_t k = 0; k < width; ++k) q[k] += A(d[k]);
           };
           add_to(dleft, i);
           add_to(dright, j);
