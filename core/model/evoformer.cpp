@@ -13,8 +13,9 @@ Dtype statistics_type(const Var& x) {
   return x.value().dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32;
 }
 
-/// A layout's change is sent in so many parts, each as soon as it is made.
-constexpr int64_t kParts = 4;
+/// A layout's change is sent in so many parts, each as soon as it is made; more groups of channels,
+/// since two of them are in memory at a time.
+constexpr int64_t kParts = 4, kChannelGroups = 8;
 
 /// bias[h, i, j] = LN(z)[i, j] . feat_2d_weights[:, h], with statistics' precision; of z's own
 /// rows, on its way to be joined with the others'.
@@ -54,7 +55,7 @@ Var update_rows(const Dap& dap, const Var& x, int axis, int64_t n, F f) {
 Var triangle_product_by_channels(const Dap& dap, Var a, Var b, bool outgoing) {
   if (dap.single()) return triangle_product(a, b, outgoing);
   const int64_t c = a.size(0), n = a.size(2);
-  const int64_t groups = std::clamp<int64_t>(c / dap.size(), 1, kParts);
+  const int64_t groups = std::clamp<int64_t>(c / dap.size(), 1, kChannelGroups);
   std::vector<std::vector<Range>> channels;
   std::vector<Relayout> as, bs;
   for (int64_t g = 0; g < groups; ++g) {
