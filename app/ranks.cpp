@@ -47,17 +47,6 @@ void RankOptions::add_to(CLI::App& app, bool with_dap) {
                  "write a timeline of computing and communication here, for chrome://tracing");
 }
 
-Grid make_grid(const Group& world, int dap) {
-  if (world.size() % dap != 0)
-    throw SharedError(
-        Exit::kUsage,
-        cat("started as ", world.size(), " ranks, which ", dap,
-            " ranks a protein (dap) do not divide; start a multiple of ", dap, " or change dap"),
-        world.rank() == 0);
-  const int group = world.rank() / dap, place = world.rank() % dap;
-  return {world, world.part(group * dap, dap, 1), world.part(place, world.size() / dap, dap)};
-}
-
 int on_ranks(const RankOptions& options, const std::function<int(const Group&)>& f) {
   const Group world = launch_ranks(options.timeout);
   if (!options.profile.empty()) start_timeline();

@@ -4,7 +4,7 @@
 #include <functional>
 #include <string>
 
-#include "comm/group.h"
+#include "comm/grid.h"
 
 namespace CLI {
 class App;
@@ -21,14 +21,6 @@ struct RankOptions {
   /// Adds --comm-timeout and --profile; --dap too where `with_dap`.
   void add_to(CLI::App& app, bool with_dap);
 };
-
-/// Ranks as a grid: `dap` neighbours share a sample, the groups take samples of their own.
-struct Grid {
-  Group world, dap, dp;
-};
-
-/// Throws Exit::kUsage, alike on all ranks, where `dap` does not divide their number.
-Grid make_grid(const Group& world, int dap);
 
 /// f(world) on every rank. An error that one rank meets alone is told by it and ends them all with
 /// its exit code; a SharedError is told once. Writes the timeline, and says what communication was

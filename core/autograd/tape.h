@@ -110,6 +110,13 @@ class Tape {
   /// not, since theirs wait for it.
   void record_collective(Vars& outputs, Backward backward);
 
+  /// Where a tape records: f runs in the backward once all that is recorded later has run.
+  static void on_backward(std::function<void()> f) {
+    Vars none;
+    if (!NoGrad::active() && current())
+      current()->record_collective(none, [f = std::move(f)](const std::vector<Tensor>&) { f(); });
+  }
+
   /// Collectives begun on this thread, recorded or not: a checkpoint around some is one itself.
   static int64_t& collectives() {
     thread_local int64_t count = 0;

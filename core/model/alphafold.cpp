@@ -48,6 +48,7 @@ struct Pass {
   std::function<void(const std::string&)> step;  // progress: before each unit of work
   Dap dap;
   DropoutStream dropout = {};
+  BlockDone block_done = {};
 
   /// The masks' name in block `b` of a stack.
   DropoutStream dropout_at(DropoutStack stack, int64_t b) const {
@@ -213,12 +214,22 @@ Var embed_extra_msa(const Pass& p, const Arrays& f) {
   return e;
 }
 
-/// One block of the trunk, of which a tape keeps the inputs alone.
-Representations block(const Scope& scope, const EvoformerConfig& config, bool extra,
-                      const Representations& x, const Tensor& mask, const Tensor& pair_mask,
-                      const Trace& trace, const DropoutStream& dropout, const Dap& dap) {
+/// Block b of a stack of the trunk, of which a tape keeps the inputs alone.
+Representations block(const Pass& p, DropoutStack stack, int64_t b, const Representations& x,
+                      const Tensor& mask, const Tensor& pair_mask) {
+  const bool extra = stack == kExtraMsa;
+  const char* const name = extra ? "extra_msa_stack" : "evoformer_iteration";
+  const Trace trace = p.trace / cat(extra ? "extra_block" : "evoformer_block", b);
+  p.step(cat(extra ? "extra MSA block " : "Evoformer block ", b + 1));
+  (trace / "input")("msa", x.m);
+  (trace / "input")("pair", x.z);
+  const Scope scope = (p.scope / name).block(b);
+  if (p.block_done)
+    Tape::on_backward(
+        [done = p.block_done, path = cat(kRoot, "/evoformer/", name), b] { done(path, b); });
   const Vars out = checkpoint(
-      [=, &config](const Vars& in) {
+      [=, &config = p.config.evoformer, dropout = p.dropout_at(stack, b),
+       dap = p.dap](const Vars& in) {
         const Representations y = evoformer_block(scope, config, extra, {in[0], in[1]}, mask,
                                                   pair_mask, trace, dropout, dap);
         return Vars{y.m, y.z};
@@ -261,27 +272,15 @@ Trunk run_trunk(const Pass& p, const Arrays& f, const Recycled& prev) {
   z = Var();
   p.trace("embed/extra_msa_activations", extra.m);
   const Tensor extra_mask = feature(f, "extra_msa_mask").to(Dtype::f32);
-  for (int64_t b = 0; b < config.extra_msa_stack_num_block; ++b) {
-    p.step(cat("extra MSA block ", b + 1));
-    const Trace trace = p.trace / cat("extra_block", b);
-    (trace / "input")("msa", extra.m);
-    (trace / "input")("pair", extra.z);
-    extra = block((p.scope / "extra_msa_stack").block(b), config.evoformer, true, extra, extra_mask,
-                  pair_mask, trace, p.dropout_at(kExtraMsa, b), dap);
-  }
+  for (int64_t b = 0; b < config.extra_msa_stack_num_block; ++b)
+    extra = block(p, kExtraMsa, b, extra, extra_mask, pair_mask);
 
   if (torsions.mask.defined()) append_template_rows(p, torsions, rows.templates(dap), m, mask);
   Representations x{m, extra.z};
   extra = {};
   m = Var();
-  for (int64_t b = 0; b < config.evoformer_num_block; ++b) {
-    p.step(cat("Evoformer block ", b + 1));
-    const Trace trace = p.trace / cat("evoformer_block", b);
-    (trace / "input")("msa", x.m);
-    (trace / "input")("pair", x.z);
-    x = block((p.scope / "evoformer_iteration").block(b), config.evoformer, false, x, mask,
-              pair_mask, trace, p.dropout_at(kEvoformer, b), dap);
-  }
+  for (int64_t b = 0; b < config.evoformer_num_block; ++b)
+    x = block(p, kEvoformer, b, x, mask, pair_mask);
   const Range aligned = rows.aligned(dap, dap.rank());
   const Var own_first = narrow(x.m, 0, 0, dap.holds_first(aligned) ? 1 : 0);
   const Var first_row = select(broadcast(dap, own_first, 1), 0, 0);
@@ -387,7 +386,7 @@ Arrays AlphaFold::run(const FeatureSource& features, const RunOptions& options) 
 }
 
 Outputs AlphaFold::forward(const FeatureSource& features, int64_t num_recycle,
-                           DropoutStream dropout) const {
+                           DropoutStream dropout, const BlockDone& done) const {
   check(num_recycle >= 0, "forward with ", num_recycle, " recycles");
   const Dtype head_type = dtype_ == Dtype::f64 ? Dtype::f64 : Dtype::f32;
   const Scope root(params_, kRoot);
@@ -405,6 +404,7 @@ Outputs AlphaFold::forward(const FeatureSource& features, int64_t num_recycle,
             out.at("structure_module/final_atom_positions").to(Dtype::f32)};
   }
   pass.dropout.recycle = uint64_t(num_recycle);
+  pass.block_done = done;
   const Arrays f = features(num_recycle);
   Trunk trunk = run_trunk(pass, f, prev);
   for (Var* x : {&trunk.single, &trunk.pair, &trunk.msa}) *x = cast(*x, head_type);

@@ -59,6 +59,10 @@ struct Outputs {
   MsaRows msa_rows;
 };
 
+/// Told in the backward that the gradients of a block's parameters are complete: those of the
+/// parameters under `scope`, slice `block`.
+using BlockDone = std::function<void(const std::string& scope, int64_t block)>;
+
 class AlphaFold {
  public:
   /// `activations`: f32, bf16 (trunk activations; statistics, structure module and heads in f32) or
@@ -76,8 +80,8 @@ class AlphaFold {
   /// features' tensors must live until the tape's backward. An active `dropout` (seed, step and
   /// sample) drops at the configuration's rates, in all passes as AlphaFold does. Under several
   /// ranks each has a share of the loss: a parameter's gradient is the sum over them.
-  Outputs forward(const FeatureSource& features, int64_t num_recycle,
-                  DropoutStream dropout = {}) const;
+  Outputs forward(const FeatureSource& features, int64_t num_recycle, DropoutStream dropout = {},
+                  const BlockDone& done = {}) const;
 
   const ModelConfig& config() const { return config_; }
   const Dap& dap() const { return dap_; }
