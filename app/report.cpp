@@ -1,10 +1,13 @@
 // The command line, memory and precision, named for people.
 #include "app/report.h"
 
+#include <algorithm>
+#include <chrono>
 #include <fstream>
 
 #include "core/base/log.h"
 #include "core/base/machine.h"
+#include "core/ops/gemm.h"
 
 namespace ff {
 
@@ -19,6 +22,22 @@ std::vector<std::string> command_line() {
   std::vector<std::string> arguments;
   for (std::string word; std::getline(in, word, '\0');) arguments.push_back(word);
   return arguments;
+}
+
+double matrix_rate(Dtype dtype) {
+  constexpr int64_t kSize = 2048;
+  const Tensor values = Tensor::empty({1, kSize, kSize});
+  for (int64_t i = 0; i < values.numel(); ++i)
+    values.data<float>()[i] = float(i % 17) * 0.1f - 0.8f;
+  const Tensor a = values.to(dtype), c = Tensor::empty(values.shape(), dtype);
+  double best = 1e9;
+  for (int i = 0; i < 4; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    cpu::gemm(a, a, {}, c);
+    best = std::min(
+        best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  return 2.0 * kSize * kSize * kSize / best;
 }
 
 std::string memory_line() {
