@@ -17,6 +17,7 @@
 #include "app/commands.h"
 #include "app/inputs.h"
 #include "app/model_file.h"
+#include "app/ranks.h"
 #include "app/report.h"
 #include "app/results.h"
 #include "core/base/log.h"
@@ -61,6 +62,7 @@ struct Options {
   std::optional<double> tolerance, stop_at_score;
   bool use_precomputed_msas = false, cif_output = false, save_outputs = false;
   bool skip_existing = false, dry_run = false;
+  RankOptions ranks;
 
   ResultOptions results() const { return {output, layout_of_name(layout), format_of_name(format)}; }
   std::string rank_by() const { return rank == "ptm" ? "ptm" : "plddt"; }
@@ -84,6 +86,14 @@ void resolve_aliases(Options& o) {
   if (o.save_outputs) o.save = {"all"};
 }
 
+bool is_saved(const std::string& output, const std::vector<std::string>& names) {
+  return std::any_of(names.begin(), names.end(), [&](const std::string& name) {
+    return std::any_of(std::begin(kSaved), std::end(kSaved), [&](const auto& saved) {
+      return saved.first == name && output.starts_with(saved.second);
+    });
+  });
+}
+
 /// A network with its parameters.
 struct Model {
   std::string name;  ///< its preset; with a number where two files are of one preset
@@ -92,7 +102,8 @@ struct Model {
   AlphaFold network;
 };
 
-std::vector<Model> load_models(const std::vector<std::string>& files, const Options& o) {
+std::vector<Model> load_models(const std::vector<std::string>& files, const Options& o,
+                               const Dap& dap) {
   std::vector<Model> models;
   std::map<std::string, int> taken;
   for (const std::string& path : files) {
@@ -108,25 +119,29 @@ std::vector<Model> load_models(const std::vector<std::string>& files, const Opti
     options.num_ensemble = o.num_ensemble < 0 ? config.data.num_ensemble : o.num_ensemble;
     options.recycle_early_stop_tolerance =
         o.tolerance.value_or(config.recycle_early_stop_tolerance);
+    options.keep = [&o](const std::string& name) { return is_saved(name, o.save); };
     const int count = ++taken[config.name];
     const std::string name = count == 1 ? config.name : cat(config.name, "_", count);
     Params params(config, std::move(file.arrays), path);
     models.push_back(
         {name, path, options,
-         AlphaFold(config, std::move(params), dtype_of_precision(o.compute.precision))});
+         AlphaFold(config, std::move(params), dtype_of_precision(o.compute.precision), dap)});
   }
   return models;
 }
 
-/// Throws where the pair representation and what a triangle update needs beside it cannot fit.
-void check_memory(int64_t n_res, const ModelConfig& config, const Options& o) {
+/// Throws where the pair representation and what a triangle update needs beside it cannot fit, of
+/// which each of `ranks` holds a share.
+void check_memory(int64_t n_res, const ModelConfig& config, const Options& o, int ranks) {
   const int64_t available = available_memory();
   const int64_t bytes = o.compute.precision == "bf16" ? 2 : 4;
-  const double least = 3.0 * double(n_res) * double(n_res) * double(config.pair_channel * bytes);
+  const double least =
+      3.0 * double(n_res) * double(n_res) * double(config.pair_channel * bytes) / ranks;
   if (available >= 0 && least > double(available))
-    fail(Exit::kDevice, n_res, " residues need at least ", show_bytes(int64_t(least)),
-         " of memory, ", show_bytes(available), " can be had; use a machine with more",
-         bytes == 4 ? ", --precision bf16," : "", " or a part of the sequence");
+    fail(Exit::kDevice, n_res, " residues need at least ", show_bytes(int64_t(least)), " of memory",
+         ranks == 1 ? "" : " a rank", ", ", show_bytes(available),
+         " can be had; use a machine with more", bytes == 4 ? ", --precision bf16," : "",
+         " or a part of the sequence");
 }
 
 /// How one prediction went.
@@ -156,11 +171,8 @@ std::string confidence_line(const Prediction& p) {
 
 Arrays saved_arrays(const Arrays& out, const std::vector<std::string>& names) {
   Arrays saved;
-  for (const std::string& name : names)
-    for (const auto& [saved_name, prefix] : kSaved)
-      if (name == saved_name)
-        for (const auto& [key, value] : out)
-          if (key.starts_with(prefix)) saved[key] = value;
+  for (const auto& [key, value] : out)
+    if (is_saved(key, names)) saved[key] = value;
   return saved;
 }
 
@@ -183,37 +195,73 @@ nlohmann::json file_and_size(const std::string& path) {
 /// The run over all targets.
 class Run {
  public:
-  explicit Run(const Options& options) : o_(options), results_(options.results()) {}
+  Run(const Options& options, Grid grid)
+      : o_(options), results_(options.results()), grid_(std::move(grid)) {}
 
   int operator()() {
-    const std::vector<Job> jobs = o_.inputs.jobs();
+    std::vector<Job> jobs;
+    together(grid_.world, [&] { jobs = prepare(); });
+    if (grid_.world.size() == 1 || o_.dry_run) {
+      if (grid_.world.rank() == 0)
+        for (const Job& job : jobs) attempt(job, jobs.size());
+    } else {
+      // Longest first: the last ones to end are short.
+      std::stable_sort(jobs.begin(), jobs.end(), [](const Job& a, const Job& b) {
+        return a.sequence.size() > b.sequence.size();
+      });
+      for (size_t next = claim(); next < jobs.size(); next = claim())
+        attempt(jobs[next], jobs.size());
+    }
+    const bool leads = leads_group();
+    const double failed = grid_.world.sum(leads ? double(failed_) : 0, "failed targets"),
+                 skipped = grid_.world.sum(leads ? double(skipped_) : 0, "skipped targets");
+    if (grid_.world.rank() == 0) {
+      if (jobs.size() > 1 && skipped > 0)
+        log_notice(skipped, " of ", jobs.size(), " targets were left as they are");
+      if (failed > 0) log_line(cat("fastfold: ", failed, " of ", jobs.size(), " targets failed"));
+    }
+    return int(failed > 0 ? Exit::kPartial : Exit::kDone);
+  }
+
+ private:
+  std::vector<Job> prepare() {
+    std::vector<Job> jobs = o_.inputs.jobs();
     param_files_ = find_parameter_files(o_.params, o_.model_preset, o_.num_models);
     for (const std::string& path : param_files_)
       hashes_.push_back(std::async(std::launch::async, sha256_of_file, path).share());
     check_output();
-
-    size_t failed = 0, skipped = 0;
-    for (const Job& job : jobs) {
-      throw_if_stopped();
-      try {
-        const bool done = o_.dry_run ? describe(job) : run(job);
-        skipped += !done;
-      } catch (const std::exception& e) {
-        if (jobs.size() == 1) throw;
-        ++failed;
-        const bool memory = dynamic_cast<const std::bad_alloc*>(&e);
-        log_line(cat("fastfold: ", job.tag, " failed: ", memory ? "out of memory" : e.what()));
-        log_event("target", job.tag, {{"state", "failed"}, {"error", e.what()}});
-      }
-    }
-    if (jobs.size() > 1 && skipped)
-      log_notice(skipped, " of ", jobs.size(), " targets were left as they are");
-    if (!failed) return int(Exit::kDone);
-    log_line(cat("fastfold: ", failed, " of ", jobs.size(), " targets failed"));
-    return int(Exit::kPartial);
+    return jobs;
   }
 
- private:
+  /// The ranks that share a protein do the same; the first of them reads locks, writes and tells.
+  bool leads_group() const { return grid_.dap.rank() == 0; }
+
+  /// The group's next target.
+  size_t claim() const {
+    const double mine = leads_group() ? double(grid_.world.claim()) : 0;
+    return size_t(grid_.dap.group().sum(mine, "the next target"));
+  }
+
+  /// A target; what fails is told, and the others go on.
+  void attempt(const Job& job, size_t jobs) {
+    throw_if_stopped();
+    const auto failed = [&](const std::string& what) {
+      if (jobs == 1) throw;
+      ++failed_;
+      if (!leads_group()) return;
+      log_line(cat("fastfold: ", job.tag, " failed: ", what));
+      log_event("target", job.tag, {{"state", "failed"}, {"error", what}});
+    };
+    try {
+      skipped_ += !(o_.dry_run ? describe(job) : run(job));
+    } catch (const SharedError& e) {
+      failed(e.what());
+    } catch (const std::exception& e) {
+      if (!grid_.dap.single()) throw;  // the others of the group wait for this rank
+      failed(dynamic_cast<const std::bad_alloc*>(&e) ? "out of memory" : e.what());
+    }
+  }
+
   /// Fails now rather than after the first prediction where nothing can be written.
   void check_output() const {
     if (!o_.dry_run) return make_output_folder(o_.output);
@@ -225,7 +273,7 @@ class Run {
   }
 
   const std::vector<Model>& models() {
-    if (models_.empty()) models_ = load_models(param_files_, o_);
+    if (models_.empty()) models_ = load_models(param_files_, o_, grid_.dap);
     return models_;
   }
 
@@ -276,7 +324,8 @@ class Run {
 
   TargetInputs read(const Job& job) {
     if (!job.error.empty()) fail(Exit::kInput, job.error);
-    check_memory(int64_t(job.sequence.size()), models().front().network.config(), o_);
+    check_memory(int64_t(job.sequence.size()), models().front().network.config(), o_,
+                 grid_.dap.size());
     TargetInputs in = read_inputs(job, o_.inputs);
     const bool takes_templates = std::any_of(models().begin(), models().end(), [](const Model& m) {
       return m.network.config().data.use_templates;
@@ -285,7 +334,8 @@ class Run {
       in.warnings.push_back(cat(in.templates.size(),
                                 " templates found, but none of the models takes any (model_1 and "
                                 "model_2 do)"));
-    for (const std::string& warning : in.warnings) log_warning(job.tag, ": ", warning);
+    if (leads_group())
+      for (const std::string& warning : in.warnings) log_warning(job.tag, ": ", warning);
     if (in.raw.n_seq == 1 && o_.inputs.msa_mode != "single_sequence") {
       in.warnings.push_back("no alignment, predicted from the single sequence (less accurate)");
       log_notice(job.tag, ": ", in.warnings.back());
@@ -309,25 +359,39 @@ class Run {
     return true;
   }
 
-  bool run(const Job& job) {
-    if (is_done(job)) return skip(job, "its files are complete");
-    std::optional<TargetLock> lock;
+  /// Why the target is left alone, "" where it is not; then it is locked.
+  std::string reason_to_skip(const Job& job, std::optional<TargetLock>& lock) const {
+    constexpr const char* kComplete = "its files are complete";
+    if (is_done(job)) return kComplete;
     try {
       lock.emplace(o_.output, job.tag);
     } catch (const Error& e) {
       if (!o_.skip_existing) throw;
-      return skip(job, e.what());
+      return e.what();
     }
-    if (is_done(job)) return skip(job, "its files are complete");  // another run's, meanwhile
+    return is_done(job) ? kComplete : "";  // another run's, meanwhile
+  }
+
+  bool run(const Job& job) {
+    const Group& group = grid_.dap.group();
+    std::optional<TargetLock> lock;
+    std::string why;
+    together(group, [&] {
+      if (leads_group()) why = reason_to_skip(job, lock);
+    });
+    why = group.gather_text(why, "whether to skip")[0];
+    if (!why.empty()) return leads_group() ? skip(job, why.c_str()) : false;
 
     const Clock::time_point start = Clock::now();
     const std::string started = utc_now();
-    const TargetInputs in = read(job);
+    TargetInputs in;
+    together(group, [&] { in = read(job); });
     const double features = seconds_since(start);
 
     TargetResults results;
     std::vector<Timing> timings;
     predict_all(job, in, results, timings);
+    if (!leads_group()) return true;
     results.tag = job.tag;
     results.title = job.title;
     results.rank_by = o_.rank_by();
@@ -570,20 +634,26 @@ class Run {
 
   const Options& o_;
   const ResultOptions results_;
+  const Grid grid_;
+  size_t failed_ = 0, skipped_ = 0;
   std::vector<std::string> param_files_;
   std::vector<std::shared_future<std::string>> hashes_;
   std::vector<Model> models_;
 };
 
-int run(Options& o) {
+int run(Options& o, const Group& world) {
+  const Grid grid = make_grid(world, o.ranks.dap);
+  if (o.compute.threads == 0)
+    o.compute.threads = std::max(1, available_threads() / world.ranks_on_this_host());
+  o.compute.quiet |= grid.dap.rank() != 0;
   o.compute.apply();
-  set_json_log(o.json_log);
+  if (grid.dap.rank() == 0) set_json_log(o.json_log);
   resolve_aliases(o);
   if (o.inputs.inputs.empty() && o.inputs.features.empty())
     fail(Exit::kUsage,
          "predict needs a FASTA file: fastfold predict INPUT.fasta --params FILE -o OUT");
   if (o.params.empty()) fail(Exit::kUsage, "predict needs --params FILE: ", where_parameters_are());
-  return Run(o)();
+  return Run(o, grid)();
 }
 
 }  // namespace
@@ -652,7 +722,10 @@ Command add_predict(CLI::App& root) {
                   "append messages and events to this file, one JSON "
                   "object a line");
   o->compute.add_to(*app, false);
-  return {app, [o] { return run(*o); }};
+  o->ranks.add_to(*app, true);
+  return {app,
+          [o] { return on_ranks(o->ranks, [&](const Group& world) { return run(*o, world); }); },
+          true};
 }
 
 }  // namespace ff

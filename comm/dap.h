@@ -11,6 +11,7 @@
 // begin waits for it: what ran between them hides both.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <vector>
@@ -37,7 +38,8 @@ inline Range deal(int64_t n, int64_t parts, int64_t i) {
 class Dap {
  public:
   Dap() = default;
-  explicit Dap(Group group) : group_(std::move(group)) {}
+  /// `part`: so many bytes of a rank are worth a message of their own.
+  explicit Dap(Group group, int64_t part = 256 << 10) : group_(std::move(group)), part_(part) {}
   const Group& group() const { return group_; }
   int rank() const { return group_.rank(); }
   int size() const { return group_.size(); }
@@ -46,11 +48,16 @@ class Dap {
   Range rows(int64_t n, int r) const { return deal(n, size(), r); }
   Range mine(int64_t n) const { return rows(n, rank()); }
   std::vector<Range> all(int64_t n) const;
+  /// In how many parts, `most` at most, to send what has this many bytes on all ranks together.
+  int64_t parts(int64_t bytes, int64_t most) const {
+    return std::clamp<int64_t>(bytes / size() / part_, 1, most);
+  }
   /// Whether these rows have the axis's first one, which is rank 0's.
   bool holds_first(Range rows) const { return rank() == 0 && rows.count > 0; }
 
  private:
   Group group_;
+  int64_t part_ = 1;
 };
 
 /// x's own rows of an axis that all ranks hold whole. Backward: a share of x's gradient.

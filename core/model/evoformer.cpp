@@ -37,7 +37,8 @@ Var update_rows(const Dap& dap, const Var& x, int axis, int64_t n, F f) {
   if (dap.single()) return front(by_rows(front(x), f));
   Dims whole = x.shape();
   whole[axis] = n;
-  const auto parts = parts_of_rows(dap, n, kParts);
+  const auto parts =
+      parts_of_rows(dap, n, dap.parts(whole.product() * size_of(x.value().dtype()), kParts));
   const int64_t first = dap.mine(n).start;
   Relayout change(dap, whole, axis, 1 - axis, parts);
   for (const std::vector<Range>& part : parts) {
@@ -55,7 +56,8 @@ Var update_rows(const Dap& dap, const Var& x, int axis, int64_t n, F f) {
 Var triangle_product_by_channels(const Dap& dap, Var a, Var b, bool outgoing) {
   if (dap.single()) return triangle_product(a, b, outgoing);
   const int64_t c = a.size(0), n = a.size(2);
-  const int64_t groups = std::clamp<int64_t>(c / dap.size(), 1, kChannelGroups);
+  const int64_t groups =
+      dap.parts(c * n * n * size_of(a.value().dtype()), std::clamp<int64_t>(c, 1, kChannelGroups));
   std::vector<std::vector<Range>> channels;
   std::vector<Relayout> as, bs;
   for (int64_t g = 0; g < groups; ++g) {
