@@ -8,9 +8,11 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
+#include "app/bench_comm.h"
 #include "app/commands.h"
 #include "app/inputs.h"
 #include "app/report.h"
+#include "comm/launch.h"
 #include "core/base/machine.h"
 #include "core/base/rng.h"
 #include "core/model/alphafold.h"
@@ -201,6 +203,7 @@ struct Bench {
 struct Options {
   ComputeOptions compute;
   InputOptions inputs;
+  CommBench comm;
   bool featurisation = false, training = false;
   std::string preset = "model_3_ptm", json;
   std::vector<std::string> shards;
@@ -298,12 +301,18 @@ int run_loader(const Options& options) {
 }
 
 int run(const Options& options) {
+  if (launched().size > 1 && !options.comm.wanted)
+    fail(Exit::kUsage,
+         "fastfold bench works with one rank but for --comm; start it without mpirun");
   options.compute.apply();
   if (options.featurisation) return run_featurisation(options);
   if (!options.inputs.inputs.empty())
     fail(Exit::kUsage, options.inputs.inputs[0], ": only --featurisation takes inputs");
   if (!options.shards.empty()) return run_loader(options);
   const Dtype dtype = dtype_of_precision(options.compute.precision);
+  if (options.comm.wanted)
+    return bench_comm(options.comm, {options.preset, options.n.n_res, options.n.n_seq, dtype},
+                      options.n.repeat, options.json);
   ModelConfig config = preset_config(options.preset);
   if (options.blocks > 0) config.evoformer_num_block = options.blocks;
   Arrays values;
@@ -393,7 +402,8 @@ Command add_bench(CLI::App& root) {
       ->capture_default_str();
   app->add_flag("--modules-only", options->modules_only, "leave the whole pass out");
   app->add_option("--json", options->json, "write the table as JSON");
-  return {app, [options] { return run(*options); }};
+  options->comm.add_to(*app);
+  return {app, [options] { return run(*options); }, true};
 }
 
 }  // namespace ff
