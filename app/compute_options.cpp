@@ -21,7 +21,7 @@ void ComputeOptions::add_to(CLI::App& app, bool with_f64) {
 }
 
 void ComputeOptions::apply() const {
-  if (device == "cuda") fail(Exit::kDevice, "--device cuda cannot be had: ", why_no_gpu());
+  if (device == "cuda") use_gpu();
   set_quiet(quiet);
   set_threads(threads > 0 ? threads : available_threads());
 }

@@ -1,8 +1,7 @@
 // Opens the GPU module when a GPU is asked for, and says in one sentence why none can be used.
 #pragma once
 
-#include <string>
-
+#include "core/tensor/tensor.h"
 #include "cuda/module.h"
 
 namespace ff {
@@ -11,7 +10,8 @@ namespace ff {
 /// the reason. Looks beside the program, then in ../lib/fastfold (an installed program).
 GpuReport find_gpus();
 
-/// One sentence, without a final stop, on why `--device cuda` cannot be had.
-std::string why_no_gpu();
+/// Takes a GPU for this process: from then on tensors can live on the returned device. Throws
+/// Exit::kDevice with one sentence on why `--device cuda` cannot be had.
+Device use_gpu(int index = 0);
 
 }  // namespace ff

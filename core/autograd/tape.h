@@ -19,6 +19,7 @@ namespace ff {
 struct GradSlot {
   Dims shape;
   Dtype dtype = Dtype::f32;
+  Device device;
   Tensor grad;                                ///< undefined as long as nothing was added
   std::shared_ptr<GradSlot> base;             ///< of a view
   std::function<Tensor(const Tensor&)> view;  ///< of the base's gradient
@@ -26,7 +27,7 @@ struct GradSlot {
   /// The gradient to add into, zeros at first.
   Tensor into() {
     if (base) return view(base->into());
-    if (!grad.defined()) grad = Tensor::zeros(shape, dtype);
+    if (!grad.defined()) grad = Tensor::zeros(shape, dtype, device);
     return grad;
   }
 };
@@ -59,6 +60,7 @@ class Var {
     auto slot = std::make_shared<GradSlot>();
     slot->shape = value.shape();
     slot->dtype = value.dtype();
+    slot->device = value.device();
     return slot;
   }
 

@@ -41,7 +41,7 @@ Tensor DropoutStream::factors(double rate, uint64_t place, int64_t n, int64_t c,
 Var dropout(const Var& x, const Tensor& factors) {
   if (!factors.defined()) return x;
   check_factors(x, factors);
-  const Tensor y = Tensor::zeros(x.shape(), x.value().dtype());
+  const Tensor y = Tensor::zeros(x.shape(), x.value().dtype(), x.value().device());
   kernels(y.device()).add_dropped(x.value(), factors, y);
   return result("dropout", y, {&x}, [factors, to = x.gradient_only()](const Tensor& dy) {
     dropout_backward(to, factors, dy);

@@ -11,7 +11,7 @@ namespace ff {
 class Gradient {
  public:
   explicit Gradient(const Var& x) : to_(x.grad_into()) {
-    if (to_.defined()) room_ = Tensor::zeros(to_.shape(), to_.dtype());
+    if (to_.defined()) room_ = Tensor::zeros(to_.shape(), to_.dtype(), to_.device());
   }
   ~Gradient() {
     if (to_.defined()) kernels(to_.device()).add(room_, to_);

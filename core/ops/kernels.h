@@ -8,7 +8,7 @@
 
 namespace ff {
 
-enum class Activation;
+enum class Activation { kNone, kRelu, kSigmoid };
 
 /// What invariant point attention reads; core/ops/invariant_point_attention.h has the shapes.
 struct IpaTensors {

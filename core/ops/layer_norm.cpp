@@ -36,7 +36,7 @@ Var layer_norm_channels_first(const Var& x, const Var& scale, const Var& offset)
     const auto channels_last = [](const Tensor& t) { return t.transpose(0, 1).transpose(1, 2); };
     const auto channels_first = [](const Tensor& t) { return t.transpose(1, 2).transpose(0, 1); };
     const Tensor to = x.grad_into();
-    const Tensor dx = to ? Tensor::zeros(dy.shape(), dy.dtype()) : Tensor();
+    const Tensor dx = to ? Tensor::zeros(dy.shape(), dy.dtype(), dy.device()) : Tensor();
     k.layer_norm_backward(channels_last(x.value()).contiguous(), scale.value(), dy, dx,
                           scale.grad_into(), offset.grad_into());
     if (to) k.add(channels_first(dx).contiguous(), to);

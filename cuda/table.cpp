@@ -1,0 +1,52 @@
+// The table of the GPU's kernels.
+#include "cuda/table.h"
+
+namespace ff::cuda {
+
+const Kernels kTable = {
+    .name = "CUDA",
+    .layer_norm = layer_norm,
+    .layer_norm_backward = layer_norm_backward,
+    .layer_norm_channels_first = layer_norm_channels_first,
+    .linear = linear,
+    .activation_backward = activation_backward,
+    .add_column_sums = add_column_sums,
+    .matmul = matmul,
+    .attention = attention,
+    .global_attention = global_attention,
+    .attention_backward = attention_backward,
+    .global_attention_backward = global_attention_backward,
+    .masked_mean_backward = masked_mean_backward,
+    .masked_mean = masked_mean,
+    .triangle_gate = triangle_gate,
+    .triangle_gate_backward = triangle_gate_backward,
+    .add = add,
+    .add_gated = add_gated,
+    .add_gated_backward = add_gated_backward,
+    .add_dropped = add_dropped,
+    .scale_rows = scale_rows,
+    .outer_product_mean = outer_product_mean,
+    .pair_embed = pair_embed,
+    .pair_embed_backward = pair_embed_backward,
+    .invariant_point_attention = invariant_point_attention,
+    .apply_rigids = apply_rigids,
+    .update_backbone = update_backbone,
+    .scale_affine = scale_affine,
+    .affine_frames = affine_frames,
+    .normalize_pairs = normalize_pairs,
+    .torsions_to_frames = torsions_to_frames,
+    .frames_to_atom14 = frames_to_atom14,
+    .atom14_to_atom37 = atom14_to_atom37,
+    .invariant_point_attention_backward = invariant_point_attention_backward,
+    .apply_rigids_backward = apply_rigids_backward,
+    .update_backbone_backward = update_backbone_backward,
+    .affine_frames_backward = affine_frames_backward,
+    .normalize_pairs_backward = normalize_pairs_backward,
+    .torsions_to_frames_backward = torsions_to_frames_backward,
+    .frames_to_atom14_backward = frames_to_atom14_backward,
+    .atom14_to_atom37_backward = atom14_to_atom37_backward,
+    .relu = relu,
+    .symmetrize = symmetrize,
+};
+
+}  // namespace ff::cuda
