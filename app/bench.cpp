@@ -185,12 +185,13 @@ struct Bench {
     });
     Params trained = params;
     trained.want_grads();
-    const Scope t = Scope(trained, "alphafold/alphafold_iteration/evoformer/" + stack).block(0);
+    const Scope own = Scope(trained, "alphafold/alphafold_iteration/evoformer/" + stack).block(0);
     m.want_grad();
     z.want_grad();
     row("block, and backward", 1e-9 * (flops.forward() + flops.backward()), [&] {
       Tape tape;
-      const Representations y = evoformer_block(t, e, false, {m, z}, msa_mask, pair_mask, Trace());
+      const Representations y =
+          evoformer_block(own, e, false, {m, z}, msa_mask, pair_mask, Trace());
       tape.backward({y.m, y.z}, {y.m.value(), y.z.value()});
     });
     return gflop;
