@@ -35,17 +35,19 @@ struct Kernels {
   void (*add_column_sums)(const Tensor& x, const Tensor& sums);
   /// c [b, m, n] = a [b, m, k] b [b, k, n], any strides with one contiguous axis.
   void (*matmul)(const Tensor& a, const Tensor& b, const Tensor& c);
-  /// Gated attention; see core/ops/attention.h.
+  /// Gated attention; see core/ops/attention.h. lse, where it is defined, takes what the backward
+  /// wants of the softmax: the GPU's log-sum-exp.
   void (*attention)(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
-                    const Tensor& bias, const Tensor& mask, const Tensor& o);
+                    const Tensor& bias, const Tensor& mask, const Tensor& o, const Tensor& lse);
   /// Global attention (one query a column, keys and values shared by the heads); same header.
   void (*global_attention)(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
                            const Tensor& mask, const Tensor& o);
   /// Their gradients, added; each of the last may be undefined.
   void (*attention_backward)(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
-                             const Tensor& bias, const Tensor& mask, const Tensor& dy,
-                             const Tensor& dq, const Tensor& dk, const Tensor& dv,
-                             const Tensor& dgate, const Tensor& dbias);
+                             const Tensor& bias, const Tensor& mask, const Tensor& o,
+                             const Tensor& lse, const Tensor& dy, const Tensor& dq,
+                             const Tensor& dk, const Tensor& dv, const Tensor& dgate,
+                             const Tensor& dbias);
   void (*global_attention_backward)(const Tensor& q, const Tensor& k, const Tensor& v,
                                     const Tensor& gate, const Tensor& mask, const Tensor& dy,
                                     const Tensor& dq, const Tensor& dk, const Tensor& dv,

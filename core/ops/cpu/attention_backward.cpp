@@ -241,9 +241,9 @@ void run_backward(const Tensor& q, const Tensor& k, const Tensor& v, const Tenso
 }  // namespace
 
 void attention_backward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
-                        const Tensor& bias, const Tensor& mask, const Tensor& dy, const Tensor& dq,
-                        const Tensor& dk, const Tensor& dv, const Tensor& dgate,
-                        const Tensor& dbias) {
+                        const Tensor& bias, const Tensor& mask, const Tensor&, const Tensor&,
+                        const Tensor& dy, const Tensor& dq, const Tensor& dk, const Tensor& dv,
+                        const Tensor& dgate, const Tensor& dbias) {
   by_type(q, [&](auto t) {
     run_backward<decltype(t)>(q, k, v, gate, bias, mask, dy, dq, dk, dv, dgate, dbias);
   });
@@ -265,7 +265,7 @@ void global_attention_backward(const Tensor& q, const Tensor& k, const Tensor& v
     for (int64_t b = 0; b < q.size(0); ++b) {
       std::vector<A> query(static_cast<size_t>(c)), weights(static_cast<size_t>(n)),
           out(static_cast<size_t>(c_v)), d_out(static_cast<size_t>(c_v)),
-          d_logits(static_cast<size_t>(n));
+          d_query(static_cast<size_t>(c)), d_logits(static_cast<size_t>(n));
       const auto keeps = [&](int64_t s) {
         return mask.data<float>()[b * mask.stride(0) + s * mask.stride(1)] != 0;
       };
@@ -293,12 +293,14 @@ void global_attention_backward(const Tensor& q, const Tensor& k, const Tensor& v
           d_logits[size_t(s)] = product(row(v, b, s), d_out.data(), c_v);
           mean += weights[size_t(s)] * d_logits[size_t(s)];
         }
+        std::fill(d_query.begin(), d_query.end(), A(0));
         for (int64_t s = 0; s < n; ++s) {
           const A d = keeps(s) ? weights[size_t(s)] * (d_logits[size_t(s)] - mean) : A(0);
-          if (dq.defined()) add_scaled(row(k, b, s), d * scale, c, row(dq, b, h));
+          add_scaled(row(k, b, s), d, c, d_query.data());
           if (dk.defined()) add_scaled(query.data(), d, c, row(dk, b, s));
           if (dv.defined()) add_scaled(d_out.data(), weights[size_t(s)], c_v, row(dv, b, s));
         }
+        if (dq.defined()) add_scaled(d_query.data(), scale, c, row(dq, b, h));
       }
     }
   });

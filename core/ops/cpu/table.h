@@ -19,14 +19,14 @@ void add_gated_backward(const Tensor& x, const Tensor& gate, const Tensor& dy, c
 void layer_norm_channels_first(const Tensor& x, const Tensor& scale, const Tensor& offset,
                                const Tensor& y);
 void attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
-               const Tensor& bias, const Tensor& mask, const Tensor& o);
+               const Tensor& bias, const Tensor& mask, const Tensor& o, const Tensor& lse);
 void global_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
                       const Tensor& mask, const Tensor& o);
 void masked_mean(const Tensor& x, const Tensor& mask, const Tensor& y);
 void attention_backward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
-                        const Tensor& bias, const Tensor& mask, const Tensor& dy, const Tensor& dq,
-                        const Tensor& dk, const Tensor& dv, const Tensor& dgate,
-                        const Tensor& dbias);
+                        const Tensor& bias, const Tensor& mask, const Tensor& o, const Tensor& lse,
+                        const Tensor& dy, const Tensor& dq, const Tensor& dk, const Tensor& dv,
+                        const Tensor& dgate, const Tensor& dbias);
 void global_attention_backward(const Tensor& q, const Tensor& k, const Tensor& v,
                                const Tensor& gate, const Tensor& mask, const Tensor& dy,
                                const Tensor& dq, const Tensor& dk, const Tensor& dv,
