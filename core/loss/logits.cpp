@@ -18,11 +18,11 @@ double in_order(const std::vector<double>& sums) {
 }  // namespace
 
 Var cross_entropy(const Var& logits, const std::vector<int32_t>& classes,
-                  const std::vector<double>& weights, double epsilon) {
+                  const std::vector<double>& weights, double total) {
   const int64_t n = logits.size(logits.rank() - 1), rows = logits.value().numel() / n;
   check(int64_t(classes.size()) == rows && int64_t(weights.size()) == rows, "cross-entropy of ",
         logits.shape(), " with ", classes.size(), " classes");
-  const double norm = 1 / (epsilon + in_order(weights));
+  const double norm = 1 / total;
   LossNode node;
   const Tensor d = node.gradient(logits), x = logits.value().contiguous();
   std::vector<double> sums(static_cast<size_t>(rows));
@@ -34,13 +34,13 @@ Var cross_entropy(const Var& logits, const std::vector<int32_t>& classes,
       if (weight == 0) continue;
       const T* row = x.data<T>() + r * n;
       const T high = *std::max_element(row, row + n);
-      double total = 0;
-      for (int64_t k = 0; k < n; ++k) total += double(std::exp(row[k] - high));
+      double sum = 0;
+      for (int64_t k = 0; k < n; ++k) sum += double(std::exp(row[k] - high));
       const int32_t truth = classes[size_t(r)];
-      sums[size_t(r)] = weight * (std::log(total) + double(high) - double(row[truth]));
+      sums[size_t(r)] = weight * (std::log(sum) + double(high) - double(row[truth]));
       if (!d.defined()) continue;
       T* to = d.data<T>() + r * n;
-      const T factor = T(weight * norm), each = T(weight * norm / total);
+      const T factor = T(weight * norm), each = T(weight * norm / sum);
       for (int64_t k = 0; k < n; ++k) to[k] = each * std::exp(row[k] - high);
       to[truth] -= factor;
     }
