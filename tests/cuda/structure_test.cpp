@@ -166,7 +166,8 @@ TEST_CASE("GPU: torsions and atoms") {
   if (!have_gpu()) return;
   Operands random;
   // The tables stay f32 on both sides.
-  const Twin table = random.twins.normal({21, 8, 4, 4}), group = random.twins.integers({21, 14}, 8),
+  const Twin table = random.twins.normal({21, 8, 4, 4}, Dtype::f32, 0.4),
+             group = random.twins.integers({21, 14}, 8),
              positions = random.twins.normal({21, 14, 3}), mask14 = random.twins.mask({21, 14});
   for (int64_t n : kSizes) {
     INFO(n << " residues");

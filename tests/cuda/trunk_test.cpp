@@ -97,6 +97,24 @@ TEST_CASE("GPU: layer norm channels first") {
           k.layer_norm_channels_first(at(x), at(scale), at(offset), at(y));
         });
         agree("y", y, Tolerance::of(type));
+        for (int wanted : {7, 1, 2, 4}) {
+          INFO("gradients " << wanted);
+          const Twin dy = twins.normal({n, m, c}, type),
+                     dx = wanted & 1 ? twins.normal({c, n + rows_before, m}, type)
+                                           .view([&](const Tensor&t) {
+                                             return t.narrow(1, rows_before, n);
+                                           })
+                                     : Twin(),
+                     dscale = wanted & 2 ? twins.normal({c}) : Twin(),
+                     doffset = wanted & 4 ? twins.normal({c}) : Twin();
+          twins.run([&](const Kernels& k, auto at) {
+            k.layer_norm_channels_first_backward(at(x), at(scale), at(dy), at(dx), at(dscale),
+                                                 at(doffset));
+          });
+          agree("dx", dx, Tolerance::of(type));
+          agree("dscale", dscale, Tolerance::of(Dtype::f32));
+          agree("doffset", doffset, Tolerance::of(Dtype::f32));
+        }
       }
   });
 }
@@ -254,6 +272,29 @@ TEST_CASE("GPU: the outer product mean") {
         k.outer_product_mean(at(left), at(right), at(w), at(b), at(norm), at(z));
       });
       agree("z", z, Tolerance::of(type));
+      // The CPU rounds its sums once a row in bf16: its gradients are taken in f32.
+      const auto wide = [](const Twin& t) {
+        const Tensor f32 = t.cpu.defined() ? t.cpu.to(Dtype::f32).clone() : Tensor();
+        return Twin{f32, t.gpu, f32, t.gpu};
+      };
+      for (int wanted : {15, 1, 2, 4, 8}) {
+        INFO("gradients " << wanted);
+        const auto some = [&](int bit, const Twin& like, Dtype dtype) {
+          return wanted & bit ? wide(twins.normal(like.cpu.shape(), dtype)) : Twin();
+        };
+        const Twin dz = wide(twins.normal({s.n_i, s.n_j, s.c_z}, type)),
+                   dleft = some(1, left, type), dright = some(2, right, type),
+                   dw = some(4, w, type), db = some(8, b, Dtype::f32), l = wide(left),
+                   r = wide(right), weights = wide(w);
+        twins.run([&](const Kernels& k, auto at) {
+          k.outer_product_mean_backward(at(l), at(r), at(weights), at(norm), at(dz), at(dleft),
+                                        at(dright), at(dw), at(db));
+        });
+        for (const auto& [name, t] : {std::pair{"dleft", dleft}, std::pair{"dright", dright},
+                                      std::pair{"dw", dw}, std::pair{"db", db}})
+          if (t.cpu.defined())
+            compare(name, t.gpu.to(Device{}).to(Dtype::f32), t.cpu, Tolerance::of(type));
+      }
     }
   });
 }

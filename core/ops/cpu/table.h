@@ -18,6 +18,9 @@ void add_gated_backward(const Tensor& x, const Tensor& gate, const Tensor& dy, c
                         const Tensor& dgate);
 void layer_norm_channels_first(const Tensor& x, const Tensor& scale, const Tensor& offset,
                                const Tensor& y);
+void layer_norm_channels_first_backward(const Tensor& x, const Tensor& scale, const Tensor& dy,
+                                        const Tensor& dx, const Tensor& dscale,
+                                        const Tensor& doffset);
 void attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
                const Tensor& bias, const Tensor& mask, const Tensor& o, const Tensor& lse);
 void global_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
@@ -82,5 +85,10 @@ void atom14_to_atom37_backward(const Tensor& index, const Tensor& mask, const Te
                                const Tensor& datoms);
 void relu(const Tensor& x, const Tensor& out);
 void symmetrize(const Tensor& x, const Tensor& out);
+void cross_entropy(const Tensor& logits, const Tensor& classes, const Tensor& weights, double norm,
+                   const Tensor& loss, const Tensor& gradient);
+void global_norm(TensorList arrays, const Tensor& norm);
+void add_clipped(TensorList gradient, const Tensor& norm, double limit, TensorList sum);
+void adam_step(const AdamNumbers& numbers, const AdamLists& lists);
 
 }  // namespace ff::cpu::FF_ISA
