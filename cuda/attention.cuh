@@ -113,6 +113,8 @@ class BiasParts {
 // Tensor cores, bf16: rows of at most 64 channels, a multiple of 8, that begin at multiples of 16
 // bytes.
 void attention_mma(const Attention<__nv_bfloat16>& a);
+/// The same on Hopper's matrix unit; false for shapes that it is not for.
+bool attention_hopper(const Attention<__nv_bfloat16>& a);
 void attention_mma_backward(const Attention<__nv_bfloat16>& a,
                             const AttentionGradients<__nv_bfloat16>& d);
 
