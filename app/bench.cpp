@@ -14,7 +14,7 @@
 #include "core/base/rng.h"
 #include "core/model/alphafold.h"
 #include "core/model/evoformer.h"
-#include "core/ops/gemm.h"
+#include "core/model/flops.h"
 #include "core/ops/kernels.h"
 #include "io/features.h"
 #include "io/file.h"
@@ -40,16 +40,44 @@ Tensor ones(const Dims& shape) {
   return t;
 }
 
-/// Best of three large matrix products, FLOP/s: the ceiling that floors are counted with.
-double measure_ceiling(Dtype dtype) {
-  const Tensor a = noise({1, 2048, 2048}, 1).to(dtype), c = Tensor::empty({1, 2048, 2048}, dtype);
-  double best = 1e9;
-  for (int i = 0; i < 4; ++i) {
+/// Seconds of f, the device idle before and after: the least of `repeat` on the CPU; on a GPU,
+/// whose work goes on beside ours, their mean after one more.
+template <class F>
+double time_of(Device device, int64_t repeat, F f) {
+  if (device.kind != Device::cpu) {
+    f();
+    synchronize(device);
     const double start = seconds();
-    cpu::gemm(a, a, {}, c);
+    for (int64_t i = 0; i < repeat; ++i) f();
+    synchronize(device);
+    return (seconds() - start) / double(repeat);
+  }
+  double best = 1e9;
+  for (int64_t i = 0; i < repeat; ++i) {
+    const double start = seconds();
+    f();
     best = std::min(best, seconds() - start);
   }
-  return 2.0 * 2048 * 2048 * 2048 / best;
+  return best;
+}
+
+struct Ceilings {
+  double flops = 0;      ///< of a large matrix product
+  double bandwidth = 0;  ///< of a large copy, bytes read and written a second; GPUs alone
+};
+
+Ceilings measure_ceilings(Dtype dtype, Device device) {
+  const int64_t n = device.kind == Device::cpu ? 2048 : 8192;
+  const Tensor a = noise({1, n, n}, 1).to(dtype).to(device),
+               c = Tensor::empty({1, n, n}, dtype, device);
+  Ceilings out;
+  out.flops =
+      2.0 * double(n * n * n) / time_of(device, 4, [&] { kernels(device).matmul(a, a, c); });
+  if (device.kind != Device::cpu) {
+    const Tensor from = Tensor::zeros({int64_t(1) << 28}, Dtype::f32, device);
+    out.bandwidth = 2.0 * double(from.numel()) * 4 / time_of(device, 10, [&] { from.clone(); });
+  }
+  return out;
 }
 
 struct Sizes {
@@ -61,22 +89,18 @@ struct Bench {
   const Params& params;
   Sizes n;
   Dtype dtype;
-  double ceiling;
+  Device device;
+  Ceilings ceilings;
   nlohmann::json rows = nlohmann::json::array();
 
   template <class F>
   void row(const std::string& name, double gflop, F f) {
-    double best = 1e9;
-    reset_memory_peak();
-    const int64_t before = memory_count().current;
-    for (int64_t i = 0; i < n.repeat; ++i) {
-      const double start = seconds();
-      f();
-      best = std::min(best, seconds() - start);
-    }
-    const double floor = gflop * 1e9 / ceiling,
-                 extra = double(memory_count().peak - before) / (1 << 20);
-    std::printf("%-28s %10.1f %10.1f %8.1f %8.0f %% %10.1f\n", name.c_str(), best * 1e3,
+    reset_memory_peak(device.kind);
+    const int64_t before = memory_count(device.kind).current;
+    const double best = time_of(device, n.repeat, f);
+    const double floor = gflop * 1e9 / ceilings.flops,
+                 extra = double(memory_count(device.kind).peak - before) / (1 << 20);
+    std::printf("%-28s %10.2f %10.2f %8.1f %8.0f %% %10.1f\n", name.c_str(), best * 1e3,
                 floor * 1e3, gflop, 100 * floor / best, extra);
     std::fflush(stdout);
     rows.push_back({{"name", name},
@@ -87,8 +111,16 @@ struct Bench {
                     {"temporary_mib", extra}});
   }
 
-  /// The modules of one block; FLOPs by the counts of Jumper et al.'s layers (a multiply-add is
-  /// two).
+  template <class F>
+  void forward(const std::string& name, double gflop, F f) {
+    row(name, gflop, [&] {
+      const NoGrad no_grad;
+      f();
+    });
+  }
+
+  /// The modules of one block, and the whole of it with its backward; FLOPs by the counts of Jumper
+  /// et al.'s layers (a multiply-add is two).
   double block(bool extra) {
     const EvoformerConfig& e = config.evoformer;
     const std::string stack = extra ? "extra_msa_stack" : "evoformer_iteration";
@@ -100,49 +132,68 @@ struct Bench {
     const double o = double(e.num_outer_channel),
                  t = double(e.triangle_multiplication_outgoing_channel);
     const double heads = double(e.triangle_attention_starting_node.num_head);
-    const Var m(noise({n_seq, n.n_res, c_m}, 2).to(dtype)),
-        z(noise({n.n_res, n.n_res, config.pair_channel}, 3).to(dtype));
-    const Tensor msa_mask = ones({n_seq, n.n_res}), pair_mask = ones({n.n_res, n.n_res});
+    Var m(noise({n_seq, n.n_res, c_m}, 2).to(dtype).to(device)),
+        z(noise({n.n_res, n.n_res, config.pair_channel}, 3).to(dtype).to(device));
+    const Tensor msa_mask = ones({n_seq, n.n_res}).to(device),
+                 pair_mask = ones({n.n_res, n.n_res}).to(device);
     const std::string at = extra ? "extra: " : "";
     const size_t first = rows.size();
-    row(at + "row attention",
-        1e-9 * (10 * S * N * cm * cm + 4 * S * N * N * cm +
-                2 * N * N * cz * double(e.msa_row_attention.num_head)),
-        [&] { msa_row_attention(s / "msa_row_attention_with_pair_bias", m, z, msa_mask); });
+    forward(at + "row attention",
+            1e-9 * (10 * S * N * cm * cm + 4 * S * N * N * cm +
+                    2 * N * N * cz * double(e.msa_row_attention.num_head)),
+            [&] { msa_row_attention(s / "msa_row_attention_with_pair_bias", m, z, msa_mask); });
     if (extra)
-      row(at + "column global attention",
-          1e-9 * S * N * cm *
-              (4 * cm + 4 * cm / double(e.msa_column_attention.num_head) +
-               4 * double(e.msa_column_attention.num_head)),
-          [&] { msa_column_global_attention(s / "msa_column_global_attention", m, msa_mask); });
+      forward(at + "column global attention",
+              1e-9 * S * N * cm *
+                  (4 * cm + 4 * cm / double(e.msa_column_attention.num_head) +
+                   4 * double(e.msa_column_attention.num_head)),
+              [&] { msa_column_global_attention(s / "msa_column_global_attention", m, msa_mask); });
     else
-      row(at + "column attention", 1e-9 * (10 * S * N * cm * cm + 4 * N * S * S * cm),
-          [&] { msa_column_attention(s / "msa_column_attention", m, msa_mask); });
-    row(at + "MSA transition", 1e-9 * 4 * double(e.msa_transition_factor) * S * N * cm * cm,
-        [&] { transition(s / "msa_transition", m); });
-    row(at + "outer product mean",
-        1e-9 * (4 * S * N * cm * o + 2 * N * N * S * o * o + 2 * N * N * o * o * cz),
-        [&] { outer_product_mean(s / "outer_product_mean", m, z, msa_mask); });
+      forward(at + "column attention", 1e-9 * (10 * S * N * cm * cm + 4 * N * S * S * cm),
+              [&] { msa_column_attention(s / "msa_column_attention", m, msa_mask); });
+    forward(at + "MSA transition", 1e-9 * 4 * double(e.msa_transition_factor) * S * N * cm * cm,
+            [&] { transition(s / "msa_transition", m); });
+    forward(at + "outer product mean",
+            1e-9 * (4 * S * N * cm * o + 2 * N * N * S * o * o + 2 * N * N * o * o * cz),
+            [&] { outer_product_mean(s / "outer_product_mean", m, z, msa_mask); });
     if (!extra) {
       const double multiplication =
           1e-9 * (10 * N * N * cz * t + 2 * N * N * cz * cz + 2 * N * N * N * t);
       const double attention =
           1e-9 * (10 * N * N * cz * cz + 2 * N * N * cz * heads + 4 * N * N * N * cz);
-      row("triangle multiplication out", multiplication, [&] {
+      forward("triangle multiplication out", multiplication, [&] {
         triangle_multiplication(s / "triangle_multiplication_outgoing", z, pair_mask, true);
       });
-      row("triangle multiplication in", multiplication, [&] {
+      forward("triangle multiplication in", multiplication, [&] {
         triangle_multiplication(s / "triangle_multiplication_incoming", z, pair_mask, false);
       });
-      row("triangle attention start", attention,
-          [&] { triangle_attention(s / "triangle_attention_starting_node", z, pair_mask, true); });
-      row("triangle attention end", attention,
-          [&] { triangle_attention(s / "triangle_attention_ending_node", z, pair_mask, false); });
-      row("pair transition", 1e-9 * 4 * double(e.pair_transition_factor) * N * N * cz * cz,
-          [&] { transition(s / "pair_transition", z); });
+      forward("triangle attention start", attention, [&] {
+        triangle_attention(s / "triangle_attention_starting_node", z, pair_mask, true);
+      });
+      forward("triangle attention end", attention, [&] {
+        triangle_attention(s / "triangle_attention_ending_node", z, pair_mask, false);
+      });
+      forward("pair transition", 1e-9 * 4 * double(e.pair_transition_factor) * N * N * cz * cz,
+              [&] { transition(s / "pair_transition", z); });
     }
     double gflop = 0;
     for (size_t i = first; i < rows.size(); ++i) gflop += double(rows[i]["gflop"]);
+    if (extra) return gflop;
+    const Flops flops = evoformer_block_flops(config, {n.n_res, n_seq, n.n_extra, 0}, false);
+    forward("block", 1e-9 * flops.forward(), [&] {
+      evoformer_block(s, e, false, {m, z}, msa_mask, pair_mask, Trace());
+    });
+    Params trained = params;
+    trained.want_grads();
+    const Scope own = Scope(trained, "alphafold/alphafold_iteration/evoformer/" + stack).block(0);
+    m.want_grad();
+    z.want_grad();
+    row("block, and backward", 1e-9 * (flops.forward() + flops.backward()), [&] {
+      Tape tape;
+      const Representations y =
+          evoformer_block(own, e, false, {m, z}, msa_mask, pair_mask, Trace());
+      tape.backward({y.m, y.z}, {y.m.value(), y.z.value()});
+    });
     return gflop;
   }
 
@@ -246,7 +297,7 @@ int run_featurisation(const Options& options) {
 }
 
 int run(const Options& options) {
-  options.compute.apply();
+  const Device device = options.compute.apply();
   if (options.featurisation) return run_featurisation(options);
   if (!options.inputs.inputs.empty())
     fail(Exit::kUsage, options.inputs.inputs[0], ": only --featurisation takes inputs");
@@ -257,16 +308,17 @@ int run(const Options& options) {
   uint64_t stream = 100;
   for (const ParamSpec& spec : param_specs(config)) values[spec.name] = noise(spec.shape, ++stream);
   const Params params(config, std::move(values), "bench");
-  const Params cast = params.in_precision(dtype);
-  const NoGrad no_grad;
-  const double ceiling = measure_ceiling(dtype);
-  std::printf("kernels %s, matrix products at most %.0f GFLOP/s (2048^3, %s)\n", kernels({}).name,
-              ceiling * 1e-9, name_of(dtype));
+  const Params cast = params.in_precision(dtype).on(device);
+  const Ceilings ceilings = measure_ceilings(dtype, device);
+  std::printf("kernels %s, matrix products at most %.0f GFLOP/s (%s)", kernels(device).name,
+              ceilings.flops * 1e-9, name_of(dtype));
+  if (ceilings.bandwidth > 0) std::printf(", copies %.0f GB/s", ceilings.bandwidth * 1e-9);
+  std::printf("\n");
   std::printf("n_res %lld, n_seq %lld, n_extra %lld\n", (long long)options.n.n_res,
               (long long)options.n.n_seq, (long long)options.n.n_extra);
   std::printf("%-28s %10s %10s %8s %10s %10s\n", "module", "ms", "floor ms", "GFLOP", "of floor",
               "MiB");
-  Bench bench{config, cast, options.n, dtype, ceiling};
+  Bench bench{config, cast, options.n, dtype, device, ceilings};
   const double block = bench.block(false), extra = bench.block(true);
   if (!options.modules_only) {
     // The pair half of an extra-MSA block is that of an Evoformer block.
@@ -275,7 +327,7 @@ int run(const Options& options) {
       if (std::string(row["name"]).find("triangle") == 0 || row["name"] == "pair transition")
         pair += double(row["gflop"]);
     malloc_trim(0);
-    const AlphaFold model(config, params, dtype);
+    const AlphaFold model(config, params.on(device), dtype);
     const Arrays features = bench.features();
     RunOptions run_options;
     run_options.num_recycle = 0;
@@ -287,10 +339,15 @@ int run(const Options& options) {
     std::printf("%s\n", memory_line().c_str());
   }
   if (!options.json.empty()) {
-    const nlohmann::json all = {{"kernels", kernels({}).name}, {"ceiling_gflops", ceiling * 1e-9},
-                                {"precision", name_of(dtype)}, {"n_res", options.n.n_res},
-                                {"n_seq", options.n.n_seq},    {"n_extra", options.n.n_extra},
-                                {"rows", bench.rows},          {"peak_rss_bytes", peak_rss()}};
+    const nlohmann::json all = {{"kernels", kernels(device).name},
+                                {"ceiling_gflops", ceilings.flops * 1e-9},
+                                {"ceiling_gb_per_s", ceilings.bandwidth * 1e-9},
+                                {"precision", name_of(dtype)},
+                                {"n_res", options.n.n_res},
+                                {"n_seq", options.n.n_seq},
+                                {"n_extra", options.n.n_extra},
+                                {"rows", bench.rows},
+                                {"peak_rss_bytes", peak_rss()}};
     AtomicFile file(options.json);
     file.write(all.dump(2) + "\n");
     file.commit();

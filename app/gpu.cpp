@@ -42,18 +42,18 @@ const GpuModule* open_module(std::string& reason) {
 
 }  // namespace
 
-GpuReport find_gpus() {
+GpuReport find_gpus(int only) {
   GpuReport report{};
   std::string reason;
   if (const GpuModule* module = open_module(reason))
-    module->report(&report);
+    module->report(&report, only);
   else
     std::snprintf(report.reason, sizeof report.reason, "%s", reason.c_str());
   return report;
 }
 
 Device use_gpu(int index) {
-  const GpuReport report = find_gpus();
+  const GpuReport report = find_gpus(index);
   if (*report.reason) fail(Exit::kDevice, "--device cuda cannot be had: ", report.reason);
   std::string reason;
   open_module(reason)->use(index);

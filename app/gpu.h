@@ -6,9 +6,10 @@
 
 namespace ff {
 
-/// What the GPU module found. Where the module is missing or cannot be opened, an empty report with
-/// the reason. Looks beside the program, then in ../lib/fastfold (an installed program).
-GpuReport find_gpus();
+/// What the GPU module found, of all GPUs or of one. Where the module is missing or cannot be
+/// opened, an empty report with the reason. Looks beside the program, then in ../lib/fastfold (an
+/// installed program).
+GpuReport find_gpus(int only = -1);
 
 /// Takes a GPU for this process: from then on tensors can live on the returned device. Throws
 /// Exit::kDevice with one sentence on why `--device cuda` cannot be had.

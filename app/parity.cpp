@@ -122,11 +122,12 @@ bool compare(const Arrays& ours, const Arrays& reference, double tolerance) {
 
 /// One pass with a tape: every loss and, where asked for, every parameter's gradient.
 void train_pass(const Options& o, const ModelConfig& config, Params params, const Slices& slices,
-                int64_t recycles, bool f64) {
+                int64_t recycles, bool f64, Device device) {
   const Slices all_labels(read_npz(o.labels, f64), config, o.labels);
   check_input(recycles <= all_labels.most_recycles() && slices.num_ensemble() == 1, o.labels,
               ": labels for ", all_labels.most_recycles(),
               " recycles and one ensemble member are needed");
+  params = params.on(device);
   params.want_grads();
   const AlphaFold model(config, params, f64 ? Dtype::f64 : Dtype::f32);
   const LossConfig weights = alphafold_losses(o.config);
@@ -135,9 +136,10 @@ void train_pass(const Options& o, const ModelConfig& config, Params params, cons
   const Outputs outputs = model.forward([&](int64_t i) { return slices(i); }, recycles);
   Losses losses = objective(weights, config.heads, outputs, slices(recycles), all_labels(recycles));
   if (outputs.logits.aligned_error) {
-    Arrays logits{{"predicted_lddt/logits", outputs.logits.lddt.value()},
-                  {"predicted_aligned_error/logits", outputs.logits.aligned_error.value()},
-                  {"predicted_aligned_error/breaks", aligned_error_breaks(config.heads)}};
+    Arrays logits{
+        {"predicted_lddt/logits", outputs.logits.lddt.value().to(Device{})},
+        {"predicted_aligned_error/logits", outputs.logits.aligned_error.value().to(Device{})},
+        {"predicted_aligned_error/breaks", aligned_error_breaks(config.heads)}};
     add_confidence(config.heads, logits);
     for (const char* name : {"confidence/ptm", "confidence/max_predicted_aligned_error"})
       losses.terms[name] = logits.at(name);
@@ -145,7 +147,9 @@ void train_pass(const Options& o, const ModelConfig& config, Params params, cons
   if (!o.losses.empty()) write_npz(o.losses, losses.terms);
   if (!o.gradients.empty()) {
     tape.backward({losses.total});
-    write_npz(o.gradients, params.take_grads());
+    Arrays gradients = params.take_grads();
+    for (auto& [name, value] : gradients) value = value.to(Device{});
+    write_npz(o.gradients, gradients);
   }
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   log_notice(losses.terms.size(), " losses", o.gradients.empty() ? "" : " and all gradients",
@@ -155,7 +159,7 @@ void train_pass(const Options& o, const ModelConfig& config, Params params, cons
 int run(const Options& o) {
   if (o.labels.empty() != (o.losses.empty() && o.gradients.empty()))
     fail(Exit::kUsage, "--labels goes with --losses or --gradients");
-  o.compute.apply();
+  const Device device = o.compute.apply();
   const bool f64 = o.compute.precision == "f64";
   const ModelConfig config = alphafold_config(o.config);
   Slices slices(read_npz(o.batch, f64), config, o.batch);
@@ -166,9 +170,9 @@ int run(const Options& o) {
   if (!o.compare.empty()) reference = read_npz(o.compare);
 
   const Params params(config, read_npz(o.params, f64), o.params);
-  if (!o.labels.empty()) train_pass(o, config, params, slices, recycles, f64);
+  if (!o.labels.empty()) train_pass(o, config, params, slices, recycles, f64, device);
   if (!o.labels.empty() && o.outputs.empty() && o.compare.empty()) return int(Exit::kDone);
-  AlphaFold model(config, params, dtype_of_precision(o.compute.precision));
+  AlphaFold model(config, params.on(device), dtype_of_precision(o.compute.precision));
   RunOptions options;
   options.num_recycle = recycles;
   options.num_ensemble = slices.num_ensemble();

@@ -15,6 +15,7 @@
 #include <optional>
 
 #include "app/commands.h"
+#include "app/gpu.h"
 #include "app/inputs.h"
 #include "app/model_file.h"
 #include "app/report.h"
@@ -50,6 +51,7 @@ const std::pair<const char*, const char*> kSaved[] = {{"single", "representation
 
 struct Options {
   ComputeOptions compute;
+  Device device;
   InputOptions inputs;
   ConfigChanges changes;
   std::vector<std::string> params, save;
@@ -110,17 +112,19 @@ std::vector<Model> load_models(const std::vector<std::string>& files, const Opti
         o.tolerance.value_or(config.recycle_early_stop_tolerance);
     const int count = ++taken[config.name];
     const std::string name = count == 1 ? config.name : cat(config.name, "_", count);
-    Params params(config, std::move(file.arrays), path);
+    const Params params(config, std::move(file.arrays), path);
     models.push_back(
         {name, path, options,
-         AlphaFold(config, std::move(params), dtype_of_precision(o.compute.precision))});
+         AlphaFold(config, params.on(o.device), dtype_of_precision(o.compute.precision))});
   }
   return models;
 }
 
 /// Throws where the pair representation and what a triangle update needs beside it cannot fit.
 void check_memory(int64_t n_res, const ModelConfig& config, const Options& o) {
-  const int64_t available = available_memory();
+  const int64_t available = o.device.kind == Device::cpu
+                                ? available_memory()
+                                : find_gpus(o.device.index).gpus[0].free_bytes;
   const int64_t bytes = o.compute.precision == "bf16" ? 2 : 4;
   const double least = 3.0 * double(n_res) * double(n_res) * double(config.pair_channel * bytes);
   if (available >= 0 && least > double(available))
@@ -336,7 +340,7 @@ class Run {
     results.timings = {{"features", features},
                        {"total", seconds_since(start)},
                        {"peak_rss_bytes", peak_rss()},
-                       {"peak_tensor_bytes", memory_count().peak}};
+                       {"peak_tensor_bytes", memory_count(o_.device.kind).peak}};
     for (const Timing& t : timings) {
       results.timings["process_features_" + t.name] = t.process_features;
       results.timings["predict_" + t.name] = t.predict;
@@ -576,7 +580,7 @@ class Run {
 };
 
 int run(Options& o) {
-  o.compute.apply();
+  o.device = o.compute.apply();
   set_json_log(o.json_log);
   resolve_aliases(o);
   if (o.inputs.inputs.empty() && o.inputs.features.empty())

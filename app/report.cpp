@@ -22,8 +22,9 @@ std::vector<std::string> command_line() {
 }
 
 std::string memory_line() {
+  const int64_t gpu = memory_count(Device::cuda).peak;
   return cat("peak memory ", show_bytes(peak_rss()), " (tensors ", show_bytes(memory_count().peak),
-             ")");
+             gpu ? ", on the GPU " + show_bytes(gpu) : "", ")");
 }
 
 }  // namespace ff

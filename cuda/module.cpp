@@ -51,7 +51,7 @@ cudaError_t describe(int device, GpuInfo* gpu) {
   return cudaSuccess;
 }
 
-void report_gpus(GpuReport* report) {
+void report_gpus(GpuReport* report, int only) {
   std::memset(report, 0, sizeof *report);
   int count = 0;
   const cudaError_t found = cudaGetDeviceCount(&count);
@@ -65,8 +65,11 @@ void report_gpus(GpuReport* report) {
   if (found != cudaSuccess) {
     return explain(report, "the NVIDIA driver failed: %s", cudaGetErrorString(found));
   }
+  if (only >= count) return explain(report, "GPU %d was asked for, and there are %d", only, count);
   bool usable = false;
-  for (int i = 0; i < std::min(count, GpuReport::kMaxGpus); ++i) {
+  report->first = std::max(only, 0);
+  const int end = only < 0 ? std::min(count, GpuReport::kMaxGpus) : only + 1;
+  for (int i = report->first; i < end; ++i) {
     GpuInfo* gpu = &report->gpus[report->count++];
     if (const cudaError_t e = describe(i, gpu)) {
       explain(report, "GPU %d failed: %s", i, cudaGetErrorString(e));

@@ -18,14 +18,15 @@ struct GpuInfo {
 struct GpuReport {
   static constexpr int kMaxGpus = 64;
   char reason[512];  ///< one sentence on why no GPU can be used; empty if one can
-  int count;         ///< entries of `gpus`
+  int first, count;  ///< number of the first described GPU, entries of `gpus`
   GpuInfo gpus[kMaxGpus];
 };
 
 struct GpuModule {
   char version[32];  ///< the module's FASTFOLD_VERSION; first, so that any version can be read
-  /// Fills the report; never throws and never prints.
-  void (*report)(GpuReport* report);
+  /// Describes all GPUs, or GPU `only` alone where that is not negative (each costs a context on
+  /// it); never throws and never prints.
+  void (*report)(GpuReport* report, int only);
   /// Takes GPU `index` for this process: makes its stream, finds cuBLASLt, registers its memory and
   /// kernels. Throws Exit::kDevice with one sentence on what is missing.
   void (*use)(int index);

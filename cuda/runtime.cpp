@@ -1,8 +1,6 @@
 // The runtime: the process's GPU, its stream, its memory pool.
 #include "cuda/runtime.h"
 
-#include <algorithm>
-
 #include "cuda/module_parts.h"
 
 namespace ff::cuda {
@@ -82,8 +80,9 @@ void fail_cuda(cudaError_t status, const char* call, const std::string& what) {
 }
 
 Scratch::Scratch(int64_t bytes)
-    : memory_(Tensor::empty({ceil_div(std::max<int64_t>(bytes, 1), 4)}, Dtype::i32,
-                            {Device::cuda, g_state.info.index})) {}
+    : memory_(bytes > 0 ? Tensor::empty({ceil_div(bytes, 4)}, Dtype::i32,
+                                        {Device::cuda, g_state.info.index})
+                        : Tensor()) {}
 
 void start(int index) {
   g_state.info.index = index;

@@ -47,7 +47,7 @@ class Scratch {
   explicit Scratch(int64_t bytes);
   template <class T>
   T* data() const {
-    return static_cast<T*>(memory_.raw());
+    return memory_.defined() ? static_cast<T*>(memory_.raw()) : nullptr;
   }
 
  private:

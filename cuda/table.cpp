@@ -26,6 +26,7 @@ const Kernels kTable = {
     .add_dropped = add_dropped,
     .scale_rows = scale_rows,
     .outer_product_mean = outer_product_mean,
+    .outer_product_mean_backward = outer_product_mean_backward,
     .pair_embed = pair_embed,
     .pair_embed_backward = pair_embed_backward,
     .invariant_point_attention = invariant_point_attention,

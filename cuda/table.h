@@ -36,6 +36,7 @@ Function<decltype(Kernels::add_gated_backward)> add_gated_backward;
 Function<decltype(Kernels::add_dropped)> add_dropped;
 Function<decltype(Kernels::scale_rows)> scale_rows;
 Function<decltype(Kernels::outer_product_mean)> outer_product_mean;
+Function<decltype(Kernels::outer_product_mean_backward)> outer_product_mean_backward;
 Function<decltype(Kernels::pair_embed)> pair_embed;
 Function<decltype(Kernels::pair_embed_backward)> pair_embed_backward;
 Function<decltype(Kernels::invariant_point_attention)> invariant_point_attention;

@@ -16,10 +16,11 @@ class Deaf {
   Tape* tape_;
 };
 
-/// to += from, of any strides. Only seeds come this way.
+/// to += from, of any strides and devices, on the CPU. Only seeds come this way, and seldom: those
+/// of an output that has a gradient already.
 void accumulate(const Tensor& from, const Tensor& to) {
-  const Tensor sum = to.to(Dtype::f64).contiguous().clone(),
-               more = from.to(Dtype::f64).contiguous();
+  const Tensor sum = to.to(Device{}).to(Dtype::f64).contiguous().clone(),
+               more = from.to(Device{}).to(Dtype::f64).contiguous();
   for (int64_t i = 0; i < sum.numel(); ++i) sum.data<double>()[i] += more.data<double>()[i];
   to.copy_from(sum);
 }
@@ -57,7 +58,9 @@ void Tape::backward(const Vars& outputs, const std::vector<Tensor>& seeds) {
     if (!seed.defined()) continue;
     check(seed.numel() == output.value().numel() && seed.dtype() == output.value().dtype(), "seed ",
           seed.shape(), " for output ", output.shape());
-    accumulate(seed.view(output.shape()), output.grad_into());
+    const bool first = output.slot()->untouched();
+    const Tensor to = output.grad_into();
+    first ? to.copy_from(seed.view(output.shape())) : accumulate(seed.view(output.shape()), to);
   }
   const Deaf deaf;
   while (!nodes_.empty()) {

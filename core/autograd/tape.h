@@ -24,6 +24,8 @@ struct GradSlot {
   std::shared_ptr<GradSlot> base;             ///< of a view
   std::function<Tensor(const Tensor&)> view;  ///< of the base's gradient
 
+  /// Whether nothing was added yet.
+  bool untouched() const { return base ? base->untouched() : !grad.defined(); }
   /// The gradient to add into, zeros at first.
   Tensor into() {
     if (base) return view(base->into());

@@ -42,9 +42,13 @@ struct Pass {
   const ModelConfig& config;
   Scope scope;  // .../evoformer
   Dtype dtype;
+  Device device;
   Trace trace;
   std::function<void(const std::string&)> step;  // progress: before each unit of work
   DropoutStream dropout = {};
+
+  /// A feature where the network is; what is computed of features on the host goes the same way.
+  Tensor there(const Tensor& x) const { return x.to(device); }
 
   /// The masks' name in block `b` of a stack.
   DropoutStream dropout_at(DropoutStack stack, int64_t b) const {
@@ -55,8 +59,9 @@ struct Pass {
   }
 };
 
-Var dense(const Scope& scope, const Tensor& x, Dtype dtype) {
-  return linear(scope, Var(x.to(dtype)));
+/// A linear layer of a feature.
+Var dense(const Scope& scope, const Tensor& x, const Pass& p) {
+  return linear(scope, Var(p.there(x).to(p.dtype)));
 }
 
 Tensor outer(const Tensor& mask) {
@@ -69,9 +74,8 @@ Tensor outer(const Tensor& mask) {
 }
 
 Var embed_msa(const Pass& p, const Arrays& f, const Recycled& prev) {
-  Var m = dense(p.scope / "preprocess_msa", feature(f, "msa_feat"), p.dtype);
-  m = add(m,
-          repeat(dense(p.scope / "preprocess_1d", feature(f, "target_feat"), p.dtype), m.size(0)));
+  Var m = dense(p.scope / "preprocess_msa", feature(f, "msa_feat"), p);
+  m = add(m, repeat(dense(p.scope / "preprocess_1d", feature(f, "target_feat"), p), m.size(0)));
   if (!p.config.recycle_features) return m;
   const Scope norm = p.scope / "prev_msa_first_row_norm";
   // The norm of the zeros that stand in for the first recycle is its offset.
@@ -95,23 +99,23 @@ Var embed_pair(const Pass& p, const Arrays& f, const Recycled& prev) {
   const Tensor& target = feature(f, "target_feat");
   const Scope relpos = p.scope / "pair_activiations", dgram = p.scope / "prev_pos_linear";
   const int64_t c_z = p.config.pair_channel;
-  Var table =
-      p.config.max_relative_feature ? relpos["weights"] : Var(Tensor::zeros({1, c_z}).to(p.dtype));
+  Var table = p.config.max_relative_feature ? relpos["weights"]
+                                            : Var(Tensor::zeros({1, c_z}, p.dtype, p.device));
   const int64_t rows = table.size(0);
   if (NoGrad::active()) table = Var(table.value().clone());  // add() works in place then
   if (p.config.max_relative_feature)
     table = add(table, repeat(cast(relpos["bias"], p.dtype), rows));
-  Var bins(Tensor::zeros({1, c_z}).to(p.dtype));
+  Var bins(Tensor::zeros({1, c_z}, p.dtype, p.device));
   Tensor beta, breaks = Tensor::zeros({1});
   if (p.config.recycle_pos) {
     table = add(table, repeat(cast(dgram["bias"], p.dtype), rows));
     bins = dgram["weights"];
     breaks = squared_breaks(p.config.prev_pos);
-    if (prev.positions.defined()) beta = pseudo_beta(feature(f, "aatype"), prev.positions);
+    if (prev.positions.defined()) beta = p.there(pseudo_beta(feature(f, "aatype"), prev.positions));
   }
-  Var z = pair_embed(dense(p.scope / "left_single", target, p.dtype),
-                     dense(p.scope / "right_single", target, p.dtype), feature(f, "residue_index"),
-                     table, beta, bins, breaks);
+  Var z = pair_embed(dense(p.scope / "left_single", target, p),
+                     dense(p.scope / "right_single", target, p),
+                     p.there(feature(f, "residue_index")), table, beta, bins, p.there(breaks));
   if (!p.config.recycle_features) return z;
   const Scope norm = p.scope / "prev_pair_norm";
   const Var offset = prev.pair ? Var() : repeat(cast(norm["offset"], p.dtype), z.size(1));
@@ -143,7 +147,7 @@ Var embed_templates(const Pass& p, const Arrays& f, const Var& z, const Tensor& 
         [=, &config, pass = p](const Vars&) {
           const Tensor pair_features = template_pair_features(f, t, config);
           trace("embedding2d_input_features", pair_features);
-          Var x = dense(one / "embedding2d", pair_features, pass.dtype);
+          Var x = dense(one / "embedding2d", pair_features, pass);
           trace("embedding2d_output", x);
           for (int64_t b = 0; b < config.num_block; ++b)
             x = template_pair_block(
@@ -158,11 +162,11 @@ Var embed_templates(const Pass& p, const Arrays& f, const Var& z, const Tensor& 
       parts.push_back(x);
       continue;
     }
-    if (!all.defined()) all = Tensor::empty({n, n, n_templ, c_t}, p.dtype);
+    if (!all.defined()) all = Tensor::empty({n, n, n_templ, c_t}, p.dtype, p.device);
     all.select(2, t).copy_from(x.value());
   }
   const Var every = parts.empty() ? Var(all) : stack(parts, 2);
-  const Tensor mask = template_mask.unsqueeze(0);
+  const Tensor mask = p.there(template_mask).unsqueeze(0);
   return by_rows(z, [&](const Var& rows, int64_t start) {
     const int64_t pairs = rows.size(0) * n;
     const Var query = view(rows, {pairs, 1, z.size(2)});
@@ -191,10 +195,10 @@ Var embed_extra_msa(const Pass& p, const Arrays& f) {
       row[23] = has.data<float>()[at];
       row[24] = value.data<float>()[at];
     }
-    return dense(scope, x, p.dtype);
+    return dense(scope, x, p);
   };
   if (!NoGrad::active()) return rows_of(0, n_seq);
-  const Tensor e = Tensor::empty({n_seq, n, c}, p.dtype);
+  const Tensor e = Tensor::empty({n_seq, n, c}, p.dtype, p.device);
   const int64_t step = std::max<int64_t>(1, 4096 / n);
   for (int64_t first = 0; first < n_seq; first += step) {
     const int64_t rows = std::min(step, n_seq - first);
@@ -222,16 +226,16 @@ void append_template_rows(const Pass& p, const Arrays& f, Var& m, Tensor& mask) 
   const TemplateTorsions torsions = template_torsion_features(f);
   p.trace("embed/template_torsion_features", torsions.features);
   const Var hidden = linear(p.scope / "template_single_embedding",
-                            Var(torsions.features.to(p.dtype)), Activation::kRelu);
+                            Var(p.there(torsions.features).to(p.dtype)), Activation::kRelu);
   const Var rows = linear(p.scope / "template_projection", hidden);
   p.trace("embed/template_projection", rows);
   m = concat_rows(m, rows);
-  mask = concat_rows(Var(mask), Var(torsions.mask.to(mask.dtype()))).value();
+  mask = concat_rows(Var(mask), Var(p.there(torsions.mask.to(mask.dtype())))).value();
 }
 
 Trunk run_trunk(const Pass& p, const Arrays& f, const Recycled& prev) {
   const ModelConfig& config = p.config;
-  const Tensor pair_mask = outer(feature(f, "seq_mask"));
+  const Tensor pair_mask = p.there(outer(feature(f, "seq_mask")));
   Var m = embed_msa(p, f, prev), z = embed_pair(p, f, prev);
   p.trace("embed/pair_before_templates", z);
   if (config.templates.enabled) z = embed_templates(p, f, z, pair_mask);
@@ -239,7 +243,7 @@ Trunk run_trunk(const Pass& p, const Arrays& f, const Recycled& prev) {
   Representations extra{embed_extra_msa(p, f), z};
   z = Var();
   p.trace("embed/extra_msa_activations", extra.m);
-  const Tensor extra_mask = feature(f, "extra_msa_mask").to(Dtype::f32);
+  const Tensor extra_mask = p.there(feature(f, "extra_msa_mask").to(Dtype::f32));
   for (int64_t b = 0; b < config.extra_msa_stack_num_block; ++b) {
     p.step(cat("extra MSA block ", b + 1));
     const Trace trace = p.trace / cat("extra_block", b);
@@ -249,7 +253,7 @@ Trunk run_trunk(const Pass& p, const Arrays& f, const Recycled& prev) {
                   pair_mask, trace, p.dropout_at(kExtraMsa, b));
   }
 
-  Tensor mask = feature(f, "msa_mask").to(Dtype::f32);
+  Tensor mask = p.there(feature(f, "msa_mask").to(Dtype::f32));
   const int64_t n_seq = m.size(0);
   if (config.templates.enabled && config.templates.embed_torsion_angles)
     append_template_rows(p, f, m, mask);
@@ -295,7 +299,7 @@ double distance_change(const Tensor& a, const Tensor& b, const Tensor& seq_mask)
 void scale(const Var& x, double factor) {
   const Tensor all = Tensor::empty(Dims(std::span(x.shape().begin(), size_t(x.rank() - 1))));
   for (int64_t i = 0; i < all.numel(); ++i) all.data<float>()[i] = float(factor);
-  scale_rows(x, all);
+  scale_rows(x, all.to(x.value().device()));
 }
 
 }  // namespace
@@ -323,7 +327,7 @@ Arrays AlphaFold::run(const FeatureSource& features, const RunOptions& options) 
       options.progress(cat("recycle ", cycle, ", ", what), double(steps) / total_steps);
       if (!what.starts_with("template")) ++steps;
     };
-    const Pass pass{config_, root / "evoformer", dtype_, trace, step};
+    const Pass pass{config_, root / "evoformer", dtype_, params_.device(), trace, step};
 
     const Arrays f = features(cycle * options.num_ensemble);
     Trunk trunk = run_trunk(pass, f, prev);
@@ -342,7 +346,7 @@ Arrays AlphaFold::run(const FeatureSource& features, const RunOptions& options) 
     const Var pair = cast(trunk.pair, head_type);
     Arrays out =
         structure_module(root / "structure_module", config_.structure, single, pair, f, trace);
-    const Tensor positions = out.at("structure_module/final_atom_positions");
+    const Tensor positions = out.at("structure_module/final_atom_positions").to(Device{});
     const bool settled = options.recycle_early_stop_tolerance >= 0 && cycle > 0 &&
                          distance_change(prev.positions, positions, feature(f, "seq_mask")) <
                              options.recycle_early_stop_tolerance;
@@ -358,6 +362,7 @@ Arrays AlphaFold::run(const FeatureSource& features, const RunOptions& options) 
     run_heads(root, config_.heads, out);
     const int32_t recycles = int32_t(cycle);
     out["num_recycles"] = Tensor::of<int32_t>({}, &recycles);
+    for (auto& [name, value] : out) value = value.to(Device{});
     return out;
   }
 }
@@ -367,7 +372,8 @@ Outputs AlphaFold::forward(const FeatureSource& features, int64_t num_recycle,
   check(num_recycle >= 0 && dtype_ != Dtype::bf16, "forward with ", num_recycle, " recycles, ",
         name_of(dtype_));
   const Scope root(params_, kRoot);
-  Pass pass{config_, root / "evoformer", dtype_, Trace(), [](const std::string&) {}, dropout};
+  Pass pass{config_, root / "evoformer",        dtype_, params_.device(),
+            Trace(), [](const std::string&) {}, dropout};
   Recycled prev;
   for (int64_t cycle = 0; cycle < num_recycle; ++cycle) {
     const NoGrad no_grad;
@@ -377,7 +383,7 @@ Outputs AlphaFold::forward(const FeatureSource& features, int64_t num_recycle,
     const Arrays out = structure_module(root / "structure_module", config_.structure, trunk.single,
                                         trunk.pair, f, Trace(), pass.dropout_at(kStructure, 0));
     prev = {trunk.first_row, trunk.pair,
-            out.at("structure_module/final_atom_positions").to(Dtype::f32)};
+            out.at("structure_module/final_atom_positions").to(Device{}).to(Dtype::f32)};
   }
   pass.dropout.recycle = uint64_t(num_recycle);
   const Arrays f = features(num_recycle);

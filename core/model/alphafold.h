@@ -38,11 +38,12 @@ struct Outputs {
 class AlphaFold {
  public:
   /// `activations`: f32, bf16 (trunk activations; statistics, structure module and heads in f32) or
-  /// f64 (tests).
+  /// f64 (tests). Computes where the parameters are; features are on the CPU.
   AlphaFold(ModelConfig config, Params params, Dtype activations = Dtype::f32);
 
-  /// Every output under the fixtures' names: "representations/pair", "structure_module/traj",
-  /// "predicted_lddt/logits", ... plus "num_recycles" (i32, how many were run).
+  /// Every output, on the CPU, under the fixtures' names: "representations/pair",
+  /// "structure_module/traj", "predicted_lddt/logits", ... plus "num_recycles" (i32, how many were
+  /// run).
   Arrays run(const FeatureSource& features, const RunOptions& options) const;
 
   /// The pass of training: `num_recycle` passes without gradients, then one that the current tape

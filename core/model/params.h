@@ -45,6 +45,10 @@ class Params {
   /// The same parameters for activations of another precision: all in f64, or the trunk's matrices
   /// in bf16 and everything else in f32.
   Params in_precision(Dtype activations) const;
+  /// The same parameters on another device; before their gradients are asked for.
+  Params on(Device device) const;
+  /// Where they are.
+  Device device() const { return vars_.begin()->second.value().device(); }
   const std::map<std::string, Var>& all() const { return vars_; }
 
  private:

@@ -44,6 +44,9 @@ void add_dropped(const Tensor& x, const Tensor& factors, const Tensor& y);
 void scale_rows(const Tensor& mask, const Tensor& y);
 void outer_product_mean(const Tensor& left, const Tensor& right, const Tensor& w, const Tensor& b,
                         const Tensor& norm, const Tensor& z);
+void outer_product_mean_backward(const Tensor& left, const Tensor& right, const Tensor& w,
+                                 const Tensor& norm, const Tensor& dz, const Tensor& dleft,
+                                 const Tensor& dright, const Tensor& dw, const Tensor& db);
 void pair_embed(const Tensor& left, const Tensor& right, const Tensor& residue_index,
                 const Tensor& relpos, const Tensor& beta, const Tensor& dgram, const Tensor& breaks,
                 int64_t first_row, const Tensor& z);
