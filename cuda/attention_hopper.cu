@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kThreads, 1) forward_kernel(Operands a) {
   const uint32_t base = shared_address(shared), stages = base + L::kQueryBytes;
 
   constexpr int kChunks = kC / 8, kCopies = kKeys * kChunks;
-  const auto copy_rows = [&](uint32_t to, const View<const __nv_bfloat16>& view, int64_t b,
+  const auto copy_rows = [&](uint32_t to, const HeadView<const __nv_bfloat16>& view, int64_t b,
                              int first, int n, int c, int i) {
     const int row = i / kChunks, chunk = i % kChunks;
     const bool there = first + row < n && chunk * 8 < c;

@@ -1,5 +1,5 @@
-// Global attention (extra-MSA columns) and the masked mean of its query, forward and backward. Both
-// are bound by memory: passes over columns in whole lines, sums in a fixed order.
+// Global attention (extra-MSA columns), forward and backward. Bound by memory: passes over columns
+// in whole lines, sums in a fixed order.
 #include <algorithm>
 
 #include "cuda/attention.cuh"
@@ -14,7 +14,7 @@ constexpr int kThreads = 256, kRowsOfChunk = 512;
 /// Operands; keys, values and gates are [batch, n, 1, channels].
 template <class T>
 struct Global {
-  View<const T> q, k, v, gate;
+  HeadView<const T> q, k, v, gate;
   const float* mask;
   int64_t mask_batch, mask_key;
   int64_t batch, n;
@@ -32,10 +32,10 @@ template <class T>
 Global<T> global_of(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
                     const Tensor& mask, const Scratch& average, const Scratch& lse) {
   const float scale = 1 / std::sqrt(float(q.size(2)));
-  return {View<const T>(q.unsqueeze(1)),
-          View<const T>(k.unsqueeze(2)),
-          View<const T>(v.unsqueeze(2)),
-          View<const T>(gate.unsqueeze(2)),
+  return {HeadView<const T>(q.unsqueeze(1)),
+          HeadView<const T>(k.unsqueeze(2)),
+          HeadView<const T>(v.unsqueeze(2)),
+          HeadView<const T>(gate.unsqueeze(2)),
           mask.data<float>(),
           mask.stride(0),
           mask.stride(1),
@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(kThreads) average_kernel(Global<T> a) {
 
 /// o[b, s, :] = sigmoid(gate[b, s, :]) average[b, :]
 template <class T, bool kWide>
-__global__ void __launch_bounds__(kThreads) gate_kernel(Global<T> a, View<T> o) {
+__global__ void __launch_bounds__(kThreads) gate_kernel(Global<T> a, HeadView<T> o) {
   const int channels = a.n_head * a.c_v, groups = (channels + 7) / 8;
   const int64_t at = int64_t(blockIdx.x) * kThreads + threadIdx.x, row = at / groups, b = row / a.n,
                 s = row % a.n;
@@ -134,7 +134,8 @@ __device__ __forceinline__ void block_sums(float (*sums)[8], const float (&x)[8]
 /// dgate += dy average sigmoid'(gate).
 template <class T, bool kWide>
 __global__ void __launch_bounds__(kThreads)
-    gate_backward_kernel(Global<T> a, View<const T> dy, View<T> d_gate, float* parts, int chunks) {
+    gate_backward_kernel(Global<T> a, HeadView<const T> dy, HeadView<T> d_gate, float* parts,
+                         int chunks) {
   __shared__ float sums[kThreads][8];
   const int channels = a.n_head * a.c_v, groups = (channels + 7) / 8, rows = kThreads / groups;
   const int64_t b = blockIdx.x / chunks, chunk = blockIdx.x % chunks;
@@ -188,7 +189,8 @@ __global__ void __launch_bounds__(kThreads)
 /// dk and dv of a row, summed over the heads.
 template <class T, int kC>
 __global__ void __launch_bounds__(kThreads)
-    key_kernel(Global<T> a, const float* d_average, const float* delta, View<T> dk, View<T> dv) {
+    key_kernel(Global<T> a, const float* d_average, const float* delta, HeadView<T> dk,
+               HeadView<T> dv) {
   extern __shared__ float shared[];  // q [n_head, kC], d_average [n_head, kC], lse, delta
   float *q = shared, *d_out = q + a.n_head * kC, *lse = d_out + a.n_head * kC,
         *mean = lse + a.n_head;
@@ -238,7 +240,7 @@ __global__ void __launch_bounds__(kThreads)
 /// A warp a head: dq.
 template <class T, int kC>
 __global__ void __launch_bounds__(kThreads)
-    query_kernel(Global<T> a, const float* d_average, const float* delta, View<T> dq) {
+    query_kernel(Global<T> a, const float* d_average, const float* delta, HeadView<T> dq) {
   const int64_t head = (int64_t(blockIdx.x) * kThreads + threadIdx.x) / 32, b = head / a.n_head;
   const int h = int(head % a.n_head), lane = threadIdx.x % 32;
   if (b >= a.batch) return;
@@ -288,73 +290,6 @@ void averages(const Global<T>& a) {
   });
 }
 
-/// y[b] = sum_s mask x / (sum_s mask + 1e-10); a block a batch element.
-template <class T, bool kWide>
-__global__ void __launch_bounds__(kThreads)
-    mean_kernel(View<const T> x, const float* mask, int64_t mask_batch, int64_t mask_row, int64_t n,
-                int c, T* y, int64_t y_batch) {
-  __shared__ float sums[kThreads][8];
-  const int64_t b = blockIdx.x;
-  const int groups = (c + 7) / 8, rows = kThreads / groups;
-  const int group = threadIdx.x % groups, row = threadIdx.x / groups, first = group * 8,
-            left = c - first;
-  float sum[8] = {}, count[8] = {};
-  if (row < rows)
-    for (int64_t s = row; s < n; s += rows) {
-      const float m = mask[b * mask_batch + s * mask_row];
-      float from[8];
-      load8<kWide>(from, x.at(b, s, 0) + first, left);
-      count[0] += m;
-#pragma unroll
-      for (int l = 0; l < 8; ++l) sum[l] = fmaf(m, from[l], sum[l]);
-    }
-  block_sums(sums, count, groups, rows);
-  const float total = sums[group][0] + 1e-10f;
-  __syncthreads();
-  block_sums(sums, sum, groups, rows);
-  if (row == 0)
-    for (int l = 0; l < 8 && l < left; ++l)
-      y[b * y_batch + first + l] = from_float<T>(sums[group][l] / total);
-}
-
-template <class T, bool kWide>
-__global__ void __launch_bounds__(kThreads)
-    mean_backward_kernel(const T* dy, int64_t dy_batch, const float* mask, int64_t mask_batch,
-                         int64_t mask_row, int64_t n, int c, View<T> dx, int chunks) {
-  __shared__ float sums[kThreads];
-  const int64_t b = blockIdx.x / chunks, chunk = blockIdx.x % chunks;
-  float count = 0;
-  for (int64_t s = threadIdx.x; s < n; s += kThreads) count += mask[b * mask_batch + s * mask_row];
-  sums[threadIdx.x] = count;
-  __syncthreads();
-  for (int half = kThreads / 2; half; half /= 2) {
-    if (int(threadIdx.x) < half) sums[threadIdx.x] += sums[threadIdx.x + half];
-    __syncthreads();
-  }
-  const float total = sums[0] + 1e-10f;
-  const int groups = (c + 7) / 8, rows = kThreads / groups;
-  const int first = threadIdx.x % groups * 8, row = threadIdx.x / groups, left = c - first;
-  if (row >= rows) return;
-  float d[8];
-  load8<kWide>(d, dy + b * dy_batch + first, left);
-  const int64_t end = min(n, (chunk + 1) * kRowsOfChunk);
-  for (int64_t s = chunk * kRowsOfChunk + row; s < end; s += rows) {
-    const float m = mask[b * mask_batch + s * mask_row] / total;
-    T* at = dx.at(b, s, 0) + first;
-    float to[8];
-    load8<kWide>(to, at, left);
-#pragma unroll
-    for (int l = 0; l < 8; ++l) to[l] = fmaf(m, d[l], to[l]);
-    store8<kWide>(at, to, left);
-  }
-}
-
-/// A block's threads are dealt out to groups of eight channels.
-void check_channels(const char* name, int64_t c) {
-  check(c <= 8 * kThreads, name, " of ", c, " channels; the GPU's kernel takes at most ",
-        8 * kThreads);
-}
-
 /// Calls f with whether all of `tensors` can be read eight channels at once.
 template <class F>
 void by_width(std::initializer_list<const Tensor*> tensors, F f) {
@@ -373,7 +308,7 @@ void global_attention(const Tensor& q, const Tensor& k, const Tensor& v, const T
     const Scratch average(heads * v.size(2) * 4), lse(heads * 4);
     const Global<T> a = global_of<T>(q, k, v, gate, mask, average, lse);
     averages(a);
-    const View<T> to(o.unsqueeze(2));
+    const HeadView<T> to(o.unsqueeze(2));
     by_width({&gate, &o}, [&](auto w) {
       launch<gate_kernel<T, w.value>>(
           "global attention",
@@ -389,16 +324,18 @@ void global_attention_backward(const Tensor& q, const Tensor& k, const Tensor& v
                                const Tensor& dgate) {
   if (dy.numel() == 0) return;
   const int64_t channels = q.size(1) * v.size(2), heads = q.size(0) * q.size(1);
-  check_channels("global attention's backward", channels);
+  // A block's threads are dealt out to groups of eight channels.
+  check(channels <= 8 * kThreads, "global attention's backward with ", channels,
+        " channels of all heads; the GPU's kernel takes at most ", 8 * kThreads);
   by_type(q, [&](auto t) {
     using T = decltype(t);
     const int chunks = int(ceil_div(k.size(1), kRowsOfChunk));
     const Scratch average(heads * v.size(2) * 4), lse(heads * 4), delta(heads * 4),
         d_average(heads * v.size(2) * 4), parts(q.size(0) * chunks * channels * 4);
     const Global<T> a = global_of<T>(q, k, v, gate, mask, average, lse);
-    const View<const T> dy_view(dy.unsqueeze(2));
+    const HeadView<const T> dy_view(dy.unsqueeze(2));
     const auto rows = [](const Tensor& t, int axis) {
-      return t.defined() ? View<T>(t.unsqueeze(axis)) : View<T>();
+      return t.defined() ? HeadView<T>(t.unsqueeze(axis)) : HeadView<T>();
     };
     averages(a);
     by_width({&gate, &dy, &dgate}, [&](auto w) {
@@ -422,38 +359,6 @@ void global_attention_backward(const Tensor& q, const Tensor& k, const Tensor& v
         launch<query_kernel<T, kC>>("global attention's backward of queries",
                                     ceil_div(heads * 32, kThreads), kThreads, 0, a, d_out, mean,
                                     rows(dq, 1));
-    });
-  });
-}
-
-void masked_mean(const Tensor& x, const Tensor& mask, const Tensor& y) {
-  if (y.numel() == 0) return;
-  check_channels("masked mean", x.size(2));
-  by_type(x, [&](auto t) {
-    using T = decltype(t);
-    const View<const T> from(x.unsqueeze(2));
-    by_width({&x}, [&](auto w) {
-      launch<mean_kernel<T, w.value>>("masked mean", x.size(0), kThreads, 0, from,
-                                      static_cast<const float*>(mask.data<float>()), mask.stride(0),
-                                      mask.stride(1), x.size(1), int(x.size(2)), data<T>(y),
-                                      y.stride(0));
-    });
-  });
-}
-
-void masked_mean_backward(const Tensor& mask, const Tensor& dy, const Tensor& dx) {
-  if (dx.numel() == 0) return;
-  check_channels("masked mean's backward", dx.size(2));
-  by_type(dx, [&](auto t) {
-    using T = decltype(t);
-    const int chunks = int(ceil_div(dx.size(1), kRowsOfChunk));
-    const View<T> to(dx.unsqueeze(2));
-    by_width({&dx, &dy}, [&](auto w) {
-      launch<mean_backward_kernel<T, w.value>>(
-          "masked mean's backward", dx.size(0) * chunks, kThreads, 0,
-          static_cast<const T*>(data<T>(dy)), dy.stride(0),
-          static_cast<const float*>(mask.data<float>()), mask.stride(0), mask.stride(1), dx.size(1),
-          int(dx.size(2)), to, chunks);
     });
   });
 }
