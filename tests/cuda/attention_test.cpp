@@ -57,9 +57,10 @@ struct Pair {
   }
 };
 
-/// Weights and their gradients are rounded to bf16 before they are multiplied, and so is what is
-/// added to; f32 differs in the order of sums.
-double limit(Dtype dtype) { return dtype == Dtype::bf16 ? 5e-3 : 5e-6; }
+/// Weights, their gradients and d_out are rounded to bf16 before they are multiplied, so is what is
+/// added to, and delta comes from the rounded output (most with few keys: 7e-3 with three); f32
+/// differs in the order of sums.
+double limit(Dtype dtype) { return dtype == Dtype::bf16 ? 8e-3 : 5e-6; }
 
 /// A mask whose first row is masked whole.
 Tensor mask_of(int64_t batch, int64_t n, uint64_t stream) {
