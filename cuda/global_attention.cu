@@ -1,5 +1,5 @@
-// Global attention (extra-MSA columns), forward and backward. Bound by memory: passes over columns
-// in whole lines, sums in a fixed order.
+// Global attention (extra-MSA columns) and the masked mean of its query, forward and backward. Both
+// are bound by memory: passes over columns in whole lines, sums in a fixed order.
 #include <algorithm>
 
 #include "cuda/attention.cuh"
@@ -290,6 +290,73 @@ void averages(const Global<T>& a) {
   });
 }
 
+/// y[b] = sum_s mask x / (sum_s mask + 1e-10); a block a batch element.
+template <class T, bool kWide>
+__global__ void __launch_bounds__(kThreads)
+    mean_kernel(HeadView<const T> x, const float* mask, int64_t mask_batch, int64_t mask_row,
+                int64_t n, int c, T* y, int64_t y_batch) {
+  __shared__ float sums[kThreads][8];
+  const int64_t b = blockIdx.x;
+  const int groups = (c + 7) / 8, rows = kThreads / groups;
+  const int group = threadIdx.x % groups, row = threadIdx.x / groups, first = group * 8,
+            left = c - first;
+  float sum[8] = {}, count[8] = {};
+  if (row < rows)
+    for (int64_t s = row; s < n; s += rows) {
+      const float m = mask[b * mask_batch + s * mask_row];
+      float from[8];
+      load8<kWide>(from, x.at(b, s, 0) + first, left);
+      count[0] += m;
+#pragma unroll
+      for (int l = 0; l < 8; ++l) sum[l] = fmaf(m, from[l], sum[l]);
+    }
+  block_sums(sums, count, groups, rows);
+  const float total = sums[group][0] + 1e-10f;
+  __syncthreads();
+  block_sums(sums, sum, groups, rows);
+  if (row == 0)
+    for (int l = 0; l < 8 && l < left; ++l)
+      y[b * y_batch + first + l] = from_float<T>(sums[group][l] / total);
+}
+
+template <class T, bool kWide>
+__global__ void __launch_bounds__(kThreads)
+    mean_backward_kernel(const T* dy, int64_t dy_batch, const float* mask, int64_t mask_batch,
+                         int64_t mask_row, int64_t n, int c, HeadView<T> dx, int chunks) {
+  __shared__ float sums[kThreads];
+  const int64_t b = blockIdx.x / chunks, chunk = blockIdx.x % chunks;
+  float count = 0;
+  for (int64_t s = threadIdx.x; s < n; s += kThreads) count += mask[b * mask_batch + s * mask_row];
+  sums[threadIdx.x] = count;
+  __syncthreads();
+  for (int half = kThreads / 2; half; half /= 2) {
+    if (int(threadIdx.x) < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+    __syncthreads();
+  }
+  const float total = sums[0] + 1e-10f;
+  const int groups = (c + 7) / 8, rows = kThreads / groups;
+  const int first = threadIdx.x % groups * 8, row = threadIdx.x / groups, left = c - first;
+  if (row >= rows) return;
+  float d[8];
+  load8<kWide>(d, dy + b * dy_batch + first, left);
+  const int64_t end = min(n, (chunk + 1) * kRowsOfChunk);
+  for (int64_t s = chunk * kRowsOfChunk + row; s < end; s += rows) {
+    const float m = mask[b * mask_batch + s * mask_row] / total;
+    T* at = dx.at(b, s, 0) + first;
+    float to[8];
+    load8<kWide>(to, at, left);
+#pragma unroll
+    for (int l = 0; l < 8; ++l) to[l] = fmaf(m, d[l], to[l]);
+    store8<kWide>(at, to, left);
+  }
+}
+
+/// A block's threads are dealt out to groups of eight channels.
+void check_channels(const char* name, int64_t c) {
+  check(c <= 8 * kThreads, name, " of ", c, " channels; the GPU's kernel takes at most ",
+        8 * kThreads);
+}
+
 /// Calls f with whether all of `tensors` can be read eight channels at once.
 template <class F>
 void by_width(std::initializer_list<const Tensor*> tensors, F f) {
@@ -324,9 +391,7 @@ void global_attention_backward(const Tensor& q, const Tensor& k, const Tensor& v
                                const Tensor& dgate) {
   if (dy.numel() == 0) return;
   const int64_t channels = q.size(1) * v.size(2), heads = q.size(0) * q.size(1);
-  // A block's threads are dealt out to groups of eight channels.
-  check(channels <= 8 * kThreads, "global attention's backward with ", channels,
-        " channels of all heads; the GPU's kernel takes at most ", 8 * kThreads);
+  check_channels("global attention's backward", channels);
   by_type(q, [&](auto t) {
     using T = decltype(t);
     const int chunks = int(ceil_div(k.size(1), kRowsOfChunk));
@@ -359,6 +424,38 @@ void global_attention_backward(const Tensor& q, const Tensor& k, const Tensor& v
         launch<query_kernel<T, kC>>("global attention's backward of queries",
                                     ceil_div(heads * 32, kThreads), kThreads, 0, a, d_out, mean,
                                     rows(dq, 1));
+    });
+  });
+}
+
+void masked_mean(const Tensor& x, const Tensor& mask, const Tensor& y) {
+  if (y.numel() == 0) return;
+  check_channels("masked mean", x.size(2));
+  by_type(x, [&](auto t) {
+    using T = decltype(t);
+    const HeadView<const T> from(x.unsqueeze(2));
+    by_width({&x}, [&](auto w) {
+      launch<mean_kernel<T, w.value>>("masked mean", x.size(0), kThreads, 0, from,
+                                      static_cast<const float*>(mask.data<float>()), mask.stride(0),
+                                      mask.stride(1), x.size(1), int(x.size(2)), data<T>(y),
+                                      y.stride(0));
+    });
+  });
+}
+
+void masked_mean_backward(const Tensor& mask, const Tensor& dy, const Tensor& dx) {
+  if (dx.numel() == 0) return;
+  check_channels("masked mean's backward", dx.size(2));
+  by_type(dx, [&](auto t) {
+    using T = decltype(t);
+    const int chunks = int(ceil_div(dx.size(1), kRowsOfChunk));
+    const HeadView<T> to(dx.unsqueeze(2));
+    by_width({&dx, &dy}, [&](auto w) {
+      launch<mean_backward_kernel<T, w.value>>(
+          "masked mean's backward", dx.size(0) * chunks, kThreads, 0,
+          static_cast<const T*>(data<T>(dy)), dy.stride(0),
+          static_cast<const float*>(mask.data<float>()), mask.stride(0), mask.stride(1), dx.size(1),
+          int(dx.size(2)), to, chunks);
     });
   });
 }
