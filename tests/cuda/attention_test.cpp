@@ -37,7 +37,7 @@ const Case kCases[] = {
     {2, 9, 17, 2, 6, 5, true, true, true, true},
     {70, 1, 4, 4, 16, 16, false, true, false, false},
     {65, 1, 8, 3, 5, 11, false, true, true, true},
-    {1, 1, 1, 1, 32, 32, true, false, true, false},
+    {1, 5, 3, 1, 32, 32, true, false, true, false},
     {130, 1, 4, 4, 16, 16, true, true, true, false},
 };
 
@@ -57,9 +57,10 @@ struct Pair {
   }
 };
 
-/// Weights and their gradients are rounded to bf16 before they are multiplied, and so is what is
-/// added to; f32 differs in the order of sums.
-double limit(Dtype dtype) { return dtype == Dtype::bf16 ? 6e-3 : 5e-6; }
+/// Weights, their gradients and d_out are rounded to bf16 before they are multiplied, so is what is
+/// added to, and delta comes from the rounded output (most with few keys: 7e-3 with three); f32
+/// differs in the order of sums.
+double limit(Dtype dtype) { return dtype == Dtype::bf16 ? 8e-3 : 5e-6; }
 
 /// A mask whose first row is masked whole.
 Tensor mask_of(int64_t batch, int64_t n, uint64_t stream) {
