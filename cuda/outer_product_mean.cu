@@ -120,8 +120,12 @@ void outer_product_mean_backward(const Tensor& left, const Tensor& right, const 
   const auto add_product = [](const Tensor& x, const Tensor& y, const Tensor& to) {
     linear(x, y, {}, Activation::kNone, true, to);
   };
-  const Tensor dw_t = dw.defined() ? r.zeros({1, r.d * r.c, r.c_z}) : Tensor(),
-               dright_t = dright.defined() ? r.zeros(r.right_t.shape()) : Tensor(),
+  // Sums over the ranges, in their gradients' precision.
+  const Tensor dw_t = dw.defined() ? Tensor::zeros({1, r.d * r.c, r.c_z}, dw.dtype(), dw.device())
+                                   : Tensor(),
+               dright_t = dright.defined()
+                              ? Tensor::zeros(r.right_t.shape(), dright.dtype(), dright.device())
+                              : Tensor(),
                by_pair = dleft.defined() ? r.room(r.products.shape()) : Tensor();
   for (int64_t i = 0; i < r.n_i; i += r.step) {
     const int64_t n = std::min(r.step, r.n_i - i);
