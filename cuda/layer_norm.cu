@@ -104,9 +104,12 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
+/// Of the backward's blocks on a multiprocessor, by what a lane holds of a row.
+constexpr int blocks_at_once(int width, int packs) { return width * packs <= 8 ? 3 : 1; }
+
 /// partial [blocks, 2, c]: the blocks' sums of dscale and doffset, or nullptr.
 template <class T, int V, int kLanes, int kPacks>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, blocks_at_once(V, kPacks))
     norm_backward_kernel(const __grid_constant__ View<T> x, const float* scale,
                          const __grid_constant__ View<T> dy, const __grid_constant__ View<T> dx,
                          float* partial) {
@@ -194,8 +197,7 @@ void by_shape(int64_t c, bool packed, F f) {
     if (packs <= 64) return f(Shape<V, 32, 2>());
     if (packs <= 128) return f(Shape<V, 32, 4>());
   }
-  if (c <= 32) return f(Shape<1, 32, 1>());
-  if (c <= 128) return f(Shape<1, 32, 4>());
+  if (c <= 64) return f(Shape<1, 32, 2>());
   if (c <= 256) return f(Shape<1, 32, 8>());
   check(c <= 1024, "layer norm on a GPU is for at most 1024 channels, not ", c);
   f(Shape<1, 32, 32>());
@@ -268,6 +270,117 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+/// Block (rows i and tiles of positions j in turn): the gradients of the above. dx [c, n, m] is
+/// added to where it is wanted; partial [blocks, 2, c]: the block's sums of dscale and doffset.
+template <class T, int VX, int VY>
+__global__ void __launch_bounds__(kThreads)
+    channels_first_backward_kernel(const T* x, int64_t stride_c, int64_t stride_n, int64_t n,
+                                   int64_t m, int c, const float* scale, const T* dy, int64_t up_n,
+                                   int64_t up_m, T* dx, int64_t to_c, int64_t to_n, int width,
+                                   int64_t tiles, float* partial) {
+  // x and dy [c, width], sums [4, kThreads], dscale and doffset [c].
+  extern __shared__ float tile[];
+  float *up = tile + c * width, *sums = up + c * width, *dscale = sums + 4 * kThreads,
+        *doffset = dscale + c;
+  for (int k = threadIdx.x; k < c; k += kThreads) dscale[k] = doffset[k] = 0;
+  const int j = threadIdx.x % width, part = threadIdx.x / width, parts = kThreads / width;
+  // The sum over a position's parts, in order; `slot` is free for the next sum.
+  const auto whole = [&](float mine, int slot) {
+    sums[slot * kThreads + threadIdx.x] = mine;
+    __syncthreads();
+    float sum = 0;
+    for (int p = 0; p < parts; ++p) sum += sums[slot * kThreads + p * width + j];
+    return sum;
+  };
+  for (int64_t at = blockIdx.x; at < n * tiles; at += gridDim.x) {
+    const int64_t i = at / tiles, j0 = at % tiles * width;
+    const int valid = int(min(int64_t(width), m - j0));
+    __syncthreads();
+    const int packs = width / VX, out_packs = c / VY;
+    for (int e = threadIdx.x; e < packs * ((c + 31) / 32 * 32); e += kThreads) {
+      const int row = e / packs, q = e % packs * VX;
+      const int k = row / 32 * 32 + row % 4 * 8 + row % 32 / 4;
+      if (k >= c) continue;
+      float v[VX] = {};
+      if (q < valid) load_floats<VX>(x + k * stride_c + i * stride_n + j0 + q, v);
+#pragma unroll
+      for (int b = 0; b < VX; ++b) tile[place(k, q + b, width)] = v[b];
+    }
+    for (int e = threadIdx.x; e < out_packs * width; e += kThreads) {
+      const int p = e / out_packs, k = e % out_packs * VY;
+      float v[VY] = {};
+      if (p < valid) load_floats<VY>(dy + i * up_n + (j0 + p) * up_m + k, v);
+#pragma unroll
+      for (int b = 0; b < VY; ++b) up[place(k + b, p, width)] = v[b];
+    }
+    __syncthreads();
+    float sum = 0;
+    for (int k = part; k < c; k += parts) sum += tile[place(k, j, width)];
+    const float mean = whole(sum, 0) / float(c);
+    sum = 0;
+    for (int k = part; k < c; k += parts) {
+      const float d = tile[place(k, j, width)] - mean;
+      sum += d * d;
+    }
+    const float rstd = rsqrtf(whole(sum, 1) / float(c) + kEpsilon);
+    float g_sum = 0, gx_sum = 0;
+    for (int k = part; k < c; k += parts) {
+      const int here = place(k, j, width);
+      const float h = (tile[here] - mean) * rstd, g = up[here] * scale[k];
+      tile[here] = h;
+      g_sum += g;
+      gx_sum += g * h;
+    }
+    const float g_mean = whole(g_sum, 2) / float(c), gx_mean = whole(gx_sum, 3) / float(c);
+    // A warp a channel: its sums over the positions, of which those beyond the last give zeros.
+    for (int k = threadIdx.x / 32; k < c; k += kThreads / 32) {
+      float by_scale = 0, by_offset = 0;
+      for (int q = threadIdx.x % 32; q < width; q += 32) {
+        const int here = place(k, q, width);
+        by_scale += up[here] * tile[here];
+        by_offset += up[here];
+      }
+      by_scale = warp_sum(by_scale);
+      by_offset = warp_sum(by_offset);
+      if (threadIdx.x % 32 == 0) {
+        dscale[k] += by_scale;
+        doffset[k] += by_offset;
+      }
+    }
+    if (!dx) continue;
+    __syncthreads();
+    for (int k = part; k < c; k += parts) {
+      const int here = place(k, j, width);
+      tile[here] = rstd * (up[here] * scale[k] - g_mean - tile[here] * gx_mean);
+    }
+    __syncthreads();
+    for (int e = threadIdx.x; e < packs * ((c + 31) / 32 * 32); e += kThreads) {
+      const int row = e / packs, q = e % packs * VX;
+      const int k = row / 32 * 32 + row % 4 * 8 + row % 32 / 4;
+      if (k >= c || q >= valid) continue;
+      T* to = dx + k * to_c + i * to_n + j0 + q;
+      float v[VX];
+      load_floats<VX>(to, v);
+#pragma unroll
+      for (int b = 0; b < VX; ++b) v[b] += tile[place(k, q + b, width)];
+      store_floats<VX>(to, v);
+    }
+  }
+  __syncthreads();
+  for (int k = threadIdx.x; k < 2 * c; k += kThreads)
+    partial[int64_t(blockIdx.x) * 2 * c + k] = dscale[k];
+}
+
+/// The widest tile of positions whose shared memory, `bytes` of it, a block can have.
+template <class F>
+int widest(int64_t c, F bytes) {
+  int width = 64;
+  while (width > 8 && bytes(width) > device_info().shared_bytes) width /= 2;
+  check(bytes(width) <= device_info().shared_bytes, "layer norm of ", c,
+        " channels first: too many for a GPU");
+  return width;
+}
+
 }  // namespace
 
 void layer_norm(const Tensor& x, const Tensor& scale, const Tensor& offset, const Tensor& y) {
@@ -300,7 +413,7 @@ void layer_norm_backward(const Tensor& x, const Tensor& scale, const Tensor& dy,
     by_shape<T>(c, packed, [&](auto shape) {
       using S = decltype(shape);
       // As many blocks whatever the GPU: the sums' order is always the same.
-      const int64_t blocks = std::min<int64_t>(ceil_div(from.rows.n, kThreads / S::kL), 528);
+      const int64_t blocks = std::min<int64_t>(ceil_div(from.rows.n, kThreads / S::kL), 396);
       const Scratch partial(sums ? blocks * 2 * c * 4 : 0);
       norm_backward_kernel<T, S::kV, S::kL, S::kP><<<unsigned(blocks), kThreads, 0, stream()>>>(
           from, scale.data<float>(), up, to, sums ? partial.data<float>() : nullptr);
@@ -315,10 +428,7 @@ void layer_norm_channels_first(const Tensor& x, const Tensor& scale, const Tenso
   if (!x.numel()) return;
   const int64_t c = x.size(0), n = x.size(1), m = x.size(2);
   const auto bytes = [&](int64_t width) { return (c * width + kThreads + 2 * width) * 4; };
-  int width = 64;
-  while (width > 8 && bytes(width) > device_info().shared_bytes) width /= 2;
-  check(bytes(width) <= device_info().shared_bytes, "layer norm of ", c,
-        " channels first: too many for a GPU");
+  const int width = widest(c, bytes);
   const int64_t tiles = ceil_div(m, width);
   const bool along = in_packs(x),
              across = in_packs(y) && in_packs(scale.view({-1})) && in_packs(offset.view({-1}));
@@ -337,6 +447,36 @@ void layer_norm_channels_first(const Tensor& x, const Tensor& scale, const Tenso
         offset.data<float>(), data<T>(y), y.stride(0), y.stride(1), width, tiles);
   });
   check_launch("layer_norm_channels_first", x.shape());
+}
+
+void layer_norm_channels_first_backward(const Tensor& x, const Tensor& scale, const Tensor& dy,
+                                        const Tensor& dx, const Tensor& dscale,
+                                        const Tensor& doffset) {
+  if (!x.numel()) return;
+  const int64_t c = x.size(0), n = x.size(1), m = x.size(2);
+  const auto bytes = [&](int64_t width) { return (2 * c * width + 4 * kThreads + 2 * c) * 4; };
+  const int width = std::min(32, widest(c, bytes));
+  // As many blocks whatever the GPU: the sums' order is always the same.
+  const int64_t tiles = ceil_div(m, width), blocks = std::min<int64_t>(n * tiles, 660);
+  const bool along = in_packs(x) && in_packs(dx), across = in_packs(dy);
+  const Scratch partial(blocks * 2 * c * 4);
+  by_type(x, [&](auto zero) {
+    using T = decltype(zero);
+    constexpr int V = 16 / int(sizeof(T));
+    const auto kernel = along && across ? channels_first_backward_kernel<T, V, V>
+                        : along         ? channels_first_backward_kernel<T, V, 1>
+                        : across        ? channels_first_backward_kernel<T, 1, V>
+                                        : channels_first_backward_kernel<T, 1, 1>;
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    int(bytes(width))),
+               "cudaFuncSetAttribute", bytes(width), " bytes of shared memory");
+    kernel<<<unsigned(blocks), kThreads, size_t(bytes(width)), stream()>>>(
+        data<T>(x), x.stride(0), x.stride(1), n, m, int(c), scale.data<float>(), data<T>(dy),
+        dy.stride(0), dy.stride(1), data_or_null<T>(dx), dx.defined() ? dx.stride(0) : 0,
+        dx.defined() ? dx.stride(1) : 0, width, tiles, partial.data<float>());
+  });
+  check_launch("layer_norm_channels_first_backward", x.shape());
+  add_partials(partial.data<float>(), blocks, 2 * c, c, dscale, doffset);
 }
 
 }  // namespace ff::cuda

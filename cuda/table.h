@@ -18,6 +18,7 @@ using Function = std::remove_pointer_t<Pointer>;
 Function<decltype(Kernels::layer_norm)> layer_norm;
 Function<decltype(Kernels::layer_norm_backward)> layer_norm_backward;
 Function<decltype(Kernels::layer_norm_channels_first)> layer_norm_channels_first;
+Function<decltype(Kernels::layer_norm_channels_first_backward)> layer_norm_channels_first_backward;
 Function<decltype(Kernels::linear)> linear;
 Function<decltype(Kernels::activation_backward)> activation_backward;
 Function<decltype(Kernels::add_column_sums)> add_column_sums;
@@ -58,6 +59,10 @@ Function<decltype(Kernels::frames_to_atom14_backward)> frames_to_atom14_backward
 Function<decltype(Kernels::atom14_to_atom37_backward)> atom14_to_atom37_backward;
 Function<decltype(Kernels::relu)> relu;
 Function<decltype(Kernels::symmetrize)> symmetrize;
+Function<decltype(Kernels::cross_entropy)> cross_entropy;
+Function<decltype(Kernels::global_norm)> global_norm;
+Function<decltype(Kernels::add_clipped)> add_clipped;
+Function<decltype(Kernels::adam_step)> adam_step;
 
 }  // namespace ff::cuda
 #pragma GCC visibility pop

@@ -46,6 +46,18 @@ __device__ __forceinline__ void store_floats(T* p, const float (&from)[V]) {
 
 __device__ __forceinline__ float sigmoid(float x) { return __frcp_rn(1 + __expf(-x)); }
 
+/// Sum over the block, in a fixed order, for thread 0.
+__device__ __forceinline__ double block_sum(double x) {
+  __shared__ double room[32];
+  x = warp_sum(x);
+  if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = x;
+  __syncthreads();
+  x = 0;
+  if (threadIdx.x == 0)
+    for (int w = 0; w < blockDim.x / 32; ++w) x += room[w];
+  return x;
+}
+
 /// Whether every row of t starts on 16 bytes and is a whole number of them long.
 inline bool in_packs(const Tensor& t) {
   if (!t.defined() || t.rank() == 0) return !t.defined();

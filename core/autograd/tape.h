@@ -11,6 +11,7 @@
 #include <memory>
 #include <vector>
 
+#include "core/autograd/finite.h"
 #include "core/tensor/tensor.h"
 
 namespace ff {
@@ -30,6 +31,7 @@ struct GradSlot {
   Tensor into() {
     if (base) return view(base->into());
     if (!grad.defined()) grad = Tensor::zeros(shape, dtype, device);
+    if (FiniteWatch* watch = FiniteWatch::active()) watch->adds_into(grad);
     return grad;
   }
 };
@@ -55,6 +57,8 @@ class Var {
   /// For backward functions: the gradient to add into, undefined where it is not wanted.
   Tensor grad_into() const { return slot_ ? slot_->into() : Tensor(); }
   const std::shared_ptr<GradSlot>& slot() const { return slot_; }
+  /// For backward functions: adds dy, which nobody else may read afterwards, where it is wanted.
+  void add_grad(const Tensor& dy) const;
   /// For backward functions that need no value: the slot alone, so that the value can be freed.
   Var gradient_only() const { return {Tensor(), slot_}; }
 
@@ -106,8 +110,24 @@ class Tape {
     return tape;
   }
 
-  /// Gives the outputs slots of their own and appends the node.
-  void record(Vars& outputs, Backward backward);
+  /// Gives the outputs slots of their own and appends the node; `name` says what it is of.
+  void record(Vars& outputs, Backward backward, const char* name = "operation");
+  /// The same for a node that talks to other ranks: its backward runs whether a gradient came or
+  /// not, since theirs wait for it.
+  void record_collective(Vars& outputs, Backward backward);
+
+  /// Where a tape records: f runs in the backward once all that is recorded later has run.
+  static void on_backward(std::function<void()> f) {
+    Vars none;
+    if (!NoGrad::active() && current())
+      current()->record_collective(none, [f = std::move(f)](const std::vector<Tensor>&) { f(); });
+  }
+
+  /// Collectives begun on this thread, recorded or not: a checkpoint around some is one itself.
+  static int64_t& collectives() {
+    thread_local int64_t count = 0;
+    return count;
+  }
 
   /// Adds d(sum of output * seed) into the gradient of every leaf, and forgets the nodes. Without
   /// seeds the outputs are single numbers and their seeds 1.
@@ -117,8 +137,11 @@ class Tape {
 
  private:
   struct Node {
+    const char* name;
+    std::string place;  ///< FiniteWatch's, while one is active
     std::vector<std::shared_ptr<GradSlot>> outputs;
     Backward backward;
+    bool collective = false;
   };
   std::vector<Node> nodes_;
   Tape* outer_;
@@ -131,11 +154,13 @@ bool recording(std::initializer_list<const Var*> inputs);
 /// Wraps what operation `name` computed from `inputs`; `backward(dy)` adds to the inputs'
 /// gradients.
 template <class F>
-Var result(const char*, Tensor value, std::initializer_list<const Var*> inputs, F backward) {
+Var result(const char* name, Tensor value, std::initializer_list<const Var*> inputs, F backward) {
+  if (FiniteWatch* watch = FiniteWatch::active()) watch->value(name, value);
   if (!recording(inputs)) return Var(std::move(value));
   Vars out{Var(std::move(value))};
   Tape::current()->record(
-      out, [backward = std::move(backward)](const std::vector<Tensor>& dy) { backward(dy[0]); });
+      out, [backward = std::move(backward)](const std::vector<Tensor>& dy) { backward(dy[0]); },
+      name);
   return out[0];
 }
 
@@ -145,6 +170,7 @@ inline Var result(const char* name, Tensor value, std::initializer_list<const Va
   if (!NoGrad::active())
     for (const Var* v : inputs)
       check(!v || !v->requires_grad(), "operation ", name, " has no backward");
+  if (FiniteWatch* watch = FiniteWatch::active()) watch->value(name, value);
   return Var(std::move(value));
 }
 

@@ -18,41 +18,25 @@ double in_order(const std::vector<double>& sums) {
 }  // namespace
 
 Var cross_entropy(const Var& logits, const std::vector<int32_t>& classes,
-                  const std::vector<double>& weights, double epsilon) {
+                  const std::vector<double>& weights, double total) {
   const int64_t n = logits.size(logits.rank() - 1), rows = logits.value().numel() / n;
   check(int64_t(classes.size()) == rows && int64_t(weights.size()) == rows, "cross-entropy of ",
         logits.shape(), " with ", classes.size(), " classes");
-  const double norm = 1 / (epsilon + in_order(weights));
-  LossNode node;
-  const Tensor d = node.gradient(logits), x = logits.value().contiguous();
-  std::vector<double> sums(static_cast<size_t>(rows));
-  by_real_type(x, [&](auto zero) {
-    using T = decltype(zero);
-#pragma omp parallel for
-    for (int64_t r = 0; r < rows; ++r) {
-      const double weight = weights[size_t(r)];
-      if (weight == 0) continue;
-      const T* row = x.data<T>() + r * n;
-      const T high = *std::max_element(row, row + n);
-      double total = 0;
-      for (int64_t k = 0; k < n; ++k) total += double(std::exp(row[k] - high));
-      const int32_t truth = classes[size_t(r)];
-      sums[size_t(r)] = weight * (std::log(total) + double(high) - double(row[truth]));
-      if (!d.defined()) continue;
-      T* to = d.data<T>() + r * n;
-      const T factor = T(weight * norm), each = T(weight * norm / total);
-      for (int64_t k = 0; k < n; ++k) to[k] = each * std::exp(row[k] - high);
-      to[truth] -= factor;
-    }
-    return 0;
-  });
-  return node.done(in_order(sums) * norm, x.dtype());
+  const double norm = 1 / total;
+  LossNode node("cross-entropy loss", logits.shape());
+  const Device device = logits.value().device();
+  const Tensor d = node.gradient(logits), x = logits.value().contiguous(),
+               loss = Tensor::empty({1}, Dtype::f64, device);
+  kernels(device).cross_entropy(x, Tensor::of<int32_t>({rows}, classes.data()).to(device),
+                                Tensor::of<double>({rows}, weights.data()).to(device), norm, loss,
+                                d);
+  return node.done(loss.item(), x.dtype());
 }
 
 Var binary_cross_entropy(const Var& logits, const Tensor& labels, const Tensor& weights) {
   check(labels.shape() == logits.shape() && weights.shape() == logits.shape(), "cross-entropy of ",
         logits.shape(), " with labels ", labels.shape());
-  LossNode node;
+  LossNode node("cross-entropy loss", logits.shape());
   const Tensor d = node.gradient(logits), x = logits.value().contiguous(),
                truth = labels.to(Dtype::f64).contiguous(), w = weights.to(Dtype::f64).contiguous();
   double count = 0, sum = 0;
@@ -76,7 +60,7 @@ Var binary_cross_entropy(const Var& logits, const Tensor& labels, const Tensor& 
 Var weighted_sum(const std::vector<std::pair<double, Var>>& terms) {
   check(!terms.empty(), "the sum of no losses");
   const Dtype dtype = terms[0].second.value().dtype();
-  LossNode node;
+  LossNode node("sum of losses");
   double sum = 0;
   for (const auto& [weight, x] : terms) {
     const Tensor d = node.gradient(x);

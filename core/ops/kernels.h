@@ -4,6 +4,8 @@
 // list). An undefined tensor stands for an absent operand.
 #pragma once
 
+#include <span>
+
 #include "core/tensor/tensor.h"
 
 namespace ff {
@@ -12,7 +14,20 @@ enum class Activation { kNone, kRelu, kSigmoid };
 
 /// What invariant point attention reads; core/ops/invariant_point_attention.h has the shapes.
 struct IpaTensors {
-  Tensor q_scalar, kv_scalar, q_point, kv_point, affine, bias, z, mask, point_weights;
+  Tensor q_scalar, kv_scalar, q_point, kv_point, affine, bias, z, query_mask, mask, point_weights;
+};
+
+/// Arrays of all parameters in one order: f32, contiguous; sums of gradients f64 too, on the CPU.
+using TensorList = std::span<const Tensor>;
+
+/// Adam's numbers of one step; core/train/optimizer.h has its formula.
+struct AdamNumbers {
+  float beta1, beta2, keep1, keep2;  ///< keep = 1 - beta
+  float step, root, eps;             ///< rate / (1 - beta1^t), 1 / sqrt(1 - beta2^t)
+  float mean, follow;                ///< of the gradient's sum; of the moving average
+};
+struct AdamLists {
+  TensorList gradient, params, m, v, ema;  ///< an empty `ema` is left out
 };
 
 struct Kernels {
@@ -26,7 +41,12 @@ struct Kernels {
   /// The same over axis 0 of x [c, n, m], into y [n, m, c].
   void (*layer_norm_channels_first)(const Tensor& x, const Tensor& scale, const Tensor& offset,
                                     const Tensor& y);
-  /// y [b, m, n] = act(x [b, m, k] w [k, n] + bias), or y += x w + bias.
+  /// Its gradients, added; each may be undefined.
+  void (*layer_norm_channels_first_backward)(const Tensor& x, const Tensor& scale, const Tensor& dy,
+                                             const Tensor& dx, const Tensor& dscale,
+                                             const Tensor& doffset);
+  /// y [b, m, n] = act(x [b, m, k] w [k, n] + bias), or y += x w + bias; y may be f32 where x and w
+  /// are bf16.
   void (*linear)(const Tensor& x, const Tensor& w, const Tensor& bias, Activation act,
                  bool accumulate, const Tensor& y);
   /// dy *= act'(x), from y = act(x).
@@ -86,10 +106,10 @@ struct Kernels {
   void (*pair_embed)(const Tensor& left, const Tensor& right, const Tensor& residue_index,
                      const Tensor& relpos, const Tensor& beta, const Tensor& dgram,
                      const Tensor& breaks, int64_t first_row, const Tensor& z);
-  /// Its gradients, added; each may be undefined.
+  /// Its gradients, added, f32 where dz is bf16; each may be undefined.
   void (*pair_embed_backward)(const Tensor& residue_index, const Tensor& beta, const Tensor& breaks,
-                              const Tensor& dz, const Tensor& dleft, const Tensor& dright,
-                              const Tensor& drelpos, const Tensor& ddgram);
+                              int64_t first_row, const Tensor& dz, const Tensor& dleft,
+                              const Tensor& dright, const Tensor& drelpos, const Tensor& ddgram);
   /// The structure module's, f32 or f64, contiguous: invariant_point_attention.h and rigid_ops.h.
   void (*invariant_point_attention)(const IpaTensors& in, const Tensor& out);
   void (*apply_rigids)(const Tensor& affine, const Tensor& points, const Tensor& out);
@@ -127,6 +147,16 @@ struct Kernels {
   void (*relu)(const Tensor& x, const Tensor& out);
   /// out[i, j] = x[i, j] + x[j, i].
   void (*symmetrize)(const Tensor& x, const Tensor& out);
+  /// loss [1] f64 = norm sum_r weight[r] (logsumexp(logits[r]) - logits[r, class[r]]), weights f64;
+  /// the gradient's rows are written where the weight is not 0. Contiguous.
+  void (*cross_entropy)(const Tensor& logits, const Tensor& classes, const Tensor& weights,
+                        double norm, const Tensor& loss, const Tensor& gradient);
+  /// norm [1] f64 = sqrt of the sum of all squares, in a fixed order.
+  void (*global_norm)(TensorList arrays, const Tensor& norm);
+  /// sum += gradient, scaled to the norm `limit` where it is longer (0: never); nothing where its
+  /// norm is not finite.
+  void (*add_clipped)(TensorList gradient, const Tensor& norm, double limit, TensorList sum);
+  void (*adam_step)(const AdamNumbers& numbers, const AdamLists& lists);
 };
 
 /// The table for a device. The CPU's is chosen once by what the processor has; FASTFOLD_ISA=v3 in

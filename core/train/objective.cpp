@@ -17,7 +17,7 @@ LossConfig head_weights(const HeadsConfig& heads, LossConfig loss) {
 
 Losses objective(const LossConfig& loss, const HeadsConfig& heads, const Outputs& outputs,
                  const Arrays& batch, const Arrays& labels, bool violations) {
-  // The losses are the CPU's.
+  // The losses are the CPU's, but for cross-entropies of logits for every pair and MSA row.
   const auto host = [](const Var& x) { return x ? to_device(x, Device{}) : x; };
   LossInputs in;
   for (const FoldLayer& layer : outputs.fold.layers) {
@@ -28,11 +28,14 @@ Losses objective(const LossConfig& loss, const HeadsConfig& heads, const Outputs
   in.frames = host(outputs.fold.layers.back().frames);
   in.atoms = host(outputs.fold.layers.back().atoms);
   const HeadLogits& logits = outputs.logits;
-  in.distogram = host(logits.distogram);
-  in.masked_msa = host(logits.masked_msa);
+  in.distogram = logits.distogram;
+  in.masked_msa = logits.masked_msa;
   in.lddt = host(logits.lddt);
-  in.aligned_error = host(logits.aligned_error);
+  in.aligned_error = logits.aligned_error;
   in.resolved = host(logits.resolved);
+  in.dap = outputs.dap;
+  in.n_seq = outputs.msa_rows.n_seq;
+  in.msa_rows = outputs.msa_rows.aligned(outputs.dap, outputs.dap.rank());
   in.distogram_edges = distogram_edges(heads);
   in.aligned_error_breaks = aligned_error_breaks(heads);
   return all_losses(loss, in, batch, labels, violations);

@@ -1,9 +1,12 @@
 // The trainer: from samples to updated parameters, and what is said of both.
 #pragma once
 
+#include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "comm/grid.h"
 #include "core/train/objective.h"
 #include "core/train/train_config.h"
 #include "core/train/train_state.h"
@@ -18,9 +21,10 @@ LossConfig loss_config(const LossWeights& weights);
 SamplerConfig sampler_config(const TrainConfig& config);
 
 struct StepReport {
-  Scalars scalars;       ///< under TrainingLog's names
-  bool skipped = false;  ///< a loss or gradient was not finite; nothing was changed
-  std::string blame;     ///< the sample's chain, where skipped
+  Scalars scalars;               ///< under TrainingLog's names
+  bool skipped = false;          ///< a loss or gradient was not finite; nothing was changed
+  std::optional<size_t> blamed;  ///< the first such sample of this rank's
+  std::string fault;             ///< the first operation that went wrong with it
   double loss = 0, lddt_ca = 0;
   double flops = 0;
 };
@@ -28,18 +32,29 @@ struct StepReport {
 class Trainer {
  public:
   /// `threads` work on as many samples at a time as a step has, the others within a sample. The
-  /// result does not depend on their number. The state's parameters must be those of config.model.
-  Trainer(const TrainConfig& config, TrainState state, int threads);
+  /// result does not depend on their number. The state's parameters must be those of config.model,
+  /// and the same on all ranks of the grid. On a GPU the state lives there and samples go one by
+  /// one.
+  Trainer(const TrainConfig& config, TrainState state, int threads, Grid grid = {},
+          Device device = {});
 
-  /// The mean of the samples' clipped gradients, each of its total loss times the square root of
+  /// Which of a step's samples are this rank's.
+  Range own_samples() const {
+    return deal(config_.run.global_batch, grid_.dp.size(), grid_.dp.rank());
+  }
+
+  /// Of this rank's samples; the numbers told are those of all. The mean of the samples' clipped
+  /// gradients, each of its total loss times the square root of
   /// the crop's length (Suppl. 1.11.3, 1.9), one step of Adam and of the average.
   StepReport step(const std::vector<TrainingSample>& samples);
 
-  /// Whole chains with the averaged parameters: val/lddt_ca, tm, gdt_ts, gdt_ha, rmsd, drmsd.
-  Scalars validate(const Sampler& sampler) const;
+  /// Whole chains with the averaged parameters: val/lddt_ca, tm, gdt_ts, gdt_ha, rmsd, drmsd; empty
+  /// where `stop`, asked before each chain, said so.
+  Scalars validate(const Sampler& sampler, const std::function<bool()>& stop) const;
 
   TrainState& state() { return state_; }
   const TrainState& state() const { return state_; }
+  Dtype precision() const { return precision_; }
 
  private:
   /// One sample's gradients and what is reported of it.
@@ -48,18 +63,17 @@ class Trainer {
     Arrays terms;
     double loss = 0, lddt_ca = 0, flops = 0;
   };
-  /// Parameters that share their values with the others', and have gradients of their own.
-  struct Worker {
-    Params params;
-    AlphaFold model;
-  };
-  Result run(Worker& worker, const TrainingSample& sample) const;
+  Result run(Params& params, const TrainingSample& sample) const;
+  /// Runs a sample again under a FiniteWatch.
+  std::string first_fault(const TrainingSample& sample);
 
   TrainConfig config_;
+  Dtype precision_;
   LossConfig loss_;
   TrainState state_;
   int threads_;
-  std::vector<Worker> workers_;
+  Grid grid_;
+  std::vector<Params> workers_;  ///< share their values, and have gradients of their own
 };
 
 }  // namespace ff

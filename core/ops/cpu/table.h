@@ -18,6 +18,9 @@ void add_gated_backward(const Tensor& x, const Tensor& gate, const Tensor& dy, c
                         const Tensor& dgate);
 void layer_norm_channels_first(const Tensor& x, const Tensor& scale, const Tensor& offset,
                                const Tensor& y);
+void layer_norm_channels_first_backward(const Tensor& x, const Tensor& scale, const Tensor& dy,
+                                        const Tensor& dx, const Tensor& dscale,
+                                        const Tensor& doffset);
 void attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
                const Tensor& bias, const Tensor& mask, const Tensor& o, const Tensor& lse);
 void global_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
@@ -51,8 +54,8 @@ void pair_embed(const Tensor& left, const Tensor& right, const Tensor& residue_i
                 const Tensor& relpos, const Tensor& beta, const Tensor& dgram, const Tensor& breaks,
                 int64_t first_row, const Tensor& z);
 void pair_embed_backward(const Tensor& residue_index, const Tensor& beta, const Tensor& breaks,
-                         const Tensor& dz, const Tensor& dleft, const Tensor& dright,
-                         const Tensor& drelpos, const Tensor& ddgram);
+                         int64_t first_row, const Tensor& dz, const Tensor& dleft,
+                         const Tensor& dright, const Tensor& drelpos, const Tensor& ddgram);
 void invariant_point_attention(const IpaTensors& in, const Tensor& out);
 void apply_rigids(const Tensor& affine, const Tensor& points, const Tensor& out);
 void update_backbone(const Tensor& affine, const Tensor& update, const Tensor& out);
@@ -82,5 +85,10 @@ void atom14_to_atom37_backward(const Tensor& index, const Tensor& mask, const Te
                                const Tensor& datoms);
 void relu(const Tensor& x, const Tensor& out);
 void symmetrize(const Tensor& x, const Tensor& out);
+void cross_entropy(const Tensor& logits, const Tensor& classes, const Tensor& weights, double norm,
+                   const Tensor& loss, const Tensor& gradient);
+void global_norm(TensorList arrays, const Tensor& norm);
+void add_clipped(TensorList gradient, const Tensor& norm, double limit, TensorList sum);
+void adam_step(const AdamNumbers& numbers, const AdamLists& lists);
 
 }  // namespace ff::cpu::FF_ISA
