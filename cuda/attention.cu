@@ -277,8 +277,12 @@ void attention_backward(const Tensor& q, const Tensor& k, const Tensor& v, const
                                                  kThreads, 0, a, d);
     if constexpr (sizeof(T) == 2)
       if (suits_mma(q, v) && wide && aligned(q) && aligned(k) && aligned(v) && aligned(dq) &&
-          aligned(dk) && aligned(dv))
-        return attention_mma_backward(a, d);
+          aligned(dk) && aligned(dv)) {
+        if (!device_info().hopper() || !attention_hopper_backward(a, d))
+          attention_mma_backward(a, d);
+        if (d.bias) attention_mma_backward_bias(a, d);
+        return;
+      }
     attention_simt_backward(a, d);
   });
 }

@@ -396,7 +396,10 @@ void backward(const Operands& a, const Gradients& d) {
 template <int kC>
 void backward_of(const Operands& a, const Gradients& d) {
   a.bias ? backward<kC, 2, true>(a, d) : backward<kC, 1, false>(a, d);
-  if (!d.bias) return;
+}
+
+template <int kC>
+void backward_bias(const Operands& a, const Gradients& d) {
   const int64_t blocks =
       ceil_div(a.n_query, kBlockQueries) * ceil_div(a.n_key, kBlockKeys) * int64_t(a.n_head);
   const BiasParts parts(blocks, a.batch, int64_t(a.n_head) * a.n_query * a.n_key);
@@ -410,6 +413,11 @@ void backward_of(const Operands& a, const Gradients& d) {
 void attention_mma_backward(const Operands& a, const Gradients& d) {
   const int c = std::max(a.c, a.c_v);
   c <= 16 ? backward_of<16>(a, d) : c <= 32 ? backward_of<32>(a, d) : backward_of<64>(a, d);
+}
+
+void attention_mma_backward_bias(const Operands& a, const Gradients& d) {
+  const int c = std::max(a.c, a.c_v);
+  c <= 16 ? backward_bias<16>(a, d) : c <= 32 ? backward_bias<32>(a, d) : backward_bias<64>(a, d);
 }
 
 }  // namespace ff::cuda
