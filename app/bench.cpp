@@ -124,7 +124,8 @@ struct Bench {
   double block(bool extra) {
     const EvoformerConfig& e = config.evoformer;
     const std::string stack = extra ? "extra_msa_stack" : "evoformer_iteration";
-    const Scope s = Scope(params, "alphafold/alphafold_iteration/evoformer/" + stack).block(0);
+    const Params cast = params.in_precision(dtype);
+    const Scope s = Scope(cast, "alphafold/alphafold_iteration/evoformer/" + stack).block(0);
     const int64_t n_seq = extra ? n.n_extra : n.n_seq,
                   c_m = extra ? config.extra_msa_channel : config.msa_channel;
     const double S = double(n_seq), N = double(n.n_res), cm = double(c_m),
@@ -183,8 +184,9 @@ struct Bench {
     forward("block", 1e-9 * flops.forward(), [&] {
       evoformer_block(s, e, false, {m, z}, msa_mask, pair_mask, Trace());
     });
-    Params trained = params;
-    trained.want_grads();
+    Params masters = params;
+    masters.want_grads();
+    const Params trained = masters.in_precision(dtype);
     const Scope own = Scope(trained, "alphafold/alphafold_iteration/evoformer/" + stack).block(0);
     m.want_grad();
     z.want_grad();
@@ -308,7 +310,7 @@ int run(const Options& options) {
   uint64_t stream = 100;
   for (const ParamSpec& spec : param_specs(config)) values[spec.name] = noise(spec.shape, ++stream);
   const Params params(config, std::move(values), "bench");
-  const Params cast = params.in_precision(dtype).on(device);
+  const Params there = params.on(device);
   const Ceilings ceilings = measure_ceilings(dtype, device);
   std::printf("kernels %s, matrix products at most %.0f GFLOP/s (%s)", kernels(device).name,
               ceilings.flops * 1e-9, name_of(dtype));
@@ -318,7 +320,7 @@ int run(const Options& options) {
               (long long)options.n.n_seq, (long long)options.n.n_extra);
   std::printf("%-28s %10s %10s %8s %10s %10s\n", "module", "ms", "floor ms", "GFLOP", "of floor",
               "MiB");
-  Bench bench{config, cast, options.n, dtype, device, ceilings};
+  Bench bench{config, there, options.n, dtype, device, ceilings};
   const double block = bench.block(false), extra = bench.block(true);
   if (!options.modules_only) {
     // The pair half of an extra-MSA block is that of an Evoformer block.
@@ -327,7 +329,7 @@ int run(const Options& options) {
       if (std::string(row["name"]).find("triangle") == 0 || row["name"] == "pair transition")
         pair += double(row["gflop"]);
     malloc_trim(0);
-    const AlphaFold model(config, params.on(device), dtype);
+    const AlphaFold model(config, there, dtype);
     const Arrays features = bench.features();
     RunOptions run_options;
     run_options.num_recycle = 0;

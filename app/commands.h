@@ -15,6 +15,7 @@ namespace ff {
 struct Command {
   CLI::App* app;             ///< its command line; its options live as long as `run`
   std::function<int()> run;  ///< returns the exit code or throws
+  bool many_ranks = false;   ///< whether mpirun may start it as several
 };
 
 Command add_predict(CLI::App& root);

@@ -5,11 +5,11 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <new>
 
 #include "app/commands.h"
 #include "app/foreign_flags.h"
-#include "comm/group.h"
+#include "app/ranks.h"
+#include "comm/launch.h"
 #include "core/base/log.h"
 #include "core/base/nearest.h"
 #include "core/base/stop.h"
@@ -110,7 +110,11 @@ int run(int argc, char** argv) {
   // A mistyped flag before the command is left with the root.
   refuse_unknown(root, "fastfold");
   if (!parse_error.empty()) fail(Exit::kUsage, name, ": ", parse_error);
-  require_single(launched_group());
+  if (const Launched ranks = launched(); ranks.size > 1 && !command->many_ranks) {
+    if (ranks.rank != 0) return int(Exit::kUsage);
+    fail(Exit::kUsage, name, " works with one rank and was started as ", ranks.size,
+         "; start it without mpirun or srun");
+  }
   watch_stop_signals();
   const int code = command->run();
   if (code == int(Exit::kRequeue)) return code;  // stopped, and nothing lost
@@ -126,17 +130,7 @@ int main(int argc, char** argv) {
   restart_with_passive_threads(argv);
   try {
     return run(argc, argv);
-  } catch (const Stopped& stopped) {
-    return stopped.exit_code();
-  } catch (const Error& e) {
-    log_line(cat("fastfold: ", e.what()));
-    return int(e.code());
-  } catch (const std::bad_alloc&) {
-    log_line(
-        "fastfold: out of memory; use fewer MSA rows (--max-msa) or a machine with more memory");
-    return int(Exit::kDevice);
-  } catch (const std::exception& e) {
-    log_line(cat("fastfold: ", e.what(), " (this is a bug of ours; please report it)"));
-    return int(Exit::kBug);
+  } catch (...) {
+    return tell_error();
   }
 }

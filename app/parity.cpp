@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "app/commands.h"
+#include "app/ranks.h"
 #include "app/report.h"
 #include "core/base/log.h"
 #include "core/base/progress.h"
@@ -20,6 +21,7 @@ namespace {
 
 struct Options {
   ComputeOptions compute;
+  RankOptions ranks;
   std::string config, params, batch, outputs, compare, labels, losses, gradients;
   int64_t num_recycle = -1;
   double tolerance = 1e-4;
@@ -122,14 +124,15 @@ bool compare(const Arrays& ours, const Arrays& reference, double tolerance) {
 
 /// One pass with a tape: every loss and, where asked for, every parameter's gradient.
 void train_pass(const Options& o, const ModelConfig& config, Params params, const Slices& slices,
-                int64_t recycles, bool f64, Device device) {
-  const Slices all_labels(read_npz(o.labels, f64), config, o.labels);
+                int64_t recycles, Dtype precision, Device device, const Dap& dap) {
+  const Slices all_labels(read_npz(o.labels, precision == Dtype::f64), config, o.labels);
   check_input(recycles <= all_labels.most_recycles() && slices.num_ensemble() == 1, o.labels,
               ": labels for ", all_labels.most_recycles(),
               " recycles and one ensemble member are needed");
+  if (precision == Dtype::f64) params = params.in_precision(precision);
   params = params.on(device);
   params.want_grads();
-  const AlphaFold model(config, params, f64 ? Dtype::f64 : Dtype::f32);
+  const AlphaFold model(config, params, precision, dap);
   const LossConfig weights = alphafold_losses(o.config);
   const auto start = std::chrono::steady_clock::now();
   Tape tape;
@@ -140,27 +143,39 @@ void train_pass(const Options& o, const ModelConfig& config, Params params, cons
         {"predicted_lddt/logits", outputs.logits.lddt.value().to(Device{})},
         {"predicted_aligned_error/logits", outputs.logits.aligned_error.value().to(Device{})},
         {"predicted_aligned_error/breaks", aligned_error_breaks(config.heads)}};
-    add_confidence(config.heads, logits);
+    add_confidence(config.heads, logits, dap);
     for (const char* name : {"confidence/ptm", "confidence/max_predicted_aligned_error"})
       losses.terms[name] = logits.at(name);
   }
-  if (!o.losses.empty()) write_npz(o.losses, losses.terms);
+  if (!o.losses.empty() && dap.rank() == 0) write_npz(o.losses, losses.terms);
   if (!o.gradients.empty()) {
-    tape.backward({losses.total});
+    const double share = 1.0 / dap.size();
+    tape.backward({losses.total},
+                  {Tensor::of<double>({}, &share).to(losses.total.value().dtype())});
     Arrays gradients = params.take_grads();
-    for (auto& [name, value] : gradients) value = value.to(Device{});
-    write_npz(o.gradients, gradients);
+    for (auto& [name, g] : gradients) {
+      g = g.to(Device{});
+      dap.group().all_reduce(g, name).wait();
+    }
+    if (dap.rank() == 0) write_npz(o.gradients, gradients);
   }
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   log_notice(losses.terms.size(), " losses", o.gradients.empty() ? "" : " and all gradients",
              " in ", show_seconds(seconds.count()), ", ", recycles, " recycles; ", memory_line());
 }
 
-int run(const Options& o) {
+int run(const Options& o, const Group& world) {
+  if (o.ranks.dap != world.size())
+    throw SharedError(Exit::kUsage,
+                      cat("parity is of one protein: --dap ", o.ranks.dap, " on ", world.size(),
+                          " ranks; start as many as --dap says"),
+                      world.rank() == 0);
+  const Dap dap(world);
   if (o.labels.empty() != (o.losses.empty() && o.gradients.empty()))
     fail(Exit::kUsage, "--labels goes with --losses or --gradients");
   const Device device = o.compute.apply();
-  const bool f64 = o.compute.precision == "f64";
+  const Dtype precision = dtype_of_precision(o.compute.precision);
+  const bool f64 = precision == Dtype::f64;
   const ModelConfig config = alphafold_config(o.config);
   Slices slices(read_npz(o.batch, f64), config, o.batch);
   const int64_t recycles = o.num_recycle < 0 ? config.num_recycle : o.num_recycle;
@@ -170,9 +185,9 @@ int run(const Options& o) {
   if (!o.compare.empty()) reference = read_npz(o.compare);
 
   const Params params(config, read_npz(o.params, f64), o.params);
-  if (!o.labels.empty()) train_pass(o, config, params, slices, recycles, f64, device);
+  if (!o.labels.empty()) train_pass(o, config, params, slices, recycles, precision, device, dap);
   if (!o.labels.empty() && o.outputs.empty() && o.compare.empty()) return int(Exit::kDone);
-  AlphaFold model(config, params.on(device), dtype_of_precision(o.compute.precision));
+  AlphaFold model(config, params.on(device), precision, dap);
   RunOptions options;
   options.num_recycle = recycles;
   options.num_ensemble = slices.num_ensemble();
@@ -189,6 +204,7 @@ int run(const Options& o) {
         model, [&](int64_t i) { return slices(i); }, options);
   }
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  if (dap.rank() != 0) return int(Exit::kDone);
   if (!o.outputs.empty()) write_npz(o.outputs, out);
   log_notice(out.size(), " outputs in ", show_seconds(seconds.count()), ", ", recycles,
              " recycles; ", memory_line());
@@ -215,7 +231,10 @@ Command add_parity(CLI::App& root) {
   app->add_option("--losses", o->losses, "write every loss here, .npz");
   app->add_option("--gradients", o->gradients, "write every parameter's gradient here, .npz");
   o->compute.add_to(*app, true);
-  return {app, [o] { return run(*o); }};
+  o->ranks.add_to(*app, true);
+  return {app,
+          [o] { return on_ranks(o->ranks, [&](const Group& world) { return run(*o, world); }); },
+          true};
 }
 
 }  // namespace ff

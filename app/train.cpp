@@ -86,7 +86,8 @@ class Run {
   Exit go() {
     const RunConfig& run = config_.run;
     const int loaders = int(run.loader_threads.value_or(1));
-    Loader loader(sampler_, run.global_batch, trainer_.state().step, loaders, 2 * run.global_batch);
+    const Range own = trainer_.own_samples();
+    Loader loader(sampler_, own.start, own.count, trainer_.state().step, loaders, 2 * own.count);
     Progress progress(folder_.path());
     const auto start = Clock::now();
     auto told = start;
@@ -96,7 +97,7 @@ class Run {
     while (trainer_.state().step < run.max_steps) {
       if (stop_requested()) return stopped();
       std::vector<TrainingSample> samples;
-      for (int64_t i = 0; i < run.global_batch; ++i) samples.push_back(loader.next());
+      for (int64_t i = 0; i < own.count; ++i) samples.push_back(loader.next());
       const StepReport report = trainer_.step(samples);
       const int64_t step = trainer_.state().step;
       flops += report.flops;
@@ -183,9 +184,6 @@ int run(const Options& o) {
   if (config.train.shards.empty())
     fail(Exit::kUsage, o.config,
          ": no data; give data.train.shards=FOLDER, made by fastfold prepare build");
-  if (config.run.precision != "f32")
-    fail(Exit::kUsage, o.config, ": run.precision is ", config.run.precision,
-         ", but gradients on the CPU are f32 alone; set run.precision=f32");
   if (config.run.dap != 1)
     fail(Exit::kUsage, o.config, ": run.dap is ", config.run.dap,
          ", but this build trains on one rank");

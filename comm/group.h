@@ -1,19 +1,94 @@
-// Ranks that work together. Without MPI at build time a group of one is all there is.
+// Groups of ranks and what they do together: jobs on a communication thread of its own, begun by
+// the computing thread in the same order on every rank, and awaited where the result is needed.
 #pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "comm/link.h"
+#include "core/tensor/tensor.h"
 
 namespace ff {
 
-struct Group {
-  int rank = 0;
-  int size = 1;
+class World;
+
+/// A job under way. A default one is done.
+class Pending {
+ public:
+  /// Returns when it is done; throws what it threw. Spent waiting is shown on the timeline.
+  void wait();
+
+ private:
+  friend class Group;
+  friend class World;
+  struct State;
+  std::shared_ptr<State> state_;
 };
 
-/// The ranks that a launcher (mpirun, srun with PMI) started, as its environment variables tell; a
-/// group of one without a launcher. Throws Exit::kUsage where those variables make no sense.
-Group launched_group();
+/// What each rank of a group gets from and sends to this one: views, indexed by the group's ranks,
+/// send[r] here of the shape of recv[this rank] there. Undefined for nothing.
+struct Route {
+  std::vector<Tensor> send, recv;
+};
 
-/// Throws Exit::kUsage for more than one rank: without a backend to join them, each rank would do
-/// the whole work and write the same files. The message comes from rank 0; the others' is empty.
-void require_single(const Group& group);
+/// Some of a run's ranks, in order. A default one has this rank alone, and costs nothing.
+class Group {
+ public:
+  Group() = default;
+
+  int rank() const { return rank_; }
+  int size() const { return int(members_.empty() ? 1 : members_.size()); }
+  /// The ranks first, first + stride, ... of this group, of which this rank must be one.
+  Group part(int first, int count, int stride) const;
+  /// Host of a rank of this group; "" for a group of one without a launcher.
+  std::string host(int rank) const;
+
+  /// Begins an exchange: packs what is not contiguous, sends, receives, unpacks. The tensors must
+  /// not be written before it is awaited, and are kept alive until then. CPU tensors alone.
+  Pending exchange(Route route, const std::string& what) const;
+  /// Begins x = the sum over the ranks, added in their order, the same bits everywhere. x: f32 or
+  /// f64, contiguous.
+  Pending all_reduce(const Tensor& x, const std::string& what) const;
+
+  /// The sum of one number of every rank, in their order.
+  double sum(double x, const std::string& what) const;
+  /// Every rank's text, in their order.
+  std::vector<std::string> gather_text(const std::string& text, const std::string& what) const;
+  /// The next number of a counter that all ranks of the run share, from 0.
+  int64_t claim() const;
+
+  /// Bytes that came from other ranks so far, counted for the whole run.
+  int64_t received_bytes() const;
+
+ private:
+  friend Group start_world(const std::function<std::unique_ptr<Link>()>& make);
+  Pending begin(const std::string& what, std::function<void(Link&)> job) const;
+
+  std::shared_ptr<World> world_;
+  std::vector<int> members_;  // ranks of the run
+  int rank_ = 0;
+};
+
+/// All ranks of the run that `make` joins; it is called on the communication thread. nullptr from
+/// it is a group of one. The link ends when the last copy of the group goes.
+Group start_world(const std::function<std::unique_ptr<Link>()>& make);
+
+/// The ranks that mpirun or srun started; a group of one without. `timeout`, in seconds, is how
+/// long one collective may last.
+Group launch_ranks(double timeout);
+
+/// An error that every rank of a run has thrown alike: one of them tells it.
+class SharedError : public Error {
+ public:
+  SharedError(Exit code, const std::string& what, bool mine) : Error(code, what), tell(mine) {}
+  bool tell;  ///< true on rank 0
+};
+
+/// f() on every rank; where it throws ff::Error on one, all throw that of the lowest such rank as
+/// SharedError, naming the rank and its host unless all said the same.
+void together(const Group& group, const std::function<void()>& f);
 
 }  // namespace ff

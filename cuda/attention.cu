@@ -18,7 +18,8 @@ constexpr int kRowLanes = 4;
 ///   delta = sum dy o,  d_out = dy sigmoid(gate),  dgate += dy o (1 - sigmoid(gate))
 template <class T, bool kWide>
 __global__ void __launch_bounds__(kThreads)
-    rows_kernel(Attention<T> a, View<const T> dy, View<const T> o, View<T> d_gate, T* d_out) {
+    rows_kernel(Attention<T> a, HeadView<const T> dy, HeadView<const T> o, HeadView<T> d_gate,
+                T* d_out) {
   const int64_t thread = int64_t(blockIdx.x) * kThreads + threadIdx.x, row = thread / kRowLanes;
   const int lane = int(thread % kRowLanes);
   const int64_t h = row % a.n_head, i = row / a.n_head % a.n_query, b = row / a.n_head / a.n_query;
@@ -195,8 +196,8 @@ template <class T>
 void rows(const Attention<T>& a, const Tensor& dy, const Tensor& o, const Tensor& d_gate, T* d_out,
           bool wide) {
   const int64_t blocks = ceil_div(int64_t(a.batch) * a.n_query * a.n_head * kRowLanes, kThreads);
-  const View<const T> dy_view(dy), o_view(o);
-  const View<T> d_gate_view(d_gate);
+  const HeadView<const T> dy_view(dy), o_view(o);
+  const HeadView<T> d_gate_view(d_gate);
   if (wide)
     launch<rows_kernel<T, true>>("attention's backward, rows", blocks, kThreads, 0, a, dy_view,
                                  o_view, d_gate_view, d_out);
@@ -226,14 +227,14 @@ void attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& 
   by_type(q, [&](auto t) {
     using T = decltype(t);
     Attention<T> a = attention_of<T>(q, k, v, gate, bias, mask);
-    a.o = View<T>(o);
+    a.o = HeadView<T>(o);
     a.lse = data_or_null<float>(lse);
     if (few_keys(a))
       return launch<few_keys_kernel<T>>(
           "attention to few keys", ceil_div(int64_t(a.batch) * a.n_head, kThreads), kThreads, 0, a);
     if constexpr (sizeof(T) == 2)
       if (suits_mma(q, v) && aligned(q) && aligned(k) && aligned(v) && aligned(gate) && aligned(o))
-        return attention_mma(a);
+        return device_info().hopper() && attention_hopper(a) ? void() : attention_mma(a);
     attention_simt(a);
   });
 }
@@ -247,9 +248,9 @@ void attention_backward(const Tensor& q, const Tensor& k, const Tensor& v, const
     using T = decltype(t);
     Attention<T> a = attention_of<T>(q, k, v, gate, bias, mask);
     AttentionGradients<T> d;
-    d.q = View<T>(dq);
-    d.k = View<T>(dk);
-    d.v = View<T>(dv);
+    d.q = HeadView<T>(dq);
+    d.k = HeadView<T>(dk);
+    d.v = HeadView<T>(dv);
     if (dbias.defined()) {
       d.bias = dbias.data<float>();
       d.bias_head = dbias.stride(0);
@@ -260,7 +261,7 @@ void attention_backward(const Tensor& q, const Tensor& k, const Tensor& v, const
     const Scratch d_out(gate.defined() ? n_rows * a.c_v * int64_t(sizeof(T)) : 0);
     a.lse = lse.data<float>();
     a.delta = delta.data<float>();
-    a.d_out = View<const T>(dy);
+    a.d_out = HeadView<const T>(dy);
     if (gate.defined()) {
       a.d_out.base = d_out.data<T>();
       a.d_out.head = a.c_v;

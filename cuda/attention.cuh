@@ -10,9 +10,9 @@ namespace ff::cuda {
 
 /// A [batch, n, n_head, c] tensor whose last axis is contiguous; base is nullptr for an absent one.
 template <class T>
-struct View {
-  View() = default;
-  explicit View(const Tensor& t) : base(data_or_null<std::remove_const_t<T>>(t)) {
+struct HeadView {
+  HeadView() = default;
+  explicit HeadView(const Tensor& t) : base(data_or_null<std::remove_const_t<T>>(t)) {
     if (!base) return;
     batch = t.stride(0);
     row = t.stride(1);
@@ -29,8 +29,8 @@ struct View {
 /// `scale`, and weights powers of two: exp(scale x) = 2^(scale2 x).
 template <class T>
 struct Attention {
-  View<const T> q, k, v, gate, d_out;
-  View<T> o;
+  HeadView<const T> q, k, v, gate, d_out;
+  HeadView<T> o;
   const float* bias = nullptr;
   int64_t bias_head = 0, bias_row = 0;
   const float* mask = nullptr;
@@ -53,10 +53,10 @@ template <class T>
 Attention<T> attention_of(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
                           const Tensor& bias, const Tensor& mask) {
   Attention<T> a;
-  a.q = View<const T>(q);
-  a.k = View<const T>(k);
-  a.v = View<const T>(v);
-  a.gate = View<const T>(gate);
+  a.q = HeadView<const T>(q);
+  a.k = HeadView<const T>(k);
+  a.v = HeadView<const T>(v);
+  a.gate = HeadView<const T>(gate);
   if (bias.defined()) {
     a.bias = bias.data<float>();
     a.bias_head = bias.stride(0);
@@ -84,7 +84,7 @@ Attention<T> attention_of(const Tensor& q, const Tensor& k, const Tensor& v, con
 /// What the backward adds into.
 template <class T>
 struct AttentionGradients {
-  View<T> q, k, v;
+  HeadView<T> q, k, v;
   float* bias = nullptr;
   int64_t bias_head = 0, bias_row = 0;
 };
@@ -113,6 +113,8 @@ class BiasParts {
 // Tensor cores, bf16: rows of at most 64 channels, a multiple of 8, that begin at multiples of 16
 // bytes.
 void attention_mma(const Attention<__nv_bfloat16>& a);
+/// The same on Hopper's matrix unit; false for shapes that it is not for.
+bool attention_hopper(const Attention<__nv_bfloat16>& a);
 void attention_mma_backward(const Attention<__nv_bfloat16>& a,
                             const AttentionGradients<__nv_bfloat16>& d);
 

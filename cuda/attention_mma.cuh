@@ -20,8 +20,8 @@ template <int kC>
 struct RowFragments {
   uint32_t a[2][kC / 16][4];
 
-  __device__ __forceinline__ void load(const View<const __nv_bfloat16>& view, int64_t b, int64_t h,
-                                       int row, int n, int c, int lane) {
+  __device__ __forceinline__ void load(const HeadView<const __nv_bfloat16>& view, int64_t b,
+                                       int64_t h, int row, int n, int c, int lane) {
 #pragma unroll
     for (int m = 0; m < 2; ++m)
 #pragma unroll
@@ -43,7 +43,7 @@ struct RowFragments {
 /// Copies rows row0 ... row0 + 31 of (b, h) to a tile by the `kPartThreads` threads of a part;
 /// `thread` counts them.
 template <int kC>
-__device__ __forceinline__ void copy_tile(uint32_t tile, const View<const __nv_bfloat16>& view,
+__device__ __forceinline__ void copy_tile(uint32_t tile, const HeadView<const __nv_bfloat16>& view,
                                           int64_t b, int64_t h, int row0, int n, int c,
                                           int thread) {
   constexpr int kChunks = kC / 8;
@@ -138,7 +138,7 @@ __device__ __forceinline__ void pack(uint32_t (&to)[2][4], const float (&x)[2][2
 
 /// to += factor * sum, rows `row` + ... below n, channels below c.
 template <int kC>
-__device__ __forceinline__ void add_rows(const View<__nv_bfloat16>& to,
+__device__ __forceinline__ void add_rows(const HeadView<__nv_bfloat16>& to,
                                          const float (&sum)[2][kC / 8][4], float factor, int64_t b,
                                          int64_t h, int row, int n, int c, int lane) {
 #pragma unroll

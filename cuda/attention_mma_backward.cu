@@ -33,7 +33,7 @@ struct QueryStage {
 
 template <int kC, int kParts, bool kBias>
 __global__ void __launch_bounds__(kParts* kPartThreads, kC == 64 ? 1 : 4 / kParts)
-    query_kernel(Operands a, View<__nv_bfloat16> dq) {
+    query_kernel(Operands a, HeadView<__nv_bfloat16> dq) {
   using S = QueryStage<kC, kParts, kBias>;
   extern __shared__ __align__(128) unsigned char shared[];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % kPartWarps;
@@ -140,7 +140,7 @@ struct KeyStage {
 
 template <int kC, int kParts, bool kBias>
 __global__ void __launch_bounds__(kParts* kPartThreads)
-    key_kernel(Operands a, View<__nv_bfloat16> dk, View<__nv_bfloat16> dv) {
+    key_kernel(Operands a, HeadView<__nv_bfloat16> dk, HeadView<__nv_bfloat16> dv) {
   using S = KeyStage<kC, kParts, kBias>;
   extern __shared__ __align__(128) unsigned char shared[];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % kPartWarps;

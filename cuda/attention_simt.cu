@@ -11,7 +11,7 @@ constexpr int kThreads = 128, kTile = 32;
 
 /// Row `row` of (b, h) in registers, 0 beyond its channels.
 template <int kC, class T>
-__device__ __forceinline__ void load_row(float (&to)[kC], const View<const T>& view, int64_t b,
+__device__ __forceinline__ void load_row(float (&to)[kC], const HeadView<const T>& view, int64_t b,
                                          int64_t row, int64_t h, int c) {
   const T* from = view.at(b, row, h);
 #pragma unroll
@@ -20,7 +20,7 @@ __device__ __forceinline__ void load_row(float (&to)[kC], const View<const T>& v
 
 /// Rows row0 ... row0 + 31 of (b, h) in shared memory, 0 beyond rows and channels.
 template <int kC, class T>
-__device__ __forceinline__ void load_tile(float (*to)[kC], const View<const T>& view, int64_t b,
+__device__ __forceinline__ void load_tile(float (*to)[kC], const HeadView<const T>& view, int64_t b,
                                           int64_t h, int row0, int n, int c) {
   for (int i = threadIdx.x; i < kTile * kC; i += kThreads) {
     const int row = i / kC, channel = i % kC;
@@ -56,7 +56,7 @@ __device__ __forceinline__ void add_scaled(float (&x)[kC], float factor, const f
 }
 
 template <int kC, class T>
-__device__ __forceinline__ void add_row(const View<T>& to, const float (&x)[kC], float factor,
+__device__ __forceinline__ void add_row(const HeadView<T>& to, const float (&x)[kC], float factor,
                                         int64_t b, int64_t row, int64_t h, int c) {
   T* p = to.at(b, row, h);
 #pragma unroll
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(Attention<T> a) {
 
 /// dq; see attention_mma_backward.cu for the equations.
 template <class T, int kC>
-__global__ void __launch_bounds__(kThreads) query_kernel(Attention<T> a, View<T> dq) {
+__global__ void __launch_bounds__(kThreads) query_kernel(Attention<T> a, HeadView<T> dq) {
   __shared__ __align__(16) float keys[kTile][kC], values[kTile][kC];
   __shared__ float state[kTile];
   const auto [b, h, row] = place(a.n_query, a.n_head);
@@ -169,7 +169,8 @@ __global__ void __launch_bounds__(kThreads) query_kernel(Attention<T> a, View<T>
 
 /// dk and dv.
 template <class T, int kC>
-__global__ void __launch_bounds__(kThreads) key_kernel(Attention<T> a, View<T> dk, View<T> dv) {
+__global__ void __launch_bounds__(kThreads)
+    key_kernel(Attention<T> a, HeadView<T> dk, HeadView<T> dv) {
   __shared__ __align__(16) float queries[kTile][kC], d_outs[kTile][kC];
   __shared__ float lses[kTile], deltas[kTile];
   const auto [b, h, row] = place(a.n_key, a.n_head);
@@ -236,7 +237,7 @@ __global__ void __launch_bounds__(kSquareThreads)
   for (int64_t b = part * a.batch / parts; b < (part + 1) * a.batch / parts; ++b) {
     __syncthreads();
     for (int t = 0; t < 4; ++t) {
-      const View<const T>& view = t == 0 ? a.q : t == 1 ? a.d_out : t == 2 ? a.k : a.v;
+      const HeadView<const T>& view = t == 0 ? a.q : t == 1 ? a.d_out : t == 2 ? a.k : a.v;
       const int n = t < 2 ? a.n_query : a.n_key, first = t < 2 ? i0 : j0, c = t % 2 ? a.c_v : a.c;
       for (int e = threadIdx.x; e < kSquare * kC; e += kSquareThreads) {
         const int row = e / kC, channel = e % kC;

@@ -206,7 +206,7 @@ const Plan& plan_for(const Tensor& a, const Tensor& w, const Tensor& bias, Activ
                    z.ld,
                    z.batch_stride,
                    c.size(0),
-                   int64_t(c.dtype()),
+                   int64_t(a.dtype()) * 4 + int64_t(c.dtype()),
                    int64_t(act) * 4 + accumulate * 2 + bias.defined(),
                    aligned[0],
                    aligned[1],
@@ -216,14 +216,16 @@ const Plan& plan_for(const Tensor& a, const Tensor& w, const Tensor& bias, Activ
   const auto known = plans.find(key);
   if (known != plans.end()) return known->second;
   Plan plan;
-  const cudaDataType_t type = c.dtype() == Dtype::bf16 ? CUDA_R_16BF : CUDA_R_32F;
+  const auto type_of = [](const Tensor& t) {
+    return t.dtype() == Dtype::bf16 ? CUDA_R_16BF : CUDA_R_32F;
+  };
   check_lt(g_lt.desc_create(&plan.desc, CUBLAS_COMPUTE_32F, CUDA_R_32F),
            "cublasLtMatmulDescCreate");
   set(plan.desc, CUBLASLT_MATMUL_DESC_TRANSA, x.transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
   set(plan.desc, CUBLASLT_MATMUL_DESC_TRANSB, y.transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
-  plan.a = layout(x, type, int32_t(c.size(0)));
-  plan.b = layout(y, type, int32_t(c.size(0)));
-  plan.c = layout(z, type, int32_t(c.size(0)));
+  plan.a = layout(x, type_of(w), int32_t(c.size(0)));
+  plan.b = layout(y, type_of(a), int32_t(c.size(0)));
+  plan.c = layout(z, type_of(c), int32_t(c.size(0)));
   const cublasLtEpilogue_t epilogue =
       bias ? (act == Activation::kRelu ? CUBLASLT_EPILOGUE_RELU_BIAS : CUBLASLT_EPILOGUE_BIAS)
            : (act == Activation::kRelu ? CUBLASLT_EPILOGUE_RELU : CUBLASLT_EPILOGUE_DEFAULT);

@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int e = threadIdx.x; e < keys * packs; e += kThreads) {
     const int j = e / packs, k = e % packs * V;
     float sum[V], v[V];
-    load_floats<V>(left + i * c + k, sum);
+    load_floats<V>(left + row * c + k, sum);
     load_floats<V>(right + (j0 + j) * c + k, v);
 #pragma unroll
     for (int q = 0; q < V; ++q) sum[q] += v[q];
@@ -69,23 +69,24 @@ __global__ void __launch_bounds__(kThreads)
 /// partial [parts, rows, c], a channel a thread.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    embed_backward_kernel(const T* dz, const __grid_constant__ Lookup lookup, int64_t n, int c,
-                          const __grid_constant__ View<T> dleft, int table_rows, float* partial) {
+    embed_backward_kernel(const T* dz, const __grid_constant__ Lookup lookup, int64_t first_row,
+                          int64_t rows, int64_t n, int c, float* dleft, int table_rows,
+                          float* partial) {
   extern __shared__ float sums[];  // [table_rows, blockDim.x]
   __shared__ int positions[kKeys], bins[kKeys];
   const int channel = blockIdx.y * blockDim.x + threadIdx.x;
   const bool inside = channel < c;
   for (int k = 0; k < table_rows; ++k) sums[k * blockDim.x + threadIdx.x] = 0;
   const int relative = 2 * lookup.far + 1;
-  const int64_t first = n * blockIdx.x / gridDim.x, last = n * (blockIdx.x + 1) / gridDim.x;
+  const int64_t first = rows * blockIdx.x / gridDim.x, last = rows * (blockIdx.x + 1) / gridDim.x;
   for (int64_t i = first; i < last; ++i) {
     float left = 0;
     for (int64_t j0 = 0; j0 < n; j0 += kKeys) {
       const int keys = int(min(int64_t(kKeys), n - j0));
       __syncthreads();
       for (int j = threadIdx.x; j < keys && partial; j += blockDim.x) {
-        positions[j] = lookup.position(i, j0 + j);
-        bins[j] = lookup.bin(i, j0 + j);
+        positions[j] = lookup.position(first_row + i, j0 + j);
+        bins[j] = lookup.bin(first_row + i, j0 + j);
       }
       __syncthreads();
       if (!inside) continue;
@@ -98,10 +99,7 @@ __global__ void __launch_bounds__(kThreads)
         if (bins[j] >= 0) sums[(relative + bins[j]) * blockDim.x + threadIdx.x] += d;
       }
     }
-    if (inside && dleft.base) {
-      T* to = dleft.row(i) + channel;
-      *to = from_float<T>(to_float(*to) + left);
-    }
+    if (inside && dleft) dleft[i * c + channel] += left;
   }
   if (inside && partial)
     for (int k = 0; k < table_rows; ++k)
@@ -136,11 +134,11 @@ void pair_embed(const Tensor& left, const Tensor& right, const Tensor& residue_i
 }
 
 void pair_embed_backward(const Tensor& residue_index, const Tensor& beta, const Tensor& breaks,
-                         const Tensor& dz, const Tensor& dleft, const Tensor& dright,
-                         const Tensor& drelpos, const Tensor& ddgram) {
+                         int64_t first_row, const Tensor& dz, const Tensor& dleft,
+                         const Tensor& dright, const Tensor& drelpos, const Tensor& ddgram) {
   if (!dz.numel()) return;
-  const int64_t n = dz.size(0), c = dz.size(2);
-  if (dright.defined()) add_column_sums(dz.view({n, n * c}), dright);
+  const int64_t n_row = dz.size(0), n = dz.size(1), c = dz.size(2);
+  if (dright.defined()) add_column_sums(dz.view({n_row, n * c}), dright);
   const bool tables = drelpos.defined() || (ddgram.defined() && beta.defined());
   if (!tables && !dleft.defined()) return;
   // Without a table of positions all pairs fall into one row, which nobody reads.
@@ -152,7 +150,7 @@ void pair_embed_backward(const Tensor& residue_index, const Tensor& beta, const 
   const int64_t shared = rows * threads * 4;
   check(shared <= device_info().shared_bytes, "pair embedding's tables of ", rows,
         " rows: too many for a GPU");
-  const int64_t parts = std::min<int64_t>(n, 264);
+  const int64_t parts = std::min<int64_t>(n_row, 264);
   const Scratch partial(parts * rows * c * 4);
   by_type(dz, [&](auto zero) {
     using T = decltype(zero);
@@ -161,7 +159,8 @@ void pair_embed_backward(const Tensor& residue_index, const Tensor& beta, const 
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)),
         "cudaFuncSetAttribute", shared, " bytes of shared memory");
     kernel<<<dim3(unsigned(parts), unsigned(ceil_div(c, threads))), unsigned(threads),
-             size_t(shared), stream()>>>(data<T>(dz), lookup, n, int(c), View<T>(dleft), int(rows),
+             size_t(shared), stream()>>>(data<T>(dz), lookup, first_row, n_row, n, int(c),
+                                         data_or_null<float>(dleft), int(rows),
                                          tables ? partial.data<float>() : nullptr);
   });
   check_launch("pair_embed_backward", dz.shape());

@@ -14,7 +14,7 @@ constexpr int kThreads = 256, kRowsOfChunk = 512;
 /// Operands; keys, values and gates are [batch, n, 1, channels].
 template <class T>
 struct Global {
-  View<const T> q, k, v, gate;
+  HeadView<const T> q, k, v, gate;
   const float* mask;
   int64_t mask_batch, mask_key;
   int64_t batch, n;
@@ -32,10 +32,10 @@ template <class T>
 Global<T> global_of(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
                     const Tensor& mask, const Scratch& average, const Scratch& lse) {
   const float scale = 1 / std::sqrt(float(q.size(2)));
-  return {View<const T>(q.unsqueeze(1)),
-          View<const T>(k.unsqueeze(2)),
-          View<const T>(v.unsqueeze(2)),
-          View<const T>(gate.unsqueeze(2)),
+  return {HeadView<const T>(q.unsqueeze(1)),
+          HeadView<const T>(k.unsqueeze(2)),
+          HeadView<const T>(v.unsqueeze(2)),
+          HeadView<const T>(gate.unsqueeze(2)),
           mask.data<float>(),
           mask.stride(0),
           mask.stride(1),
@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(kThreads) average_kernel(Global<T> a) {
 
 /// o[b, s, :] = sigmoid(gate[b, s, :]) average[b, :]
 template <class T, bool kWide>
-__global__ void __launch_bounds__(kThreads) gate_kernel(Global<T> a, View<T> o) {
+__global__ void __launch_bounds__(kThreads) gate_kernel(Global<T> a, HeadView<T> o) {
   const int channels = a.n_head * a.c_v, groups = (channels + 7) / 8;
   const int64_t at = int64_t(blockIdx.x) * kThreads + threadIdx.x, row = at / groups, b = row / a.n,
                 s = row % a.n;
@@ -134,7 +134,8 @@ __device__ __forceinline__ void block_sums(float (*sums)[8], const float (&x)[8]
 /// dgate += dy average sigmoid'(gate).
 template <class T, bool kWide>
 __global__ void __launch_bounds__(kThreads)
-    gate_backward_kernel(Global<T> a, View<const T> dy, View<T> d_gate, float* parts, int chunks) {
+    gate_backward_kernel(Global<T> a, HeadView<const T> dy, HeadView<T> d_gate, float* parts,
+                         int chunks) {
   __shared__ float sums[kThreads][8];
   const int channels = a.n_head * a.c_v, groups = (channels + 7) / 8, rows = kThreads / groups;
   const int64_t b = blockIdx.x / chunks, chunk = blockIdx.x % chunks;
@@ -188,7 +189,8 @@ __global__ void __launch_bounds__(kThreads)
 /// dk and dv of a row, summed over the heads.
 template <class T, int kC>
 __global__ void __launch_bounds__(kThreads)
-    key_kernel(Global<T> a, const float* d_average, const float* delta, View<T> dk, View<T> dv) {
+    key_kernel(Global<T> a, const float* d_average, const float* delta, HeadView<T> dk,
+               HeadView<T> dv) {
   extern __shared__ float shared[];  // q [n_head, kC], d_average [n_head, kC], lse, delta
   float *q = shared, *d_out = q + a.n_head * kC, *lse = d_out + a.n_head * kC,
         *mean = lse + a.n_head;
@@ -238,7 +240,7 @@ __global__ void __launch_bounds__(kThreads)
 /// A warp a head: dq.
 template <class T, int kC>
 __global__ void __launch_bounds__(kThreads)
-    query_kernel(Global<T> a, const float* d_average, const float* delta, View<T> dq) {
+    query_kernel(Global<T> a, const float* d_average, const float* delta, HeadView<T> dq) {
   const int64_t head = (int64_t(blockIdx.x) * kThreads + threadIdx.x) / 32, b = head / a.n_head;
   const int h = int(head % a.n_head), lane = threadIdx.x % 32;
   if (b >= a.batch) return;
@@ -291,8 +293,8 @@ void averages(const Global<T>& a) {
 /// y[b] = sum_s mask x / (sum_s mask + 1e-10); a block a batch element.
 template <class T, bool kWide>
 __global__ void __launch_bounds__(kThreads)
-    mean_kernel(View<const T> x, const float* mask, int64_t mask_batch, int64_t mask_row, int64_t n,
-                int c, T* y, int64_t y_batch) {
+    mean_kernel(HeadView<const T> x, const float* mask, int64_t mask_batch, int64_t mask_row,
+                int64_t n, int c, T* y, int64_t y_batch) {
   __shared__ float sums[kThreads][8];
   const int64_t b = blockIdx.x;
   const int groups = (c + 7) / 8, rows = kThreads / groups;
@@ -320,7 +322,7 @@ __global__ void __launch_bounds__(kThreads)
 template <class T, bool kWide>
 __global__ void __launch_bounds__(kThreads)
     mean_backward_kernel(const T* dy, int64_t dy_batch, const float* mask, int64_t mask_batch,
-                         int64_t mask_row, int64_t n, int c, View<T> dx, int chunks) {
+                         int64_t mask_row, int64_t n, int c, HeadView<T> dx, int chunks) {
   __shared__ float sums[kThreads];
   const int64_t b = blockIdx.x / chunks, chunk = blockIdx.x % chunks;
   float count = 0;
@@ -373,7 +375,7 @@ void global_attention(const Tensor& q, const Tensor& k, const Tensor& v, const T
     const Scratch average(heads * v.size(2) * 4), lse(heads * 4);
     const Global<T> a = global_of<T>(q, k, v, gate, mask, average, lse);
     averages(a);
-    const View<T> to(o.unsqueeze(2));
+    const HeadView<T> to(o.unsqueeze(2));
     by_width({&gate, &o}, [&](auto w) {
       launch<gate_kernel<T, w.value>>(
           "global attention",
@@ -396,9 +398,9 @@ void global_attention_backward(const Tensor& q, const Tensor& k, const Tensor& v
     const Scratch average(heads * v.size(2) * 4), lse(heads * 4), delta(heads * 4),
         d_average(heads * v.size(2) * 4), parts(q.size(0) * chunks * channels * 4);
     const Global<T> a = global_of<T>(q, k, v, gate, mask, average, lse);
-    const View<const T> dy_view(dy.unsqueeze(2));
+    const HeadView<const T> dy_view(dy.unsqueeze(2));
     const auto rows = [](const Tensor& t, int axis) {
-      return t.defined() ? View<T>(t.unsqueeze(axis)) : View<T>();
+      return t.defined() ? HeadView<T>(t.unsqueeze(axis)) : HeadView<T>();
     };
     averages(a);
     by_width({&gate, &dy, &dgate}, [&](auto w) {
@@ -431,7 +433,7 @@ void masked_mean(const Tensor& x, const Tensor& mask, const Tensor& y) {
   check_channels("masked mean", x.size(2));
   by_type(x, [&](auto t) {
     using T = decltype(t);
-    const View<const T> from(x.unsqueeze(2));
+    const HeadView<const T> from(x.unsqueeze(2));
     by_width({&x}, [&](auto w) {
       launch<mean_kernel<T, w.value>>("masked mean", x.size(0), kThreads, 0, from,
                                       static_cast<const float*>(mask.data<float>()), mask.stride(0),
@@ -447,7 +449,7 @@ void masked_mean_backward(const Tensor& mask, const Tensor& dy, const Tensor& dx
   by_type(dx, [&](auto t) {
     using T = decltype(t);
     const int chunks = int(ceil_div(dx.size(1), kRowsOfChunk));
-    const View<T> to(dx.unsqueeze(2));
+    const HeadView<T> to(dx.unsqueeze(2));
     by_width({&dx, &dy}, [&](auto w) {
       launch<mean_backward_kernel<T, w.value>>(
           "masked mean's backward", dx.size(0) * chunks, kThreads, 0,

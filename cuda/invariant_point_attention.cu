@@ -17,7 +17,8 @@ constexpr int64_t kScratch = int64_t(256) << 20;
 
 struct Sizes {
   explicit Sizes(const IpaTensors& in)
-      : n(in.z.size(0)),
+      : n_query(in.z.size(0)),
+        n(in.z.size(1)),
         h(int(in.bias.size(2))),
         qk(int(in.q_scalar.size(1)) / h),
         v(int(in.kv_scalar.size(1)) / h - qk),
@@ -31,7 +32,7 @@ struct Sizes {
   constexpr int values() const { return v + 3 * point_v; }
   constexpr int points() const { return h * point_v; }
   constexpr int width() const { return h * (v + 4 * point_v + c_z); }
-  int64_t n;
+  int64_t n_query, n;
   int h, qk, v, point_qk, point_v, c_z;
 };
 
@@ -102,7 +103,7 @@ __device__ float point_weight(const float* w, int h, int points) {
 }
 
 struct Logits {
-  const float *weights, *bias, *mask;  ///< point weights [h], [n, n, h], [n]
+  const float *weights, *bias, *query_mask, *mask;  ///< point weights [h], [n_query, n, h], ...
   float scalar_factor;
 };
 
@@ -157,7 +158,7 @@ __global__ void __launch_bounds__(kWarps * 32)
       if constexpr (kLogits)
         score = logits.scalar_factor * score - 0.5f * weight * dist2[e] +
                 sqrtf(1.0f / 3.0f) * logits.bias[(i * n + j) * heads + h] -
-                1e5f * (1 - logits.mask[i] * logits.mask[j]);
+                1e5f * (1 - logits.query_mask[i] * logits.mask[j]);
       scores[(row * heads + h) * n + j] = score;
     }
   }
@@ -205,7 +206,8 @@ struct Average {
   int heads;
   float scalar_factor;
   const float* point_weights;
-  float* weight_gradients;  ///< [n, heads], of the point weights before their scale, or nullptr
+  float*
+      weight_gradients;  ///< [n_query, heads], of the point weights before their scale, or nullptr
 };
 
 /// Block (own residues, head): to[a] of the sum over b of a weight times x[b]. Own residues are the
@@ -490,8 +492,8 @@ struct Attention {
         s(in),
         // A range's scores are bounded; it ends with a block.
         rows(std::clamp<int64_t>(kScratch / (4 * scores * s.h * s.n) / kOwn * kOwn, kOwn,
-                                 ceil_div(s.n, kOwn) * kOwn)),
-        room(std::min(rows, s.n) * s.h * s.n * 4 * scores),
+                                 ceil_div(s.n_query, kOwn) * kOwn)),
+        room(std::min(rows, s.n_query) * s.h * s.n * 4 * scores),
         weights(room.data<float>()),
         q(queries(s, in.q_scalar, in.q_point)),
         k(keys(s, in.kv_scalar, in.kv_point)),
@@ -502,7 +504,8 @@ struct Attention {
   void score(const Features& own, const Features& other, int64_t first, int64_t count,
              float* scores) const {
     const Logits logits{in.point_weights.data<float>(), in.bias.data<float>(),
-                        in.mask.data<float>(), float(std::sqrt(1.0 / (3.0 * s.qk)))};
+                        in.query_mask.data<float>(), in.mask.data<float>(),
+                        float(std::sqrt(1.0 / (3.0 * s.qk)))};
     scores_kernel<kLogits><<<grid(count), kWarps * 32, own.count() * (kOwn + 33) * 4, stream()>>>(
         own, other, logits, first, count, s.n, s.h, scores);
     check_launch("invariant_point_attention's scores", name);
@@ -555,8 +558,8 @@ void invariant_point_attention(const IpaTensors& in, const Tensor& out) {
   const Sizes& s = a.s;
   float* to = out.data<float>();
   float* pair = to + s.h * (s.v + 4 * s.point_v);
-  for (int64_t first = 0; first < s.n; first += a.rows) {
-    const int64_t count = std::min(a.rows, s.n - first);
+  for (int64_t first = 0; first < s.n_query; first += a.rows) {
+    const int64_t count = std::min(a.rows, s.n_query - first);
     a.attend(first, count);
     a.average<false, false, false>(a.weights, first, count, a.v, {}, outputs(s, to));
     const auto attend_pairs = [&](auto width) {
@@ -571,8 +574,8 @@ void invariant_point_attention(const IpaTensors& in, const Tensor& out) {
       attend_pairs(std::integral_constant<int, 1>());
     check_launch("invariant_point_attention's pairs", in.z.shape());
   }
-  to_local_kernel<<<unsigned(s.n), kWarps * 32, 0, stream()>>>(in.affine.data<float>(), s.points(),
-                                                               s.width(), s.h * s.v, to);
+  to_local_kernel<<<unsigned(s.n_query), kWarps * 32, 0, stream()>>>(
+      in.affine.data<float>(), s.points(), s.width(), s.h * s.v, to);
   check_launch("invariant_point_attention's points", out.shape());
 }
 
@@ -581,11 +584,11 @@ void invariant_point_attention_backward(const IpaTensors& in, const Tensor& out,
   if (!out.numel()) return;
   const Attention a(in, out, 2);
   const Sizes& s = a.s;
-  float* d = a.weights + std::min(a.rows, s.n) * s.h * s.n;
-  const Scratch average_room(s.n * s.h * s.values() * 4), weight_room(s.n * s.h * 4);
+  float* d = a.weights + std::min(a.rows, s.n_query) * s.h * s.n;
+  const Scratch average_room(s.n_query * s.h * s.values() * 4), weight_room(s.n_query * s.h * 4);
   float* average = average_room.data<float>();
   const float* pair = dout.data<float>() + s.h * (s.v + 4 * s.point_v);
-  to_local_backward_kernel<<<unsigned(s.n), kWarps * 32, 0, stream()>>>(
+  to_local_backward_kernel<<<unsigned(s.n_query), kWarps * 32, 0, stream()>>>(
       in.affine.data<float>(), s, 0, out.data<float>(), dout.data<float>(), average,
       data_or_null<float>(grads.affine));
   check_launch("invariant_point_attention_backward's points", out.shape());
@@ -593,8 +596,8 @@ void invariant_point_attention_backward(const IpaTensors& in, const Tensor& out,
                  dk = keys(s, grads.kv_scalar, grads.kv_point),
                  dv = values(s, grads.kv_scalar, grads.kv_point), up = averages(s, average);
   float* dw = grads.point_weights.defined() ? weight_room.data<float>() : nullptr;
-  for (int64_t first = 0; first < s.n; first += a.rows) {
-    const int64_t count = std::min(a.rows, s.n - first);
+  for (int64_t first = 0; first < s.n_query; first += a.rows) {
+    const int64_t count = std::min(a.rows, s.n_query - first);
     a.attend(first, count);
     a.score<false>(up, a.v, first, count, d);
     const bool packed = in_packs(in.z) && in_packs(grads.z) && in_packs(dout) &&
@@ -612,8 +615,9 @@ void invariant_point_attention_backward(const IpaTensors& in, const Tensor& out,
     a.average<true, false, true>(a.weights, first, count, up, {}, dv);
   }
   if (!dw) return;
-  point_weights_kernel<<<unsigned(s.h), 32, 0, stream()>>>(
-      dw, s.n, s.h, s.point_qk, in.point_weights.data<float>(), grads.point_weights.data<float>());
+  point_weights_kernel<<<unsigned(s.h), 32, 0, stream()>>>(dw, s.n_query, s.h, s.point_qk,
+                                                           in.point_weights.data<float>(),
+                                                           grads.point_weights.data<float>());
   check_launch("invariant_point_attention_backward's point weights", in.z.shape());
 }
 

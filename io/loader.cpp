@@ -9,11 +9,12 @@ namespace ff {
 
 using Clock = std::chrono::steady_clock;
 
-Loader::Loader(const Sampler& sampler, int64_t batch, int64_t first_step, int threads,
-               int64_t ahead)
+Loader::Loader(const Sampler& sampler, int64_t first, int64_t count, int64_t first_step,
+               int threads, int64_t ahead)
     : sampler_(sampler),
-      batch_(batch),
-      first_(batch * first_step),
+      first_(first),
+      count_(count),
+      first_step_(first_step),
       ahead_(std::max<int64_t>(ahead, threads)) {
   for (int t = 0; t < std::max(1, threads); ++t) threads_.emplace_back([this] { work(); });
 }
@@ -40,7 +41,7 @@ void Loader::work() {
     Made made;
     const auto start = Clock::now();
     try {
-      made.sample = sampler_.sample((first_ + n) / batch_, (first_ + n) % batch_);
+      made.sample = sampler_.sample(first_step_ + n / count_, first_ + n % count_);
     } catch (...) {
       made.error = std::current_exception();
     }

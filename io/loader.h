@@ -13,11 +13,14 @@
 
 namespace ff {
 
-/// Samples (first_step, 0), (first_step, 1), ..., (first_step, batch - 1), (first_step + 1, 0), ...
-/// At most `ahead` are held at a time. The sampler must outlive it.
+/// Of each step's samples the `count` from `first` on: (first_step, first), (first_step, first +
+/// 1),
+/// ..., (first_step + 1, first), ... At most `ahead` are held at a time. The sampler must outlive
+/// it.
 class Loader {
  public:
-  Loader(const Sampler& sampler, int64_t batch, int64_t first_step, int threads, int64_t ahead);
+  Loader(const Sampler& sampler, int64_t first, int64_t count, int64_t first_step, int threads,
+         int64_t ahead);
   ~Loader();
   Loader(const Loader&) = delete;
   Loader& operator=(const Loader&) = delete;
@@ -39,7 +42,7 @@ class Loader {
   void work();
 
   const Sampler& sampler_;
-  const int64_t batch_, first_, ahead_;
+  const int64_t first_, count_, first_step_, ahead_;
   std::mutex mutex_;
   std::condition_variable ready_, room_;
   std::map<int64_t, Made> made_;

@@ -16,11 +16,23 @@ class Deaf {
   Tape* tape_;
 };
 
-/// to += from, of any strides and devices, on the CPU. Only seeds come this way, and seldom: those
-/// of an output that has a gradient already.
+/// to += from, of any strides and devices, on the CPU. Only seeds and what came from other ranks
+/// take this way.
 void accumulate(const Tensor& from, const Tensor& to) {
-  const Tensor sum = to.to(Device{}).to(Dtype::f64).contiguous().clone(),
-               more = from.to(Device{}).to(Dtype::f64).contiguous();
+  if (to.device() != Device{}) {
+    const Tensor sum = to.to(Device{});
+    accumulate(from.to(Device{}), sum);
+    return to.copy_from(sum);
+  }
+  if (from.dtype() == Dtype::f32 && to.dtype() == Dtype::f32 && from.is_contiguous() &&
+      to.is_contiguous()) {
+    const float* x = from.data<float>();
+    float* y = to.data<float>();
+    for (int64_t i = 0; i < to.numel(); ++i) y[i] += x[i];
+    return;
+  }
+  const Tensor sum = to.to(Dtype::f64).contiguous().clone(),
+               more = from.to(Dtype::f64).contiguous();
   for (int64_t i = 0; i < sum.numel(); ++i) sum.data<double>()[i] += more.data<double>()[i];
   to.copy_from(sum);
 }
@@ -37,6 +49,14 @@ bool recording(std::initializer_list<const Var*> inputs) {
   return false;
 }
 
+void Var::add_grad(const Tensor& dy) const {
+  if (!slot_) return;
+  if (!slot_->base && !slot_->grad.defined() && dy.is_contiguous())
+    slot_->grad = dy;
+  else
+    accumulate(dy, slot_->into());
+}
+
 void Tape::record(Vars& outputs, Backward backward) {
   Node node{{}, std::move(backward)};
   for (Var& output : outputs) {
@@ -44,6 +64,11 @@ void Tape::record(Vars& outputs, Backward backward) {
     node.outputs.push_back(output.slot());
   }
   nodes_.push_back(std::move(node));
+}
+
+void Tape::record_collective(Vars& outputs, Backward backward) {
+  record(outputs, std::move(backward));
+  nodes_.back().collective = true;
 }
 
 void Tape::backward(const Vars& outputs, const std::vector<Tensor>& seeds) {
@@ -67,7 +92,7 @@ void Tape::backward(const Vars& outputs, const std::vector<Tensor>& seeds) {
     const Node node = std::move(nodes_.back());
     nodes_.pop_back();
     std::vector<Tensor> dy;
-    bool any = false;
+    bool any = node.collective;
     for (const auto& slot : node.outputs) {
       dy.push_back(std::move(slot->grad));
       slot->grad = Tensor();
@@ -80,6 +105,7 @@ void Tape::backward(const Vars& outputs, const std::vector<Tensor>& seeds) {
 Vars checkpoint(const std::function<Vars(const Vars&)>& fn, const Vars& inputs) {
   if (NoGrad::active() || !Tape::current()) return fn(inputs);
   Vars outputs;
+  const int64_t collectives = Tape::collectives();
   {
     const NoGrad no_grad;
     Vars copies;
@@ -87,7 +113,7 @@ Vars checkpoint(const std::function<Vars(const Vars&)>& fn, const Vars& inputs) 
       copies.push_back(input.defined() ? Var(input.value().clone()) : Var());
     outputs = fn(copies);
   }
-  Tape::current()->record(outputs, [fn, inputs](const std::vector<Tensor>& dy) {
+  const auto replay = [fn, inputs](const std::vector<Tensor>& dy) {
     Tape tape;
     const Vars again = fn(inputs);
     check(again.size() == dy.size(), "checkpoint: ", again.size(), " outputs instead of ",
@@ -100,7 +126,11 @@ Vars checkpoint(const std::function<Vars(const Vars&)>& fn, const Vars& inputs) 
       seeds.push_back(dy[i]);
     }
     tape.backward(reached, seeds);
-  });
+  };
+  if (Tape::collectives() != collectives)
+    Tape::current()->record_collective(outputs, replay);
+  else
+    Tape::current()->record(outputs, replay);
   return outputs;
 }
 

@@ -55,6 +55,8 @@ class Var {
   /// For backward functions: the gradient to add into, undefined where it is not wanted.
   Tensor grad_into() const { return slot_ ? slot_->into() : Tensor(); }
   const std::shared_ptr<GradSlot>& slot() const { return slot_; }
+  /// For backward functions: adds dy, which nobody else may read afterwards, where it is wanted.
+  void add_grad(const Tensor& dy) const;
   /// For backward functions that need no value: the slot alone, so that the value can be freed.
   Var gradient_only() const { return {Tensor(), slot_}; }
 
@@ -108,6 +110,22 @@ class Tape {
 
   /// Gives the outputs slots of their own and appends the node.
   void record(Vars& outputs, Backward backward);
+  /// The same for a node that talks to other ranks: its backward runs whether a gradient came or
+  /// not, since theirs wait for it.
+  void record_collective(Vars& outputs, Backward backward);
+
+  /// Where a tape records: f runs in the backward once all that is recorded later has run.
+  static void on_backward(std::function<void()> f) {
+    Vars none;
+    if (!NoGrad::active() && current())
+      current()->record_collective(none, [f = std::move(f)](const std::vector<Tensor>&) { f(); });
+  }
+
+  /// Collectives begun on this thread, recorded or not: a checkpoint around some is one itself.
+  static int64_t& collectives() {
+    thread_local int64_t count = 0;
+    return count;
+  }
 
   /// Adds d(sum of output * seed) into the gradient of every leaf, and forgets the nodes. Without
   /// seeds the outputs are single numbers and their seeds 1.
@@ -119,6 +137,7 @@ class Tape {
   struct Node {
     std::vector<std::shared_ptr<GradSlot>> outputs;
     Backward backward;
+    bool collective = false;
   };
   std::vector<Node> nodes_;
   Tape* outer_;

@@ -1,6 +1,7 @@
 // From the network's outputs and the labels to every loss and their weighted sum.
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "core/base/error.h"
 #include "core/geometry/residue_constants.h"
@@ -40,11 +41,26 @@ double number(const Arrays& labels, const char* name, double missing) {
   return doubles(found->second)[0];
 }
 
-std::vector<double> outer(const std::vector<double>& mask) {
-  std::vector<double> out;
-  for (const double a : mask)
-    for (const double b : mask) out.push_back(a * b);
-  return out;
+double sum_of(const std::vector<double>& x) { return std::accumulate(x.begin(), x.end(), 0.0); }
+
+/// Cross-entropy over all pairs of rows' residues, of which `logits` has the own ones. f(i, j): the
+/// class of a pair; mask [n].
+template <class F>
+Var pair_cross_entropy(const Dap& dap, const Var& logits, const std::vector<double>& mask,
+                       double epsilon, F f) {
+  const int64_t n = int64_t(mask.size());
+  const Range own = dap.mine(n);
+  std::vector<int32_t> classes(static_cast<size_t>(own.count * n));
+  std::vector<double> weights(classes.size());
+#pragma omp parallel for
+  for (int64_t i = own.start; i < own.end(); ++i)
+    for (int64_t j = 0; j < n; ++j) {
+      const size_t at = size_t((i - own.start) * n + j);
+      classes[at] = f(i, j);
+      weights[at] = mask[size_t(i)] * mask[size_t(j)];
+    }
+  const double count = sum_of(mask);
+  return reduce(dap, cross_entropy(logits, classes, weights, epsilon + count * count));
 }
 
 /// How many of `breaks` are below x.
@@ -187,23 +203,26 @@ Var structure_loss(const LossConfig& config, const LossInputs& in, const Arrays&
 Var distogram_loss(const LossInputs& in, const Arrays& labels, int64_t n) {
   const std::vector<double> x = doubles(label(labels, "pseudo_beta", {n, 3})),
                             breaks = squares(in.distogram_edges);
-  std::vector<int32_t> bins;
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t j = 0; j < n; ++j)
-      bins.push_back(bin(distance2(&x[size_t(3 * i)], &x[size_t(3 * j)]), breaks));
-  return cross_entropy(in.distogram, bins, outer(doubles(label(labels, "pseudo_beta_mask", {n}))),
-                       1e-6);
+  return pair_cross_entropy(in.dap, in.distogram, doubles(label(labels, "pseudo_beta_mask", {n})),
+                            1e-6, [&](int64_t i, int64_t j) {
+                              return bin(distance2(&x[size_t(3 * i)], &x[size_t(3 * j)]), breaks);
+                            });
 }
 
 Var masked_msa_loss(const LossInputs& in, const Arrays& batch) {
-  const Dims shape{in.masked_msa.size(0), in.masked_msa.size(1)};
+  const bool whole = in.dap.single();
+  const Dims shape{whole ? in.masked_msa.size(0) : in.n_seq, in.masked_msa.size(1)};
   const int64_t letters = in.masked_msa.size(2);
+  const Tensor mask = feature(batch, "bert_mask", shape);
+  const double total = 1e-8 + sum_of(doubles(mask));
+  const Range rows = whole ? Range{0, shape[0]} : in.msa_rows;
+  const auto own = [&](const Tensor& t) { return doubles(t.narrow(0, rows.start, rows.count)); };
   std::vector<int32_t> classes;
-  for (const double letter : doubles(feature(batch, "true_msa", shape))) {
+  for (const double letter : own(feature(batch, "true_msa", shape))) {
     check_input(letter >= 0 && letter < double(letters), "true_msa holds ", letter);
     classes.push_back(int32_t(letter));
   }
-  return cross_entropy(in.masked_msa, classes, doubles(feature(batch, "bert_mask", shape)), 1e-8);
+  return reduce(in.dap, cross_entropy(in.masked_msa, classes, own(mask), total));
 }
 
 Var lddt_loss(const LossInputs& in, const Arrays& labels, int64_t n) {
@@ -214,7 +233,8 @@ Var lddt_loss(const LossInputs& in, const Arrays& labels, int64_t n) {
   const int32_t bins = int32_t(in.lddt.size(1));
   std::vector<int32_t> classes;
   for (const double x : lddt) classes.push_back(std::min(bins - 1, int32_t(x * bins)));
-  return cross_entropy(in.lddt, classes, doubles(mask), 1e-8);
+  const std::vector<double> weights = doubles(mask);
+  return cross_entropy(in.lddt, classes, weights, 1e-8 + sum_of(weights));
 }
 
 /// Suppl. 1.9.7. A residue has no error in its own frame: the diagonal is exactly zero.
@@ -226,17 +246,14 @@ Var aligned_error_loss(const LossInputs& in, const Arrays& labels, int64_t n) {
           affine_frames(
               Var(label(labels, "backbone_affine_tensor", {n, 7}).to(Dtype::f64).contiguous()))
               .value());
-  std::vector<int32_t> bins(static_cast<size_t>(n * n));
-#pragma omp parallel for
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t j = 0; j < n; ++j) {
-      double a[3], b[3];
-      to_local(&ours[size_t(12 * i)], &ours[size_t(12 * j + 9)], a);
-      to_local(&truth[size_t(12 * i)], &truth[size_t(12 * j + 9)], b);
-      bins[size_t(i * n + j)] = i == j ? 0 : bin(distance2(a, b), breaks);
-    }
-  return cross_entropy(in.aligned_error, bins,
-                       outer(doubles(label(labels, "backbone_affine_mask", {n}))), 1e-8);
+  return pair_cross_entropy(in.dap, in.aligned_error,
+                            doubles(label(labels, "backbone_affine_mask", {n})), 1e-8,
+                            [&](int64_t i, int64_t j) {
+                              double a[3], b[3];
+                              to_local(&ours[size_t(12 * i)], &ours[size_t(12 * j + 9)], a);
+                              to_local(&truth[size_t(12 * i)], &truth[size_t(12 * j + 9)], b);
+                              return i == j ? 0 : bin(distance2(a, b), breaks);
+                            });
 }
 
 }  // namespace

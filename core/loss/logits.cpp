@@ -18,11 +18,11 @@ double in_order(const std::vector<double>& sums) {
 }  // namespace
 
 Var cross_entropy(const Var& logits, const std::vector<int32_t>& classes,
-                  const std::vector<double>& weights, double epsilon) {
+                  const std::vector<double>& weights, double total) {
   const int64_t n = logits.size(logits.rank() - 1), rows = logits.value().numel() / n;
   check(int64_t(classes.size()) == rows && int64_t(weights.size()) == rows, "cross-entropy of ",
         logits.shape(), " with ", classes.size(), " classes");
-  const double norm = 1 / (epsilon + in_order(weights));
+  const double norm = 1 / total;
   LossNode node;
   const Device device = logits.value().device();
   const Tensor d = node.gradient(logits), x = logits.value().contiguous(),

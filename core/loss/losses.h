@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "comm/dap.h"
 #include "core/autograd/tape.h"
 #include "core/tensor/arrays.h"
 
@@ -39,6 +40,10 @@ struct LossInputs {
   Var frames, atoms;                                      ///< the last layer's
   Var distogram, masked_msa, lddt, aligned_error, resolved;
   Tensor distogram_edges, aligned_error_breaks;
+  /// Ranks that share the sample: of pairs and of the MSA, the logits have the own rows.
+  Dap dap;
+  Range msa_rows;     ///< the own ones of the alignment, where there are several ranks
+  int64_t n_seq = 0;  ///< the alignment's rows on all of them
 };
 
 struct Losses {
@@ -48,8 +53,9 @@ struct Losses {
 
 /// All of them. batch: the slice's processed features; labels: io/labels.h's arrays with
 /// "resolution" and, where both clamped and unclamped samples are trained on, "use_clamped_fape".
-/// Violations are reported, and cost time, only where `violations` or their weight asks for them.
-/// Throws Exit::kInput naming a label that is missing or of another shape.
+/// Under several ranks all get the same numbers, and the gradients are right once each starts with
+/// its share, 1 / ranks. Violations are reported, and cost time, only where `violations` or their
+/// weight asks for them. Throws Exit::kInput naming a label that is missing or of another shape.
 Losses all_losses(const LossConfig& config, const LossInputs& in, const Arrays& batch,
                   const Arrays& labels, bool violations = true);
 
@@ -75,10 +81,10 @@ Var chi_loss(const std::vector<Var>& angles, const Tensor& chi, const Tensor& ma
 /// Mean of | sqrt(|x|^2 + 1e-6) - 1 | over layers, residues and the seven pairs. Suppl. Alg. 27.
 Var angle_norm_loss(const std::vector<Var>& unnormalized, const Tensor& seq_mask);
 
-/// sum_r weight[r] (logsumexp(logits[r]) - logits[r, class[r]]) / (epsilon + sum_r weight[r]).
+/// sum_r weight[r] (logsumexp(logits[r]) - logits[r, class[r]]) / total.
 /// logits [rows..., n_class]; classes and weights: one for each row
 Var cross_entropy(const Var& logits, const std::vector<int32_t>& classes,
-                  const std::vector<double>& weights, double epsilon);
+                  const std::vector<double>& weights, double total);
 
 /// Mean binary cross-entropy over the elements whose weight is not 0; labels, weights as logits.
 Var binary_cross_entropy(const Var& logits, const Tensor& labels, const Tensor& weights);

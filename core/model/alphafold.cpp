@@ -26,12 +26,14 @@ const Tensor& feature(const Arrays& features, const std::string& name) {
 /// What one recycle hands to the next; undefined in the first.
 struct Recycled {
   Var first_row;     // [n_res, c_m]
-  Var pair;          // [n_res, n_res, c_z]
+  Var pair;          // [own rows, n_res, c_z]
   Tensor positions;  // [n_res, 37, 3] f32
 };
 
+/// pair and msa: a rank's own rows.
 struct Trunk {
   Var single, pair, msa, first_row;
+  MsaRows msa_rows;
 };
 
 /// A part of the names of dropout's masks.
@@ -45,7 +47,9 @@ struct Pass {
   Device device;
   Trace trace;
   std::function<void(const std::string&)> step;  // progress: before each unit of work
+  Dap dap;
   DropoutStream dropout = {};
+  BlockDone block_done = {};
 
   /// A feature where the network is; what is computed of features on the host goes the same way.
   Tensor there(const Tensor& x) const { return x.to(device); }
@@ -64,19 +68,22 @@ Var dense(const Scope& scope, const Tensor& x, const Pass& p) {
   return linear(scope, Var(p.there(x).to(p.dtype)));
 }
 
-Tensor outer(const Tensor& mask) {
+/// mask[i] mask[j] of the rows i.
+Tensor outer(const Tensor& mask, Range rows) {
   const int64_t n = mask.numel();
-  const Tensor m = mask.to(Dtype::f32).contiguous(), out = Tensor::empty({n, n});
-  for (int64_t i = 0; i < n; ++i)
+  const Tensor m = mask.to(Dtype::f32).contiguous(), out = Tensor::empty({rows.count, n});
+  for (int64_t i = 0; i < rows.count; ++i)
     for (int64_t j = 0; j < n; ++j)
-      out.data<float>()[i * n + j] = m.data<float>()[i] * m.data<float>()[j];
+      out.data<float>()[i * n + j] = m.data<float>()[rows.start + i] * m.data<float>()[j];
   return out;
 }
 
-Var embed_msa(const Pass& p, const Arrays& f, const Recycled& prev) {
-  Var m = dense(p.scope / "preprocess_msa", feature(f, "msa_feat"), p);
+/// The rows of the alignment, without those of templates.
+Var embed_msa(const Pass& p, const Arrays& f, const Recycled& prev, Range rows) {
+  Var m = dense(p.scope / "preprocess_msa",
+                feature(f, "msa_feat").narrow(0, rows.start, rows.count), p);
   m = add(m, repeat(dense(p.scope / "preprocess_1d", feature(f, "target_feat"), p), m.size(0)));
-  if (!p.config.recycle_features) return m;
+  if (!p.config.recycle_features || !p.dap.holds_first(rows)) return m;
   const Scope norm = p.scope / "prev_msa_first_row_norm";
   // The norm of the zeros that stand in for the first recycle is its offset.
   const Var update = prev.first_row ? layer_norm(norm, prev.first_row)
@@ -113,9 +120,11 @@ Var embed_pair(const Pass& p, const Arrays& f, const Recycled& prev) {
     breaks = squared_breaks(p.config.prev_pos);
     if (prev.positions.defined()) beta = p.there(pseudo_beta(feature(f, "aatype"), prev.positions));
   }
-  Var z = pair_embed(dense(p.scope / "left_single", target, p),
-                     dense(p.scope / "right_single", target, p),
-                     p.there(feature(f, "residue_index")), table, beta, bins, p.there(breaks));
+  const Range own = p.dap.mine(target.size(0));
+  Var z =
+      pair_embed(dense(p.scope / "left_single", target.narrow(0, own.start, own.count), p),
+                 dense(p.scope / "right_single", target, p), p.there(feature(f, "residue_index")),
+                 table, beta, bins, p.there(breaks), own.start);
   if (!p.config.recycle_features) return z;
   const Scope norm = p.scope / "prev_pair_norm";
   const Var offset = prev.pair ? Var() : repeat(cast(norm["offset"], p.dtype), z.size(1));
@@ -130,14 +139,15 @@ Var embed_pair(const Pass& p, const Arrays& f, const Recycled& prev) {
 Var embed_templates(const Pass& p, const Arrays& f, const Var& z, const Tensor& pair_mask) {
   const TemplateConfig& config = p.config.templates;
   const Tensor template_mask = feature(f, "template_mask").to(Dtype::f32);
-  const int64_t n_templ = template_mask.numel(), n = z.size(0);
+  const int64_t n_templ = template_mask.numel(), n = z.size(1);
+  const Range own = p.dap.mine(n);
   float any = 0;
   for (int64_t t = 0; t < n_templ; ++t) any += template_mask.data<float>()[t];
   if (any <= 0) return z;  // AlphaFold multiplies the embedding by zero then
   const Scope scope = p.scope / "template_embedding", one = scope / "single_template_embedding";
   const int64_t c_t = config.pair_stack.triangle_attention_ending_node.value_dim;
-  // [n_res, n_res, n_templ, c_t]: all templates of a pair beside each other, as the attention reads
-  // them. With a tape they are put together at the end.
+  // [own rows, n_res, n_templ, c_t]: all templates of a pair beside each other, as the attention
+  // reads them. With a tape they are put together at the end.
   Tensor all;
   Vars parts;
   for (int64_t t = 0; t < n_templ; ++t) {
@@ -145,7 +155,7 @@ Var embed_templates(const Pass& p, const Arrays& f, const Var& z, const Tensor& 
     const Trace trace = p.trace / cat("template", t);
     const Var x = checkpoint(
         [=, &config, pass = p](const Vars&) {
-          const Tensor pair_features = template_pair_features(f, t, config);
+          const Tensor pair_features = template_pair_features(f, t, config, own.start, own.count);
           trace("embedding2d_input_features", pair_features);
           Var x = dense(one / "embedding2d", pair_features, pass);
           trace("embedding2d_output", x);
@@ -153,7 +163,7 @@ Var embed_templates(const Pass& p, const Arrays& f, const Var& z, const Tensor& 
             x = template_pair_block(
                 (one / "template_pair_stack" / "__layer_stack_no_state").block(b),
                 config.pair_stack, x, pair_mask, trace / cat("pair_block", b),
-                pass.dropout_at(kTemplates, t * config.num_block + b));
+                pass.dropout_at(kTemplates, t * config.num_block + b), pass.dap);
           return Vars{layer_norm(one / "output_layer_norm", x)};
         },
         {})[0];
@@ -162,7 +172,7 @@ Var embed_templates(const Pass& p, const Arrays& f, const Var& z, const Tensor& 
       parts.push_back(x);
       continue;
     }
-    if (!all.defined()) all = Tensor::empty({n, n, n_templ, c_t}, p.dtype, p.device);
+    if (!all.defined()) all = Tensor::empty({own.count, n, n_templ, c_t}, p.dtype, p.device);
     all.select(2, t).copy_from(x.value());
   }
   const Var every = parts.empty() ? Var(all) : stack(parts, 2);
@@ -181,7 +191,8 @@ Var embed_extra_msa(const Pass& p, const Arrays& f) {
   const Tensor msa = feature(f, "extra_msa").contiguous();
   const Tensor has = feature(f, "extra_has_deletion").to(Dtype::f32).contiguous();
   const Tensor value = feature(f, "extra_deletion_value").to(Dtype::f32).contiguous();
-  const int64_t n_seq = msa.size(0), n = msa.size(1), c = p.config.extra_msa_channel;
+  const int64_t n = msa.size(1), c = p.config.extra_msa_channel;
+  const Range own = p.dap.mine(msa.size(0));
   const Scope scope = p.scope / "extra_msa_activations";
   const auto rows_of = [&](int64_t first, int64_t rows) {
     const Tensor x = Tensor::zeros({rows, n, 25});
@@ -197,36 +208,48 @@ Var embed_extra_msa(const Pass& p, const Arrays& f) {
     }
     return dense(scope, x, p);
   };
-  if (!NoGrad::active()) return rows_of(0, n_seq);
-  const Tensor e = Tensor::empty({n_seq, n, c}, p.dtype, p.device);
+  if (!NoGrad::active()) return rows_of(own.start, own.count);
+  const Tensor e = Tensor::empty({own.count, n, c}, p.dtype, p.device);
   const int64_t step = std::max<int64_t>(1, 4096 / n);
-  for (int64_t first = 0; first < n_seq; first += step) {
-    const int64_t rows = std::min(step, n_seq - first);
-    e.narrow(0, first, rows).copy_from(rows_of(first, rows).value());
+  for (int64_t first = 0; first < own.count; first += step) {
+    const int64_t rows = std::min(step, own.count - first);
+    e.narrow(0, first, rows).copy_from(rows_of(own.start + first, rows).value());
   }
   return e;
 }
 
-/// One block of the trunk, of which a tape keeps the inputs alone.
-Representations block(const Scope& scope, const EvoformerConfig& config, bool extra,
-                      const Representations& x, const Tensor& mask, const Tensor& pair_mask,
-                      const Trace& trace, const DropoutStream& dropout) {
+/// Block b of a stack of the trunk, of which a tape keeps the inputs alone.
+Representations block(const Pass& p, DropoutStack stack, int64_t b, const Representations& x,
+                      const Tensor& mask, const Tensor& pair_mask) {
+  const bool extra = stack == kExtraMsa;
+  const char* const name = extra ? "extra_msa_stack" : "evoformer_iteration";
+  const Trace trace = p.trace / cat(extra ? "extra_block" : "evoformer_block", b);
+  p.step(cat(extra ? "extra MSA block " : "Evoformer block ", b + 1));
+  (trace / "input")("msa", x.m);
+  (trace / "input")("pair", x.z);
+  const Scope scope = (p.scope / name).block(b);
+  if (p.block_done)
+    Tape::on_backward(
+        [done = p.block_done, path = cat(kRoot, "/evoformer/", name), b] { done(path, b); });
   const Vars out = checkpoint(
-      [=, &config](const Vars& in) {
-        const Representations y =
-            evoformer_block(scope, config, extra, {in[0], in[1]}, mask, pair_mask, trace, dropout);
+      [=, &config = p.config.evoformer, dropout = p.dropout_at(stack, b),
+       dap = p.dap](const Vars& in) {
+        const Representations y = evoformer_block(scope, config, extra, {in[0], in[1]}, mask,
+                                                  pair_mask, trace, dropout, dap);
         return Vars{y.m, y.z};
       },
       {x.m, x.z});
   return {out[0], out[1]};
 }
 
-/// m and its mask with a row for each template that has a torsion angle. Alg. 2 lines 7-8.
-void append_template_rows(const Pass& p, const Arrays& f, Var& m, Tensor& mask) {
-  const TemplateTorsions torsions = template_torsion_features(f);
+/// m's own rows and the whole mask, with a row for each template that has a torsion angle. Alg. 2
+/// lines 7-8.
+void append_template_rows(const Pass& p, const TemplateTorsions& torsions, Range own, Var& m,
+                          Tensor& mask) {
   p.trace("embed/template_torsion_features", torsions.features);
+  const Tensor features = torsions.features.narrow(0, own.start, own.count);
   const Var hidden = linear(p.scope / "template_single_embedding",
-                            Var(p.there(torsions.features).to(p.dtype)), Activation::kRelu);
+                            Var(p.there(features).to(p.dtype)), Activation::kRelu);
   const Var rows = linear(p.scope / "template_projection", hidden);
   p.trace("embed/template_projection", rows);
   m = concat_rows(m, rows);
@@ -235,8 +258,17 @@ void append_template_rows(const Pass& p, const Arrays& f, Var& m, Tensor& mask) 
 
 Trunk run_trunk(const Pass& p, const Arrays& f, const Recycled& prev) {
   const ModelConfig& config = p.config;
-  const Tensor pair_mask = p.there(outer(feature(f, "seq_mask")));
-  Var m = embed_msa(p, f, prev), z = embed_pair(p, f, prev);
+  const Dap& dap = p.dap;
+  const Tensor& seq_mask = feature(f, "seq_mask");
+  const Tensor pair_mask = p.there(outer(seq_mask, dap.mine(seq_mask.numel())));
+  Tensor mask = p.there(feature(f, "msa_mask").to(Dtype::f32));
+  TemplateTorsions torsions;
+  MsaRows rows{mask.size(0), mask.size(0)};
+  if (config.templates.enabled && config.templates.embed_torsion_angles) {
+    torsions = template_torsion_features(f);
+    rows.total += torsions.mask.size(0);
+  }
+  Var m = embed_msa(p, f, prev, rows.aligned(dap, dap.rank())), z = embed_pair(p, f, prev);
   p.trace("embed/pair_before_templates", z);
   if (config.templates.enabled) z = embed_templates(p, f, z, pair_mask);
 
@@ -244,34 +276,21 @@ Trunk run_trunk(const Pass& p, const Arrays& f, const Recycled& prev) {
   z = Var();
   p.trace("embed/extra_msa_activations", extra.m);
   const Tensor extra_mask = p.there(feature(f, "extra_msa_mask").to(Dtype::f32));
-  for (int64_t b = 0; b < config.extra_msa_stack_num_block; ++b) {
-    p.step(cat("extra MSA block ", b + 1));
-    const Trace trace = p.trace / cat("extra_block", b);
-    (trace / "input")("msa", extra.m);
-    (trace / "input")("pair", extra.z);
-    extra = block((p.scope / "extra_msa_stack").block(b), config.evoformer, true, extra, extra_mask,
-                  pair_mask, trace, p.dropout_at(kExtraMsa, b));
-  }
+  for (int64_t b = 0; b < config.extra_msa_stack_num_block; ++b)
+    extra = block(p, kExtraMsa, b, extra, extra_mask, pair_mask);
 
-  Tensor mask = p.there(feature(f, "msa_mask").to(Dtype::f32));
-  const int64_t n_seq = m.size(0);
-  if (config.templates.enabled && config.templates.embed_torsion_angles)
-    append_template_rows(p, f, m, mask);
+  if (torsions.mask.defined()) append_template_rows(p, torsions, rows.templates(dap), m, mask);
   Representations x{m, extra.z};
   extra = {};
   m = Var();
-  for (int64_t b = 0; b < config.evoformer_num_block; ++b) {
-    p.step(cat("Evoformer block ", b + 1));
-    const Trace trace = p.trace / cat("evoformer_block", b);
-    (trace / "input")("msa", x.m);
-    (trace / "input")("pair", x.z);
-    x = block((p.scope / "evoformer_iteration").block(b), config.evoformer, false, x, mask,
-              pair_mask, trace, p.dropout_at(kEvoformer, b));
-  }
-  const Var first_row = select(x.m, 0, 0);
+  for (int64_t b = 0; b < config.evoformer_num_block; ++b)
+    x = block(p, kEvoformer, b, x, mask, pair_mask);
+  const Range aligned = rows.aligned(dap, dap.rank());
+  const Var own_first = narrow(x.m, 0, 0, dap.holds_first(aligned) ? 1 : 0);
+  const Var first_row = select(broadcast(dap, own_first, 1), 0, 0);
   const Var single = linear(p.scope / "single_activations", first_row);
   p.trace("embed/single_activations", single);
-  return {single, x.z, narrow(x.m, 0, 0, n_seq), Var(first_row.value().clone())};
+  return {single, x.z, narrow(x.m, 0, 0, aligned.count), Var(first_row.value().clone()), rows};
 }
 
 /// Root mean square change of all distances between CA atoms, in angstrom; AlphaFold-Multimer's
@@ -304,8 +323,11 @@ void scale(const Var& x, double factor) {
 
 }  // namespace
 
-AlphaFold::AlphaFold(ModelConfig config, Params params, Dtype activations)
-    : config_(std::move(config)), params_(params.in_precision(activations)), dtype_(activations) {}
+AlphaFold::AlphaFold(ModelConfig config, Params params, Dtype activations, Dap dap)
+    : config_(std::move(config)),
+      params_(params.in_precision(activations)),
+      dtype_(activations),
+      dap_(std::move(dap)) {}
 
 Arrays AlphaFold::run(const FeatureSource& features, const RunOptions& options) const {
   const NoGrad no_grad;
@@ -327,7 +349,7 @@ Arrays AlphaFold::run(const FeatureSource& features, const RunOptions& options) 
       options.progress(cat("recycle ", cycle, ", ", what), double(steps) / total_steps);
       if (!what.starts_with("template")) ++steps;
     };
-    const Pass pass{config_, root / "evoformer", dtype_, params_.device(), trace, step};
+    const Pass pass{config_, root / "evoformer", dtype_, params_.device(), trace, step, dap_};
 
     const Arrays f = features(cycle * options.num_ensemble);
     Trunk trunk = run_trunk(pass, f, prev);
@@ -344,8 +366,8 @@ Arrays AlphaFold::run(const FeatureSource& features, const RunOptions& options) 
     step("structure module");
     const Var single = cast(trunk.single, head_type);
     const Var pair = cast(trunk.pair, head_type);
-    Arrays out =
-        structure_module(root / "structure_module", config_.structure, single, pair, f, trace);
+    Arrays out = structure_module(root / "structure_module", config_.structure, single, pair, f,
+                                  trace, {}, dap_);
     const Tensor positions = out.at("structure_module/final_atom_positions").to(Device{});
     const bool settled = options.recycle_early_stop_tolerance >= 0 && cycle > 0 &&
                          distance_change(prev.positions, positions, feature(f, "seq_mask")) <
@@ -359,7 +381,8 @@ Arrays AlphaFold::run(const FeatureSource& features, const RunOptions& options) 
     out["representations/pair"] = pair.value();
     out["representations/msa"] = cast(trunk.msa, head_type).value();
     out["representations/msa_first_row"] = cast(trunk.first_row, head_type).value();
-    run_heads(root, config_.heads, out);
+    run_heads(root, config_.heads, out, dap_);
+    join_rows(trunk.msa_rows, options, out);
     const int32_t recycles = int32_t(cycle);
     out["num_recycles"] = Tensor::of<int32_t>({}, &recycles);
     for (auto& [name, value] : out) value = value.to(Device{});
@@ -368,31 +391,59 @@ Arrays AlphaFold::run(const FeatureSource& features, const RunOptions& options) 
 }
 
 Outputs AlphaFold::forward(const FeatureSource& features, int64_t num_recycle,
-                           DropoutStream dropout) const {
-  check(num_recycle >= 0 && dtype_ != Dtype::bf16, "forward with ", num_recycle, " recycles, ",
-        name_of(dtype_));
+                           DropoutStream dropout, const BlockDone& done) const {
+  check(num_recycle >= 0, "forward with ", num_recycle, " recycles");
+  const Dtype head_type = dtype_ == Dtype::f64 ? Dtype::f64 : Dtype::f32;
   const Scope root(params_, kRoot);
   Pass pass{config_, root / "evoformer",        dtype_, params_.device(),
-            Trace(), [](const std::string&) {}, dropout};
+            Trace(), [](const std::string&) {}, dap_,   dropout};
   Recycled prev;
   for (int64_t cycle = 0; cycle < num_recycle; ++cycle) {
     const NoGrad no_grad;
     pass.dropout.recycle = uint64_t(cycle);
     const Arrays f = features(cycle);
     const Trunk trunk = run_trunk(pass, f, prev);
-    const Arrays out = structure_module(root / "structure_module", config_.structure, trunk.single,
-                                        trunk.pair, f, Trace(), pass.dropout_at(kStructure, 0));
+    const Arrays out = structure_module(root / "structure_module", config_.structure,
+                                        cast(trunk.single, head_type), cast(trunk.pair, head_type),
+                                        f, Trace(), pass.dropout_at(kStructure, 0), dap_);
     prev = {trunk.first_row, trunk.pair,
             out.at("structure_module/final_atom_positions").to(Device{}).to(Dtype::f32)};
   }
   pass.dropout.recycle = uint64_t(num_recycle);
+  pass.block_done = done;
   const Arrays f = features(num_recycle);
-  const Trunk trunk = run_trunk(pass, f, prev);
+  Trunk trunk = run_trunk(pass, f, prev);
+  for (Var* x : {&trunk.single, &trunk.pair, &trunk.msa}) *x = cast(*x, head_type);
   Outputs out;
   out.fold = fold(root / "structure_module", config_.structure, trunk.single, trunk.pair, f,
-                  Trace(), pass.dropout_at(kStructure, 0));
-  out.logits = head_logits(root, config_.heads, trunk.single, trunk.pair, trunk.msa, out.fold.act);
+                  Trace(), pass.dropout_at(kStructure, 0), dap_);
+  out.logits =
+      head_logits(root, config_.heads, trunk.single, trunk.pair, trunk.msa, out.fold.act, dap_);
+  out.dap = dap_;
+  out.msa_rows = trunk.msa_rows;
   return out;
+}
+
+void AlphaFold::join_rows(const MsaRows& rows, const RunOptions& options, Arrays& out) const {
+  if (dap_.single()) return;
+  std::vector<Range> aligned;
+  for (int r = 0; r < dap_.size(); ++r) aligned.push_back(rows.aligned(dap_, r));
+  const int64_t n = out.at("structure_module/final_atom_mask").size(0);
+  const std::pair<const char*, bool> kSplit[] = {{"representations/pair", false},
+                                                 {"distogram/logits", false},
+                                                 {"representations/msa", true},
+                                                 {"masked_msa/logits", true}};
+  for (const auto& [name, by_sequence] : kSplit) {
+    const auto found = out.find(name);
+    if (found == out.end()) continue;
+    if (!options.keep(name))
+      out.erase(found);
+    else
+      found->second =
+          Gathering(dap_, found->second.contiguous(), 0, by_sequence ? aligned : dap_.all(n))
+              .await()
+              .value();
+  }
 }
 
 }  // namespace ff

@@ -3,6 +3,7 @@
 // where a tape records.
 #include "core/model/evoformer.h"
 
+#include "core/base/timeline.h"
 #include "core/ops/ops.h"
 
 namespace ff {
@@ -12,13 +13,74 @@ Dtype statistics_type(const Var& x) {
   return x.value().dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32;
 }
 
-/// bias[h, i, j] = LN(z)[i, j] . feat_2d_weights[:, h], with statistics' precision.
-Var pair_bias(const Scope& scope, const char* norm, const Var& z) {
+/// A layout's change is sent in so many parts, each as soon as it is made; more groups of channels,
+/// since two of them are in memory at a time.
+constexpr int64_t kParts = 4, kChannelGroups = 8;
+
+/// bias[h, i, j] = LN(z)[i, j] . feat_2d_weights[:, h], with statistics' precision; of z's own
+/// rows, on its way to be joined with the others'.
+Gathering pair_bias(const Scope& scope, const char* norm, const Var& z, const Dap& dap) {
   const Var w = scope["feat_2d_weights"];
-  return map_rows(z, 1, [&](const Var& rows, int64_t) {
+  const Var own = map_rows(z, 1, [&](const Var& rows, int64_t) {
     const Var b = linear_channels_first(layer_norm(scope / norm, rows), w);
     return cast(view(b, {w.size(1), rows.size(0), rows.size(1)}), statistics_type(z));
   });
+  return {dap, own, 1, z.size(1)};
+}
+
+/// f(rows, start) updates rows of x as by_rows has it. Under several ranks x [.., own rows of
+/// `axis`, ..], an axis of n in all that moves to the front for f, becomes split along the other of
+/// its two leading axes, part after part while the next is computed.
+template <class F>
+Var update_rows(const Dap& dap, const Var& x, int axis, int64_t n, F f) {
+  const auto front = [axis](const Var& v) { return axis == 0 ? v : transpose(v, 0, 1); };
+  if (dap.single()) return front(by_rows(front(x), f));
+  Dims whole = x.shape();
+  whole[axis] = n;
+  const auto parts = parts_of_rows(dap, n, kParts);
+  const int64_t first = dap.mine(n).start;
+  Relayout change(dap, whole, axis, 1 - axis, parts);
+  for (const std::vector<Range>& part : parts) {
+    const Range own = part[size_t(dap.rank())];
+    const int64_t at = own.start - first;
+    const Var rows = front(narrow(x, axis, at, own.count));
+    change.begin(
+        front(by_rows(rows, [&](const Var& r, int64_t start) { return f(r, at + start); })));
+  }
+  return change.await();
+}
+
+/// p [c, own rows, n]: all ranks' triangle products of a and b [c, own rows, n], by channels: every
+/// rank multiplies all rows of some channels, in groups whose exchanges hide behind the products.
+Var triangle_product_by_channels(const Dap& dap, Var a, Var b, bool outgoing) {
+  if (dap.single()) return triangle_product(a, b, outgoing);
+  const int64_t c = a.size(0), n = a.size(2);
+  const int64_t groups = std::clamp<int64_t>(c / dap.size(), 1, kChannelGroups);
+  std::vector<std::vector<Range>> channels;
+  std::vector<Relayout> as, bs;
+  for (int64_t g = 0; g < groups; ++g) {
+    const Range group = deal(c, groups, g);
+    channels.push_back(dap.all(group.count));
+    for (Range& r : channels.back()) r.start += group.start;
+    as.emplace_back(dap, Dims{group.count, n, n}, 1, 0);
+    bs.emplace_back(dap, Dims{group.count, n, n}, 1, 0);
+  }
+  const auto begin = [&](int64_t g) {
+    const Range group = deal(c, groups, g);
+    as[size_t(g)].begin(narrow(a, 0, group.start, group.count));
+    bs[size_t(g)].begin(narrow(b, 0, group.start, group.count));
+  };
+  Relayout back(dap, {c, n, n}, 0, 1, channels);
+  begin(0);
+  for (int64_t g = 0; g < groups; ++g) {
+    if (g + 1 < groups)
+      begin(g + 1);
+    else
+      a = b = Var();
+    const Var left = as[size_t(g)].await(), right = bs[size_t(g)].await();
+    back.begin(triangle_product(left, right, outgoing));
+  }
+  return back.await();
 }
 
 /// Modules that drop, in the order of Alg. 6: a part of the masks' names.
@@ -31,14 +93,14 @@ Var heads(const Var& x, const Var& w) {
 }  // namespace
 
 Var attention_add(const Scope& scope, const Var& residual, const Var& x_q, const Var& x_m,
-                  const Var& bias, const Tensor& mask, const Tensor& factors) {
+                  const Gathering& bias, const Tensor& mask, const Tensor& factors) {
   const Var q = heads(x_q, scope["query_w"]), k = heads(x_m, scope["key_w"]),
             v = heads(x_m, scope["value_w"]);
   Var gate;
   if (scope.has("gating_w"))
     gate = view(linear(x_q, scope["gating_w"], scope["gating_b"]),
                 {q.size(0), q.size(1), v.size(2), v.size(3)});
-  const Var o = attention(q, k, v, gate, bias, mask);
+  const Var o = attention(q, k, v, gate, bias.defined() ? bias.await() : Var(), mask);
   const int64_t c = v.size(2) * v.size(3);
   const Var flat = view(o, {q.size(0), q.size(1), c}), w = scope["output_w"], b = scope["output_b"];
   return factors.defined()
@@ -47,33 +109,41 @@ Var attention_add(const Scope& scope, const Var& residual, const Var& x_q, const
 }
 
 Var msa_row_attention(const Scope& scope, const Var& m, const Var& z, const Tensor& msa_mask,
-                      const ModuleDropout& dropout) {
-  const Var bias = pair_bias(scope, "feat_2d_norm", z);
+                      const ModuleDropout& dropout, const Dap& dap) {
+  const Span span("row attention");
+  const Gathering bias = pair_bias(scope, "feat_2d_norm", z, dap);
   const Tensor factors = dropout.factors(m);
-  return by_rows(m, [&](const Var& rows, int64_t start) {
+  const int64_t n_seq = msa_mask.size(0), first = dap.mine(n_seq).start;
+  return update_rows(dap, m, 0, n_seq, [&](const Var& rows, int64_t start) {
     const Var x = layer_norm(scope / "query_norm", rows);
     return attention_add(scope / "attention", rows, x, x, bias,
-                         msa_mask.narrow(0, start, rows.size(0)), factors);
+                         msa_mask.narrow(0, first + start, rows.size(0)), factors);
   });
 }
 
-Var msa_column_attention(const Scope& scope, const Var& m, const Tensor& msa_mask) {
+Var msa_column_attention(const Scope& scope, const Var& m, const Tensor& msa_mask, const Dap& dap) {
+  const Span span("column attention");
   const Var columns = transpose(m, 0, 1);
   const Tensor mask = msa_mask.transpose(0, 1);
+  const int64_t first = dap.mine(mask.size(0)).start;
   const Var updated = by_rows(columns, [&](const Var& rows, int64_t start) {
     const Var x = layer_norm(scope / "query_norm", rows);
-    return attention_add(scope / "attention", rows, x, x, {}, mask.narrow(0, start, rows.size(0)));
+    return attention_add(scope / "attention", rows, x, x, {},
+                         mask.narrow(0, first + start, rows.size(0)));
   });
   return transpose(updated, 0, 1);
 }
 
-Var msa_column_global_attention(const Scope& scope, const Var& m, const Tensor& msa_mask) {
+Var msa_column_global_attention(const Scope& scope, const Var& m, const Tensor& msa_mask,
+                                const Dap& dap) {
+  const Span span("column global attention");
   const Scope a = scope / "attention";
   const Var columns = transpose(m, 0, 1);
   const Tensor mask = msa_mask.transpose(0, 1);
+  const int64_t first = dap.mine(mask.size(0)).start;
   const Var query_w = a["query_w"];
   const Var updated = by_rows(columns, [&](const Var& rows, int64_t start) {
-    const Tensor keep = mask.narrow(0, start, rows.size(0));
+    const Tensor keep = mask.narrow(0, first + start, rows.size(0));
     const Var x = layer_norm(scope / "query_norm", rows);
     const Var q =
         view(linear(masked_mean(x, keep), query_w), {x.size(0), query_w.size(1), query_w.size(2)});
@@ -85,6 +155,7 @@ Var msa_column_global_attention(const Scope& scope, const Var& m, const Tensor& 
 }
 
 Var transition(const Scope& scope, const Var& x) {
+  const Span span("transition");
   const Scope second = scope / "transition2";
   return by_rows(x, [&](const Var& rows, int64_t) {
     const Var hidden = linear(scope / "transition1", layer_norm(scope / "input_layer_norm", rows),
@@ -93,20 +164,28 @@ Var transition(const Scope& scope, const Var& x) {
   });
 }
 
-Var outer_product_mean(const Scope& scope, const Var& m, const Var& z, const Tensor& msa_mask) {
-  Var sides[2];
-  const char* const kNames[] = {"left_projection", "right_projection"};
-  for (int side = 0; side < 2; ++side)
-    sides[side] = map_rows(m, 0, [&](const Var& rows, int64_t) {
-      return linear(scope / kNames[side], layer_norm(scope / "layer_norm_input", rows));
-    });
-  for (Var& side : sides) side = scale_rows(side, msa_mask);
-  const Tensor norm = pair_count(msa_mask, m.value().dtype());
-  return outer_product_mean(z, sides[0], sides[1], scope["output_w"], scope["output_b"], norm);
+Var outer_product_mean(const Scope& scope, const Var& m, const Var& z, const Tensor& msa_mask,
+                       const Dap& dap) {
+  const Span span("outer product mean");
+  const Range own = dap.mine(z.size(1));
+  const Tensor mask = msa_mask.narrow(1, own.start, own.count);
+  const auto side = [&](const char* name) {
+    return scale_rows(map_rows(m, 0,
+                               [&](const Var& rows, int64_t) {
+                                 return linear(scope / name,
+                                               layer_norm(scope / "layer_norm_input", rows));
+                               }),
+                      mask);
+  };
+  const Gathering right(dap, side("right_projection"), 1, z.size(1));
+  const Var left = side("left_projection");
+  const Tensor norm = pair_count(mask, msa_mask, m.value().dtype());
+  return outer_product_mean(z, left, right.await(), scope["output_w"], scope["output_b"], norm);
 }
 
 Var triangle_multiplication(const Scope& scope, const Var& z, const Tensor& pair_mask,
-                            bool outgoing, const ModuleDropout& dropout) {
+                            bool outgoing, const ModuleDropout& dropout, const Dap& dap) {
+  const Span span(outgoing ? "triangle multiplication out" : "triangle multiplication in");
   const int64_t n = z.size(1);
   const Tensor factors = dropout.factors(z);
   Var sides[2];
@@ -123,7 +202,8 @@ Var triangle_multiplication(const Scope& scope, const Var& z, const Tensor& pair
                   {p.size(0), rows.size(0), n});
     });
   }
-  const Var product = triangle_product(sides[0], sides[1], outgoing);
+  const Var product =
+      triangle_product_by_channels(dap, std::move(sides[0]), std::move(sides[1]), outgoing);
   sides[0] = sides[1] = Var();
   const Scope center = scope / "center_layer_norm";
   return by_rows(z, [&](const Var& rows, int64_t start) {
@@ -135,78 +215,82 @@ Var triangle_multiplication(const Scope& scope, const Var& z, const Tensor& pair
 }
 
 Var triangle_attention(const Scope& scope, const Var& z, const Tensor& pair_mask, bool starting,
-                       const ModuleDropout& dropout) {
+                       const ModuleDropout& dropout, const Dap& dap) {
+  const Span span(starting ? "triangle attention start" : "triangle attention end");
   const Var zt = starting ? z : transpose(z, 0, 1);
   const Tensor factors = dropout.factors(zt);
-  const Tensor mask = starting ? pair_mask : pair_mask.transpose(0, 1);
-  const Var bias = pair_bias(scope, "query_norm", zt);
-  const Var updated = by_rows(zt, [&](const Var& rows, int64_t start) {
+  const Gathering bias = pair_bias(scope, "query_norm", zt, dap);
+  return update_rows(dap, z, starting ? 0 : 1, zt.size(1), [&](const Var& rows, int64_t start) {
     const Var x = layer_norm(scope / "query_norm", rows);
-    return attention_add(scope / "attention", rows, x, x, bias, mask.narrow(0, start, rows.size(0)),
-                         factors);
+    return attention_add(scope / "attention", rows, x, x, bias,
+                         pair_mask.narrow(0, start, rows.size(0)), factors);
   });
-  return starting ? updated : transpose(updated, 0, 1);
 }
 
 Representations evoformer_block(const Scope& scope, const EvoformerConfig& config, bool extra,
                                 Representations x, const Tensor& msa_mask, const Tensor& pair_mask,
-                                const Trace& trace, const DropoutStream& dropout) {
+                                const Trace& trace, const DropoutStream& dropout, const Dap& dap) {
   const auto pair = [&](Place place) { return ModuleDropout{dropout, config.pair_dropout, place}; };
   const auto done = [&](const char* module, const Var& value) {
     (trace / module)("after_residual", value);
   };
-  const auto outer = [&] {
-    x.z = outer_product_mean(scope / "outer_product_mean", x.m, x.z, msa_mask);
+  const auto outer = [&](const Var& columns) {
+    x.z = outer_product_mean(scope / "outer_product_mean", columns, x.z, msa_mask, dap);
     done("outer_product_mean", x.z);
   };
-  if (config.outer_product_mean_first) outer();
+  const Dims whole{msa_mask.size(0), msa_mask.size(1), x.m.size(2)};
+  if (config.outer_product_mean_first) outer(relayout(dap, x.m, 0, 1, whole[0]));
   x.m = msa_row_attention(scope / "msa_row_attention_with_pair_bias", x.m, x.z, msa_mask,
-                          {dropout, config.msa_dropout, kRow});
+                          {dropout, config.msa_dropout, kRow}, dap);
   done("msa_row_attention_with_pair_bias", x.m);
   if (extra) {
-    x.m = msa_column_global_attention(scope / "msa_column_global_attention", x.m, msa_mask);
+    x.m = msa_column_global_attention(scope / "msa_column_global_attention", x.m, msa_mask, dap);
     done("msa_column_global_attention", x.m);
   } else {
-    x.m = msa_column_attention(scope / "msa_column_attention", x.m, msa_mask);
+    x.m = msa_column_attention(scope / "msa_column_attention", x.m, msa_mask, dap);
     done("msa_column_attention", x.m);
   }
   x.m = transition(scope / "msa_transition", x.m);
   done("msa_transition", x.m);
-  if (!config.outer_product_mean_first) outer();
+  if (!config.outer_product_mean_first) outer(x.m);
+  Relayout back(dap, whole, 1, 0);  // under the pair stack
+  back.begin(x.m);
   x.z = triangle_multiplication(scope / "triangle_multiplication_outgoing", x.z, pair_mask, true,
-                                pair(kOutgoing));
+                                pair(kOutgoing), dap);
   done("triangle_multiplication_outgoing", x.z);
   x.z = triangle_multiplication(scope / "triangle_multiplication_incoming", x.z, pair_mask, false,
-                                pair(kIncoming));
+                                pair(kIncoming), dap);
   done("triangle_multiplication_incoming", x.z);
   x.z = triangle_attention(scope / "triangle_attention_starting_node", x.z, pair_mask, true,
-                           pair(kStarting));
+                           pair(kStarting), dap);
   done("triangle_attention_starting_node", x.z);
   x.z = triangle_attention(scope / "triangle_attention_ending_node", x.z, pair_mask, false,
-                           pair(kEnding));
+                           pair(kEnding), dap);
   done("triangle_attention_ending_node", x.z);
   x.z = transition(scope / "pair_transition", x.z);
   done("pair_transition", x.z);
+  x.m = back.await();
   return x;
 }
 
 Var template_pair_block(const Scope& scope, const PairStackConfig& config, const Var& t,
-                        const Tensor& pair_mask, const Trace& trace, const DropoutStream& dropout) {
+                        const Tensor& pair_mask, const Trace& trace, const DropoutStream& dropout,
+                        const Dap& dap) {
   const auto pair = [&](Place place) { return ModuleDropout{dropout, config.pair_dropout, place}; };
   const auto done = [&](const char* module, const Var& value) {
     (trace / module)("after_residual", value);
   };
   Var x = triangle_attention(scope / "triangle_attention_starting_node", t, pair_mask, true,
-                             pair(kStarting));
+                             pair(kStarting), dap);
   done("triangle_attention_starting_node", x);
   x = triangle_attention(scope / "triangle_attention_ending_node", x, pair_mask, false,
-                         pair(kEnding));
+                         pair(kEnding), dap);
   done("triangle_attention_ending_node", x);
   x = triangle_multiplication(scope / "triangle_multiplication_outgoing", x, pair_mask, true,
-                              pair(kOutgoing));
+                              pair(kOutgoing), dap);
   done("triangle_multiplication_outgoing", x);
   x = triangle_multiplication(scope / "triangle_multiplication_incoming", x, pair_mask, false,
-                              pair(kIncoming));
+                              pair(kIncoming), dap);
   done("triangle_multiplication_incoming", x);
   x = transition(scope / "pair_transition", x);
   done("pair_transition", x);

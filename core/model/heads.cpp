@@ -1,8 +1,13 @@
 // The heads: linear layers, the distogram made symmetric, and the two-layer confidence head.
 #include "core/model/heads.h"
 
+#include <optional>
+
+#include "core/base/timeline.h"
 #include "core/model/nn.h"
+#include "core/ops/elementwise.h"
 #include "core/ops/rigid_ops.h"
+#include "core/ops/views.h"
 
 namespace ff {
 namespace {
@@ -17,10 +22,6 @@ Tensor linspace(double first, double last, int64_t count) {
 }
 
 }  // namespace
-
-Var distogram_logits(const Scope& scope, const Var& pair) {
-  return symmetrize(linear(scope / "half_logits", pair));
-}
 
 Var aligned_error_logits(const Scope& scope, const Var& pair) {
   return linear(scope / "logits", pair);
@@ -49,10 +50,18 @@ Tensor aligned_error_breaks(const HeadsConfig& config) {
 }
 
 HeadLogits head_logits(const Scope& scope, const HeadsConfig& config, const Var& single,
-                       const Var& pair, const Var& msa, const Var& structure_act) {
+                       const Var& pair, const Var& msa, const Var& structure_act, const Dap& dap) {
+  const Span span("heads");
   HeadLogits out;
-  if (config.distogram_weight != 0)
-    out.distogram = distogram_logits(scope / "distogram_head", pair);
+  Var half;
+  std::optional<Relayout> transposed;  // half[j, i] of the own i, on its way under the others
+  if (config.distogram_weight != 0) {
+    half = linear(scope / "distogram_head" / "half_logits", pair);
+    if (!dap.single()) {
+      transposed.emplace(dap, Dims{half.size(1), half.size(1), half.size(2)}, 0, 1);
+      transposed->begin(half);
+    }
+  }
   if (config.masked_msa_weight != 0)
     out.masked_msa = masked_msa_logits(scope / "masked_msa_head", msa);
   if (config.experimentally_resolved_weight != 0)
@@ -61,16 +70,20 @@ HeadLogits head_logits(const Scope& scope, const HeadsConfig& config, const Var&
     out.lddt = lddt_logits(scope / "predicted_lddt_head", structure_act);
   if (config.pae_weight != 0)
     out.aligned_error = aligned_error_logits(scope / "predicted_aligned_error_head", pair);
+  if (transposed)
+    out.distogram = add(half, transpose(transposed->await(), 0, 1));
+  else if (half)
+    out.distogram = symmetrize(half);
   return out;
 }
 
-void run_heads(const Scope& scope, const HeadsConfig& config, Arrays& out) {
+void run_heads(const Scope& scope, const HeadsConfig& config, Arrays& out, const Dap& dap) {
   const auto input = [&](const char* name) {
     const auto found = out.find(cat("representations/", name));
     return found == out.end() ? Var() : Var(found->second);
   };
   const HeadLogits logits = head_logits(scope, config, input("single"), input("pair"), input("msa"),
-                                        input("structure_module"));
+                                        input("structure_module"), dap);
   const auto add = [&](const char* head, const Var& x) {
     if (x) out[cat(head, "/logits")] = x.value();
   };

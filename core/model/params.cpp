@@ -399,10 +399,8 @@ Params Params::in_precision(Dtype activations) const {
     const bool matrix = leaf.ends_with("weights") || leaf.ends_with("_w");
     const bool trunk = name.find("/evoformer/") != std::string::npos;
     const Dtype dtype = activations == Dtype::bf16 && !(matrix && trunk) ? Dtype::f32 : activations;
-    const bool same = var.value().dtype() == dtype;
-    check(same || !var.requires_grad(), name,
-          ": its gradient is wanted, which a copy in another precision would lose");
-    out.vars_.emplace(name, same ? var : Var(var.value().to(dtype)));
+    out.vars_.emplace(name,
+                      var.value().dtype() == dtype ? var : Var(var.value().to(dtype), var.slot()));
   }
   return out;
 }

@@ -43,7 +43,8 @@ class Params {
   /// The gradients summed so far, by name; zeros where nothing was. They start anew.
   Arrays take_grads();
   /// The same parameters for activations of another precision: all in f64, or the trunk's matrices
-  /// in bf16 and everything else in f32.
+  /// in bf16 and everything else in f32. Copies of now, whose gradients are summed in these
+  /// parameters' own precision and place.
   Params in_precision(Dtype activations) const;
   /// The same parameters on another device; before their gradients are asked for.
   Params on(Device device) const;

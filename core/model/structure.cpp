@@ -2,6 +2,7 @@
 // Alg. 24 and Alg. 20 lines 11-14.
 #include "core/model/structure.h"
 
+#include "core/base/timeline.h"
 #include "core/geometry/residue_constants.h"
 #include "core/model/nn.h"
 #include "core/ops/elementwise.h"
@@ -46,23 +47,28 @@ Tensor identity_affines(int64_t n, Dtype dtype) {
 
 /// What every layer reads.
 struct Shared {
+  Dap dap;
   Var initial_act, z, bias;  // after the layer norms; the pair bias is the same in every layer
   Tensor mask, aatype;
   AtomTables tables;
 };
 
 Var attention(const Scope& scope, const Shared& shared, const Var& act, const Var& affine) {
+  const Dap& dap = shared.dap;
+  const Var own_act = shard(dap, act, 0), own_affine = shard(dap, affine, 0);
+  const Range own = dap.mine(act.size(0));
   const Var out = invariant_point_attention(
-      {.q_scalar = linear(scope / "q_scalar", act),
+      {.q_scalar = linear(scope / "q_scalar", own_act),
        .kv_scalar = linear(scope / "kv_scalar", act),
-       .q_point = apply_rigids(affine, linear(scope / "q_point_local", act)),
+       .q_point = apply_rigids(own_affine, linear(scope / "q_point_local", own_act)),
        .kv_point = apply_rigids(affine, linear(scope / "kv_point_local", act)),
-       .affine = affine,
+       .affine = own_affine,
        .bias = shared.bias,
        .z = shared.z,
        .point_weights = scope["trainable_point_weights"],
+       .query_mask = shared.mask.narrow(0, own.start, own.count),
        .mask = shared.mask});
-  return linear(scope / "output_projection", out);
+  return gather(dap, linear(scope / "output_projection", out), 0, act.size(0));
 }
 
 /// The k-th layer of one name: Haiku calls them x, x_1, x_2, ...
@@ -109,13 +115,15 @@ Tensor stack(const Fold& f, Var FoldLayer::*part, const Dims& shape) {
 }  // namespace
 
 Fold fold(const Scope& scope, const StructureConfig& config, const Var& single, const Var& pair,
-          const Arrays& features, const Trace& trace, const DropoutStream& stream) {
+          const Arrays& features, const Trace& trace, const DropoutStream& stream, const Dap& dap) {
+  const Span span("structure module");
   const int64_t n = single.size(0);
   const Dtype dtype = single.value().dtype();
   const Device device = single.value().device();
   check(config.num_layer > 0, "a structure module without layers");
   const Trace outer = trace / "structure_module";
   Shared shared;
+  shared.dap = dap;
   shared.mask = feature(features, "seq_mask", {n}).to(dtype).contiguous().to(device);
   shared.aatype = indices(features, "aatype", {n}, kUnknownRestype + 1).to(device);
   shared.tables = atom_tables(device);
@@ -168,13 +176,13 @@ Fold fold(const Scope& scope, const StructureConfig& config, const Var& single, 
 
 Arrays structure_module(const Scope& scope, const StructureConfig& config, const Var& single,
                         const Var& pair, const Arrays& features, const Trace& trace,
-                        const DropoutStream& dropout) {
+                        const DropoutStream& dropout, const Dap& dap) {
   const int64_t n = single.size(0);
   const Tensor index = indices(features, "residx_atom37_to_atom14", {n, kAtom37}, kAtom14);
   const Tensor mask37 =
       feature(features, "atom37_atom_exists", {n, kAtom37}).to(Dtype::f32).contiguous();
   const Tensor& mask14 = feature(features, "atom14_atom_exists", {n, kAtom14});
-  const Fold f = fold(scope, config, single, pair, features, trace, dropout);
+  const Fold f = fold(scope, config, single, pair, features, trace, dropout, dap);
   const FoldLayer& last = f.layers.back();
   Arrays out;
   out["representations/structure_module"] = f.act.value();

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "comm/dap.h"
 #include "core/model/config.h"
 #include "core/model/params.h"
 #include "core/model/trace.h"
@@ -26,11 +27,14 @@ struct Fold {
 };
 
 /// All layers of the structure module. Jumper et al. 2021, Suppl. Alg. 20-25.
-/// single [n_res, c_s], pair [n_res, n_res, c_z], f32 or f64 (one type, the parameters' too)
+/// single [n_res, c_s], pair [own rows, n_res, c_z], f32 or f64 (one type, the parameters' too)
 /// features: aatype [n_res] i32, 0 to 20; seq_mask [n_res]
+/// Under several ranks the pair representation stays split: each attends for its own residues over
+/// everybody's keys, points and frames, and the new single representation is joined.
 /// Throws Exit::kInput on a missing feature or one of another shape or range.
 Fold fold(const Scope& scope, const StructureConfig& config, const Var& single, const Var& pair,
-          const Arrays& features, const Trace& trace, const DropoutStream& dropout = {});
+          const Arrays& features, const Trace& trace, const DropoutStream& dropout = {},
+          const Dap& dap = {});
 
 /// `fold` as arrays: "structure_module/" with traj [num_layer, n_res, 7] (angstrom), sidechains/
 /// {angles_sin_cos, unnormalized_angles_sin_cos [.., 7, 2], frames [.., 8, 12], atom_pos [.., 14,
@@ -39,6 +43,6 @@ Fold fold(const Scope& scope, const StructureConfig& config, const Var& single, 
 /// residx_atom37_to_atom14, atom37_atom_exists and atom14_atom_exists besides.
 Arrays structure_module(const Scope& scope, const StructureConfig& config, const Var& single,
                         const Var& pair, const Arrays& features, const Trace& trace,
-                        const DropoutStream& dropout = {});
+                        const DropoutStream& dropout = {}, const Dap& dap = {});
 
 }  // namespace ff

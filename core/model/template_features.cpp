@@ -53,7 +53,8 @@ std::vector<float> squared_edges(const DistogramBins& bins) {
 
 }  // namespace
 
-Tensor template_pair_features(const Arrays& features, int64_t t, const TemplateConfig& config) {
+Tensor template_pair_features(const Arrays& features, int64_t t, const TemplateConfig& config,
+                              int64_t first, int64_t count) {
   const Tensor types = template_types(features);
   const Dims lead = types.shape();
   check(t >= 0 && t < lead[0], "template ", t, " of ", lead[0]);
@@ -79,13 +80,13 @@ Tensor template_pair_features(const Arrays& features, int64_t t, const TemplateC
   }
   const std::vector<float> edges = squared_edges(config.dgram_features);
   const int64_t channels = template_pair_channels(config);
-  const Tensor out = Tensor::zeros({n, n, channels});
+  const Tensor out = Tensor::zeros({count, n, channels});
 #pragma omp parallel for
-  for (int64_t i = 0; i < n; ++i)
+  for (int64_t i = first; i < first + count; ++i)
     for (int64_t j = 0; j < n; ++j) {
       const float keep = backbone[i] * backbone[j];
       if (keep == 0) continue;
-      float* to = out.data<float>() + (i * n + j) * channels;
+      float* to = out.data<float>() + ((i - first) * n + j) * channels;
       float dist2 = 0;
       for (int x = 0; x < 3; ++x)
         dist2 += (b[3 * i + x] - b[3 * j + x]) * (b[3 * i + x] - b[3 * j + x]);

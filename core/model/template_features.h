@@ -12,15 +12,16 @@ inline int64_t template_pair_channels(const TemplateConfig& config) {
   return config.dgram_features.num_bins + 49;
 }
 
-/// Pair features of template `t`, zero where one of the two residues lacks N, CA or C:
-/// [n_res, n_res, num_bins + 49] f32 with the distance bins of the pseudo betas (39), whether both
-/// are there, the amino acid of j (22) and of i (22), the unit vector from i to j in i's backbone
-/// frame (3; zero unless configured) and whether both backbones are there.
-/// Jumper et al. 2021, Suppl. 1.2.9 Table 1, template_pair_feat.
-/// Reads template_aatype [n_templ, n_res] i32, template_pseudo_beta [.., 3],
-/// template_pseudo_beta_mask, template_all_atom_positions [.., 37, 3], template_all_atom_masks [..,
-/// 37]. Throws Exit::kInput on a missing feature or one of another shape or range.
-Tensor template_pair_features(const Arrays& features, int64_t t, const TemplateConfig& config);
+/// Pair features of template `t` for `count` residues i from `first`, zero where one of the two
+/// residues lacks N, CA or C: [count, n_res, num_bins + 49] f32 with the distance bins of the
+/// pseudo betas (39), whether both are there, the amino acid of j (22) and of i (22), the unit
+/// vector from i to j in i's backbone frame (3; zero unless configured) and whether both backbones
+/// are there. Jumper et al. 2021, Suppl. 1.2.9 Table 1, template_pair_feat. Reads template_aatype
+/// [n_templ, n_res] i32, template_pseudo_beta [.., 3], template_pseudo_beta_mask,
+/// template_all_atom_positions [.., 37, 3], template_all_atom_masks [.., 37]. Throws Exit::kInput
+/// on a missing feature or one of another shape or range.
+Tensor template_pair_features(const Arrays& features, int64_t t, const TemplateConfig& config,
+                              int64_t first, int64_t count);
 
 struct TemplateTorsions {
   Tensor features;  ///< [n_templ, n_res, 57] f32

@@ -14,9 +14,9 @@ Tensor target(const Var& x) {
   return x.value();
 }
 
-/// Adds dy where x's gradient is wanted.
+/// Adds dy where x's gradient is wanted, in that gradient's precision.
 void pass_on(const Var& x, const Tensor& dy) {
-  if (const Tensor dx = x.grad_into()) kernels(dx.device()).add(dy, dx);
+  if (const Tensor dx = x.grad_into()) kernels(dx.device()).add(dy.to(dx.dtype()), dx);
 }
 
 }  // namespace
@@ -95,9 +95,7 @@ Var stack(const Vars& parts, int axis) {
 Var cast(const Var& x, Dtype dtype) {
   if (x.value().dtype() == dtype) return x;
   return result("cast", x.value().to(dtype), {&x},
-                [from = x.value().dtype(), to = x.gradient_only()](const Tensor& dy) {
-                  pass_on(to, dy.to(from));
-                });
+                [to = x.gradient_only()](const Tensor& dy) { pass_on(to, dy); });
 }
 
 Var to_device(const Var& x, Device device) {
@@ -110,8 +108,13 @@ Var to_device(const Var& x, Device device) {
 
 Var repeat(const Var& x, int64_t n) {
   return result("repeat", x.value().unsqueeze(0).expand(0, n), {&x},
-                [n, to = x.gradient_only()](const Tensor& dy) {
-                  for (int64_t i = 0; i < n; ++i) pass_on(to, dy.select(0, i));
+                [n, shape = x.shape(), to = x.gradient_only()](const Tensor& dy) {
+                  // Summed before it is rounded: a table's bias is repeated thousands of times.
+                  const Tensor sum =
+                      Tensor::zeros(shape, dy.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32,
+                                    dy.device());
+                  kernels(dy.device()).add_column_sums(dy.view({n, -1}), sum.view({-1}));
+                  pass_on(to, sum);
                 });
 }
 

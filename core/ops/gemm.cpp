@@ -71,7 +71,7 @@ const Product& product(const Tensor& a, const Tensor& b, const Tensor& bias, con
                    c.stride(1),
                    c.stride(2),
                    int64_t(act) * 4 + accumulate * 2 + bias.defined(),
-                   int64_t(a.dtype()) * 2 + omp_in_parallel()};
+                   int64_t(a.dtype()) * 8 + int64_t(c.dtype()) * 2 + omp_in_parallel()};
   if (auto it = cache.find(key); it != cache.end()) return it->second;
   // One protein meets under a hundred shapes a thread; a batch of many lengths would keep them all.
   if (cache.size() >= kMostPrimitives) cache.clear();
@@ -137,14 +137,17 @@ void gemm(const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor& c,
             (a.size(0) == c.size(0) || a.size(0) == 1) &&
             (b.size(0) == c.size(0) || b.size(0) == 1),
         "matrix product of ", a.shape(), " and ", b.shape(), " into ", c.shape());
-  check(a.dtype() == b.dtype() && a.dtype() == c.dtype(), "matrix product of ", name_of(a.dtype()),
-        " and ", name_of(b.dtype()), " into ", name_of(c.dtype()));
+  check(a.dtype() == b.dtype() &&
+            (a.dtype() == c.dtype() || (a.dtype() == Dtype::bf16 && c.dtype() == Dtype::f32)),
+        "matrix product of ", name_of(a.dtype()), " and ", name_of(b.dtype()), " into ",
+        name_of(c.dtype()));
   if (!c.numel()) return;
   if (a.dtype() == Dtype::f64) return gemm_f64(a, b, bias, c, act, accumulate);
   if (a.dtype() == Dtype::bf16 && !has_bf16_units()) {
-    const Tensor wide = accumulate ? c.to(Dtype::f32) : Tensor::empty(c.shape());
+    const bool narrow = c.dtype() == Dtype::bf16;
+    const Tensor wide = !narrow ? c : accumulate ? c.to(Dtype::f32) : Tensor::empty(c.shape());
     gemm(a.to(Dtype::f32), b.to(Dtype::f32), bias, wide, act, accumulate);
-    c.copy_from(wide);
+    if (narrow) c.copy_from(wide);
     return;
   }
   const Product& p = product(a, b, bias, c, act, accumulate);

@@ -7,10 +7,11 @@
 namespace ff::cpu {
 
 /// C[b] = act(A[b] B[b] + bias), or C[b] += A[b] B[b] + bias when `accumulate` (then act is kNone).
-/// A [batch, m, k], B [batch, k, n], C [batch, m, n]: views of one dtype (f32, bf16, f64); each may
-/// have any strides as long as one of its last two axes is contiguous. A batch axis of size 1 is
-/// broadcast. bias [n] f32 (f64 for f64) contiguous or undefined. Accumulates in f32 (f64 for f64).
-/// Uses all OpenMP threads; inside a parallel region the calling thread alone.
+/// A [batch, m, k], B [batch, k, n], C [batch, m, n]: views of one dtype (f32, bf16, f64), or C f32
+/// and the others bf16; each may have any strides as long as one of its last two axes is
+/// contiguous. A batch axis of size 1 is broadcast. bias [n] f32 (f64 for f64) contiguous or
+/// undefined. Accumulates in f32 (f64 for f64). Uses all OpenMP threads; inside a parallel region
+/// the calling thread alone.
 void gemm(const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor& c,
           Activation act = Activation::kNone, bool accumulate = false);
 

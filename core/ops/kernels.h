@@ -14,7 +14,7 @@ enum class Activation { kNone, kRelu, kSigmoid };
 
 /// What invariant point attention reads; core/ops/invariant_point_attention.h has the shapes.
 struct IpaTensors {
-  Tensor q_scalar, kv_scalar, q_point, kv_point, affine, bias, z, mask, point_weights;
+  Tensor q_scalar, kv_scalar, q_point, kv_point, affine, bias, z, query_mask, mask, point_weights;
 };
 
 /// Arrays of all parameters in one order: f32, contiguous.
@@ -45,7 +45,8 @@ struct Kernels {
   void (*layer_norm_channels_first_backward)(const Tensor& x, const Tensor& scale, const Tensor& dy,
                                              const Tensor& dx, const Tensor& dscale,
                                              const Tensor& doffset);
-  /// y [b, m, n] = act(x [b, m, k] w [k, n] + bias), or y += x w + bias.
+  /// y [b, m, n] = act(x [b, m, k] w [k, n] + bias), or y += x w + bias; y may be f32 where x and w
+  /// are bf16.
   void (*linear)(const Tensor& x, const Tensor& w, const Tensor& bias, Activation act,
                  bool accumulate, const Tensor& y);
   /// dy *= act'(x), from y = act(x).
@@ -105,10 +106,10 @@ struct Kernels {
   void (*pair_embed)(const Tensor& left, const Tensor& right, const Tensor& residue_index,
                      const Tensor& relpos, const Tensor& beta, const Tensor& dgram,
                      const Tensor& breaks, int64_t first_row, const Tensor& z);
-  /// Its gradients, added; each may be undefined.
+  /// Its gradients, added, f32 where dz is bf16; each may be undefined.
   void (*pair_embed_backward)(const Tensor& residue_index, const Tensor& beta, const Tensor& breaks,
-                              const Tensor& dz, const Tensor& dleft, const Tensor& dright,
-                              const Tensor& drelpos, const Tensor& ddgram);
+                              int64_t first_row, const Tensor& dz, const Tensor& dleft,
+                              const Tensor& dright, const Tensor& drelpos, const Tensor& ddgram);
   /// The structure module's, f32 or f64, contiguous: invariant_point_attention.h and rigid_ops.h.
   void (*invariant_point_attention)(const IpaTensors& in, const Tensor& out);
   void (*apply_rigids)(const Tensor& affine, const Tensor& points, const Tensor& out);

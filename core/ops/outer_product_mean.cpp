@@ -1,7 +1,7 @@
 // Outer product mean: checks and dispatch.
 #include "core/ops/outer_product_mean.h"
 
-#include "core/ops/kernels.h"
+#include "core/ops/gradient.h"
 #include "core/ops/linear.h"
 
 namespace ff {
@@ -21,16 +21,20 @@ Var outer_product_mean(const Var& residual, const Var& left, const Var& right, c
                 [left, right, w, b, norm, r = residual.gradient_only()](const Tensor& dz) {
                   const Kernels& k = kernels(dz.device());
                   if (const Tensor to = r.grad_into()) k.add(dz, to);
+                  const Gradient dright(right);  // of which every row i adds to all
                   k.outer_product_mean_backward(left.value(), right.value(), w.value(), norm, dz,
-                                                left.grad_into(), right.grad_into(), w.grad_into(),
+                                                left.grad_into(), dright, w.grad_into(),
                                                 b.grad_into());
                 });
 }
 
-Tensor pair_count(const Tensor& mask, Dtype dtype) {
-  const Tensor m = mask.to(dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32).unsqueeze(0);
-  const Tensor count = Tensor::empty({m.size(2), m.size(2)}, m.dtype(), m.device());
-  kernels(m.device()).matmul(m.transpose(1, 2), m, count.unsqueeze(0));
+Tensor pair_count(const Tensor& left, const Tensor& right, Dtype dtype) {
+  const auto plain = [&](const Tensor& mask) {
+    return mask.to(dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32).unsqueeze(0);
+  };
+  const Tensor a = plain(left), b = plain(right);
+  const Tensor count = Tensor::empty({a.size(2), b.size(2)}, a.dtype(), a.device());
+  kernels(a.device()).matmul(a.transpose(1, 2), b, count.unsqueeze(0));
   return count;
 }
 

@@ -13,7 +13,8 @@ namespace ff {
 Var outer_product_mean(const Var& residual, const Var& left, const Var& right, const Var& w,
                        const Var& b, const Tensor& norm);
 
-/// sum_s mask[s,i] mask[s,j]: [n, n] of mask [n_seq, n] f32, in f32 (f64 where `dtype` is f64).
-Tensor pair_count(const Tensor& mask, Dtype dtype);
+/// sum_s left[s,i] right[s,j]: [n_i, n_j] of masks [n_seq, n_i] and [n_seq, n_j], in f32 (f64 where
+/// `dtype` is f64).
+Tensor pair_count(const Tensor& left, const Tensor& right, Dtype dtype);
 
 }  // namespace ff

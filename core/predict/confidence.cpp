@@ -53,9 +53,15 @@ std::vector<double> bin_centers(const Tensor& breaks) {
   return centers;
 }
 
-void check_square(const Tensor& logits) {
-  check(logits.rank() == 3 && logits.size(0) == logits.size(1), "aligned error logits ",
-        logits.shape().str(), ", expected [n_res, n_res, bin]");
+void check_rows(const Tensor& logits, const Dap& dap) {
+  check(logits.rank() == 3 && logits.size(0) == dap.mine(logits.size(1)).count,
+        "aligned error logits ", logits.shape(), ", expected [rows, n_res, bin]");
+}
+
+/// The rows of all ranks, [n, n].
+Tensor joined(const Dap& dap, const Tensor& rows) {
+  const NoGrad no_grad;
+  return gather(dap, rows, 0, rows.size(1)).value();
 }
 
 }  // namespace
@@ -71,18 +77,18 @@ Tensor plddt(const Tensor& logits) {
   return out;
 }
 
-AlignedError predicted_aligned_error(const Tensor& logits, const Tensor& breaks) {
-  check_square(logits);
+AlignedError predicted_aligned_error(const Tensor& logits, const Tensor& breaks, const Dap& dap) {
+  check_rows(logits, dap);
   const std::vector<double> centers = bin_centers(breaks), error = expectations(logits, centers);
-  AlignedError out{Tensor::empty({logits.size(0), logits.size(1)}), centers.back()};
-  for (size_t i = 0; i < error.size(); ++i) out.expected.data<float>()[i] = float(error[i]);
-  return out;
+  const Tensor rows = Tensor::empty({logits.size(0), logits.size(1)});
+  for (size_t i = 0; i < error.size(); ++i) rows.data<float>()[i] = float(error[i]);
+  return {joined(dap, rows), centers.back()};
 }
 
 double predicted_tm_score(const Tensor& logits, const Tensor& breaks, const Tensor& residue_weights,
-                          const Tensor& asym_id) {
-  check_square(logits);
-  const int64_t n = logits.size(0);
+                          const Tensor& asym_id, const Dap& dap) {
+  check_rows(logits, dap);
+  const int64_t n = logits.size(1);
   std::vector<double> weight(size_t(n), 1.0);
   if (residue_weights.defined()) {
     check(residue_weights.shape() == Dims{n}, "residue weights ", residue_weights.shape().str(),
@@ -98,14 +104,16 @@ double predicted_tm_score(const Tensor& logits, const Tensor& breaks, const Tens
   const double d0 = 1.24 * std::cbrt(std::max(std::floor(residues), 19.0) - 15) - 1.8;
   std::vector<double> term = bin_centers(breaks);
   for (double& d : term) d = 1 / (1 + d * d / (d0 * d0));
-  const std::vector<double> tm = expectations(logits, term);
+  const std::vector<double> own = expectations(logits, term);
+  const Tensor all = joined(dap, Tensor::of({logits.size(0), n}, own.data()));
+  const double* tm = all.data<double>();
   double best = 0, best_weighted = -1;
   for (int64_t i = 0; i < n; ++i) {
     double sum = 0, total = 1e-8;
     for (int64_t j = 0; j < n; ++j) {
       if (chain.defined() && chain.data<int32_t>()[i] == chain.data<int32_t>()[j]) continue;
       const double w = weight[size_t(i)] * weight[size_t(j)];
-      sum += tm[size_t(i * n + j)] * w;
+      sum += tm[i * n + j] * w;
       total += w;
     }
     const double score = sum / total;
@@ -117,15 +125,15 @@ double predicted_tm_score(const Tensor& logits, const Tensor& breaks, const Tens
   return best;
 }
 
-void add_confidence(const HeadsConfig& config, Arrays& out) {
+void add_confidence(const HeadsConfig& config, Arrays& out, const Dap& dap) {
   if (config.plddt_weight != 0) out["confidence/plddt"] = plddt(out.at("predicted_lddt/logits"));
   if (config.pae_weight == 0) return;
   const Tensor &logits = out.at("predicted_aligned_error/logits"),
                &breaks = out.at("predicted_aligned_error/breaks");
-  const AlignedError error = predicted_aligned_error(logits, breaks);
+  const AlignedError error = predicted_aligned_error(logits, breaks, dap);
   out["confidence/predicted_aligned_error_expected"] = error.expected;
   out["confidence/max_predicted_aligned_error"] = Tensor::scalar(float(error.max));
-  out["confidence/ptm"] = Tensor::scalar(float(predicted_tm_score(logits, breaks)));
+  out["confidence/ptm"] = Tensor::scalar(float(predicted_tm_score(logits, breaks, {}, {}, dap)));
 }
 
 }  // namespace ff

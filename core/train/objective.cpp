@@ -33,6 +33,9 @@ Losses objective(const LossConfig& loss, const HeadsConfig& heads, const Outputs
   in.lddt = host(logits.lddt);
   in.aligned_error = logits.aligned_error;
   in.resolved = host(logits.resolved);
+  in.dap = outputs.dap;
+  in.n_seq = outputs.msa_rows.n_seq;
+  in.msa_rows = outputs.msa_rows.aligned(outputs.dap, outputs.dap.rank());
   in.distogram_edges = distogram_edges(heads);
   in.aligned_error_breaks = aligned_error_breaks(heads);
   return all_losses(loss, in, batch, labels, violations);

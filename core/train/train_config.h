@@ -45,7 +45,7 @@ struct RunConfig {
   std::optional<int64_t>
       accumulate;  ///< samples a rank takes one after another; unset: all its own
   int64_t dap = 1;
-  std::string precision = "bf16";  ///< of activations: bf16 or f32
+  std::string precision = "bf16";  ///< of activations: bf16, f32 or, for tests, f64
   int64_t max_steps = 75'000;
   int64_t checkpoint_every = 500, keep = 3, val_every = 1000,
           log_every = 1;  ///< steps; val 0: never

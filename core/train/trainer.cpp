@@ -2,8 +2,10 @@
 #include "core/train/trainer.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <exception>
+#include <set>
 #include <thread>
 
 #include "core/base/machine.h"
@@ -37,6 +39,10 @@ constexpr std::pair<const char*, const char*> kTerms[] = {
     {"predicted_lddt/loss", "plddt"},
     {"predicted_aligned_error/loss", "tm"},
     {"experimentally_resolved/loss", "experimentally_resolved"}};
+
+/// What is added over a step's samples; a sum and a count for each term from kFirstTerm on.
+enum : size_t { kSamples, kSkipped, kNorm, kClipped, kLoss, kLddt, kFlops, kFirstTerm };
+using Totals = std::array<double, kFirstTerm + 2 * std::size(kTerms)>;
 
 }  // namespace
 
@@ -74,34 +80,68 @@ SamplerConfig sampler_config(const TrainConfig& c) {
   return s;
 }
 
-Trainer::Trainer(const TrainConfig& config, TrainState state, int threads)
+Trainer::Trainer(const TrainConfig& config, TrainState state, int threads, Grid grid)
     : config_(config),
+      precision_(config.run.precision == "bf16"  ? Dtype::bf16
+                 : config.run.precision == "f64" ? Dtype::f64
+                                                 : Dtype::f32),
       loss_(loss_config(config.loss)),
       state_(std::move(state)),
-      threads_(threads) {
-  const int64_t batch = config.run.accumulate.value_or(config.run.global_batch);
+      threads_(threads),
+      grid_(std::move(grid)) {
+  if (config.run.global_batch < grid_.dp.size())
+    throw SharedError(
+        Exit::kUsage,
+        cat("run.global_batch is ", config.run.global_batch, ", fewer samples than the ",
+            grid_.dp.size(), " groups of ranks; raise it or run.dap"),
+        grid_.world.rank() == 0);
+  // The ranks that share a sample meet in its collectives: one at a time.
+  const int64_t batch =
+      grid_.dap.single() ? config.run.accumulate.value_or(own_samples().count) : 1;
   for (int64_t w = 0; w < std::min<int64_t>(threads, std::max<int64_t>(1, batch)); ++w) {
-    Params params(config.model, state_.params, "the state");
-    params.want_grads();
-    workers_.push_back({params, AlphaFold(config.model, params)});
+    workers_.emplace_back(config.model, state_.params, "the state");
+    workers_.back().want_grads();
   }
 }
 
-Trainer::Result Trainer::run(Worker& worker, const TrainingSample& sample) const {
+Trainer::Result Trainer::run(Params& worker, const TrainingSample& sample) const {
   const Arrays& batch = sample.slices.back();
+  const Dap& dap = grid_.dap;
+  Params params = worker;
+  if (precision_ == Dtype::f64) {  // for tests: gradients in f64 too
+    params = params.in_precision(precision_);
+    params.want_grads();
+  }
+  const AlphaFold model(config_.model, params, precision_, dap);
+  BucketedSum shares(dap.group());
+  std::set<std::string> summed;
+  const auto block_done = [&](const std::string& scope, int64_t block) {
+    for (const auto& [name, var] : params.all())
+      if (name.starts_with(scope)) {
+        shares.add(var.grad_into().select(0, block));
+        summed.insert(name);
+      }
+    shares.flush();
+  };
   Tape tape;
-  const Outputs outputs = worker.model.forward(
-      [&](int64_t slice) { return sample.slices[size_t(slice)]; }, sample.num_recycle(),
-      {.active = true,
-       .seed = uint64_t(config_.seed),
-       .step = uint64_t(sample.step),
-       .sample = uint64_t(sample.index)});
+  const Outputs outputs = model.forward([&](int64_t slice) { return sample.slices[size_t(slice)]; },
+                                        sample.num_recycle(),
+                                        {.active = true,
+                                         .seed = uint64_t(config_.seed),
+                                         .step = uint64_t(sample.step),
+                                         .sample = uint64_t(sample.index)},
+                                        dap.single() ? BlockDone() : block_done);
   const Losses losses = objective(loss_, config_.model.heads, outputs, batch, sample.labels, false);
   Result r;
   r.terms = losses.terms;
   r.loss = number(losses.total.value());
-  tape.backward({losses.total}, {Tensor::scalar(float(std::sqrt(double(sample.n_res()))))});
-  r.gradients = worker.params.take_grads();
+  const double seed = std::sqrt(double(sample.n_res())) / dap.size();
+  tape.backward({losses.total}, {Tensor::of({}, &seed).to(losses.total.value().dtype())});
+  r.gradients = params.take_grads();
+  for (const auto& [name, gradient] : r.gradients)
+    if (!summed.count(name)) shares.add(gradient);
+  shares.finish();
+  for (auto& [name, gradient] : r.gradients) gradient = gradient.to(Dtype::f32);
   const Tensor mask = sample.labels.at("all_atom_mask").select(1, kAtomCa).contiguous();
   const std::vector<double> lddt =
       lddt_ca(outputs.fold.layers.back().atoms.value().select(1, 1),
@@ -119,8 +159,7 @@ Trainer::Result Trainer::run(Worker& worker, const TrainingSample& sample) const
 StepReport Trainer::step(const std::vector<TrainingSample>& samples) {
   StepReport report;
   Arrays sum = zeros_like(state_.params);
-  double norms = 0, clipped = 0;
-  std::map<std::string, std::pair<double, double>> terms;  // sum, count
+  Totals all;
   const size_t wave = workers_.size();
   for (size_t first = 0; first < samples.size(); first += wave) {
     const size_t count = std::min(wave, samples.size() - first);
@@ -146,22 +185,33 @@ StepReport Trainer::step(const std::vector<TrainingSample>& samples) {
         report.skipped = true;
         if (report.blame.empty()) report.blame = samples[first + i].chain;
       }
-      norms += c.norm;
-      clipped += c.clipped ? 1 : 0;
-      report.loss += r.loss;
-      report.lddt_ca += r.lddt_ca;
-      report.flops += r.flops;
-      for (const auto& [from, name] : kTerms)
-        if (const auto found = r.terms.find(from); found != r.terms.end()) {
-          terms[name].first += number(found->second);
-          terms[name].second += 1;
+      all[kSamples] += 1;
+      all[kSkipped] += report.skipped ? 1 : 0;
+      all[kNorm] += c.norm;
+      all[kClipped] += c.clipped ? 1 : 0;
+      all[kLoss] += r.loss;
+      all[kLddt] += r.lddt_ca;
+      all[kFlops] += r.flops;
+      for (size_t t = 0; t < std::size(kTerms); ++t)
+        if (const auto found = r.terms.find(kTerms[t].first); found != r.terms.end()) {
+          all[kFirstTerm + 2 * t] += number(found->second);
+          all[kFirstTerm + 2 * t + 1] += 1;
         }
     }
   }
-  const double n = double(samples.size());
-  report.loss /= n;
-  report.lddt_ca /= n;
-  const int64_t seen = state_.samples + int64_t(samples.size());
+  // One mean over the groups, in their order whichever rank adds.
+  const Tensor totals = Tensor::of({int64_t(all.size())}, all.data());
+  grid_.dp.all_reduce(totals, "the step's totals").wait();
+  std::copy_n(totals.data<double>(), all.size(), all.begin());
+  BucketedSum groups(grid_.dp);
+  for (const auto& [name, gradient] : sum) groups.add(gradient);
+  groups.finish();
+  const double n = all[kSamples];
+  report.skipped = all[kSkipped] > 0;
+  report.loss = all[kLoss] / n;
+  report.lddt_ca = all[kLddt] / n;
+  report.flops = all[kFlops];
+  const int64_t seen = state_.samples + int64_t(n);
   const double rate = learning_rate(config_.optim, seen);
   if (report.skipped)
     ++state_.skipped;
@@ -171,37 +221,45 @@ StepReport Trainer::step(const std::vector<TrainingSample>& samples) {
   ++state_.step;
   state_.samples = seen;
   report.scalars = {{"loss/total", report.loss}, {"train/lddt_ca", report.lddt_ca}};
-  for (const auto& [name, value] : terms)
-    report.scalars.emplace_back("loss/" + name, value.first / value.second);
+  for (size_t t = 0; t < std::size(kTerms); ++t)
+    if (const double count = all[kFirstTerm + 2 * t + 1]; count > 0)
+      report.scalars.emplace_back(cat("loss/", kTerms[t].second), all[kFirstTerm + 2 * t] / count);
   report.scalars.emplace_back("optim/lr", rate);
-  report.scalars.emplace_back("optim/grad_norm", norms / n);
-  report.scalars.emplace_back("optim/clip_rate", clipped / n);
+  report.scalars.emplace_back("optim/grad_norm", all[kNorm] / n);
+  report.scalars.emplace_back("optim/clip_rate", all[kClipped] / n);
   report.scalars.emplace_back("optim/skipped", double(state_.skipped));
   return report;
 }
 
 Scalars Trainer::validate(const Sampler& sampler) const {
-  const AlphaFold model(config_.model, Params(config_.model, state_.ema, "the average"));
+  const AlphaFold model(config_.model, Params(config_.model, state_.ema, "the average"), Dtype::f32,
+                        grid_.dap);
   RunOptions options;
   options.num_recycle = config_.model.num_recycle;
-  double lddt = 0, tm = 0, gdt_ts = 0, gdt_ha = 0, rmsd = 0, drmsd = 0, n = 0;
-  for (const int32_t chain : sampler.chains()) {
-    const TrainingSample s = sampler.whole(chain, options.num_recycle);
+  options.keep = [](const std::string&) { return false; };
+  constexpr std::pair<const char*, double ChainScores::*> kScores[] = {
+      {"val/lddt_ca", &ChainScores::lddt_ca}, {"val/tm", &ChainScores::tm},
+      {"val/gdt_ts", &ChainScores::gdt_ts},   {"val/gdt_ha", &ChainScores::gdt_ha},
+      {"val/rmsd", &ChainScores::rmsd},       {"val/drmsd", &ChainScores::drmsd}};
+  std::array<double, std::size(kScores) + 1> sums{};  // the last: chains
+  const std::vector<int32_t> chains = sampler.chains();
+  for (size_t k = size_t(grid_.dp.rank()); k < chains.size(); k += size_t(grid_.dp.size())) {
+    const TrainingSample s = sampler.whole(chains[k], options.num_recycle);
     const Arrays out = model.run([&](int64_t slice) { return s.slices[size_t(slice)]; }, options);
     const ChainScores scores =
         compare_chains(s.labels.at("aatype"), out.at("structure_module/final_atom_positions"),
                        out.at("structure_module/final_atom_mask"),
                        s.labels.at("all_atom_positions"), s.labels.at("all_atom_mask"));
-    lddt += scores.lddt_ca;
-    tm += scores.tm;
-    gdt_ts += scores.gdt_ts;
-    gdt_ha += scores.gdt_ha;
-    rmsd += scores.rmsd;
-    drmsd += scores.drmsd;
-    n += 1;
+    for (size_t i = 0; i < std::size(kScores); ++i) sums[i] += scores.*kScores[i].second;
+    sums.back() += 1;
   }
-  return {{"val/lddt_ca", lddt / n},  {"val/tm", tm / n},     {"val/gdt_ts", gdt_ts / n},
-          {"val/gdt_ha", gdt_ha / n}, {"val/rmsd", rmsd / n}, {"val/drmsd", drmsd / n}};
+  const Tensor totals = Tensor::of({int64_t(sums.size())}, sums.data());
+  grid_.dp.all_reduce(totals, "validation").wait();
+  Scalars out;
+  for (size_t i = 0; i < std::size(kScores); ++i)
+    out.emplace_back(kScores[i].first,
+                     totals.data<double>()[i] / totals.data<double>()[sums.size() - 1]);
+  return out;
 }
 
 }  // namespace ff

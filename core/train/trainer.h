@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "comm/grid.h"
 #include "core/train/objective.h"
 #include "core/train/train_config.h"
 #include "core/train/train_state.h"
@@ -28,10 +29,17 @@ struct StepReport {
 class Trainer {
  public:
   /// `threads` work on as many samples at a time as a step has, the others within a sample. The
-  /// result does not depend on their number. The state's parameters must be those of config.model.
-  Trainer(const TrainConfig& config, TrainState state, int threads);
+  /// result does not depend on their number. The state's parameters must be those of config.model,
+  /// and the same on all ranks of the grid.
+  Trainer(const TrainConfig& config, TrainState state, int threads, Grid grid = {});
 
-  /// The mean of the samples' clipped gradients, each of its total loss times the square root of
+  /// Which of a step's samples are this rank's.
+  Range own_samples() const {
+    return deal(config_.run.global_batch, grid_.dp.size(), grid_.dp.rank());
+  }
+
+  /// Of this rank's samples; the numbers told are those of all. The mean of the samples' clipped
+  /// gradients, each of its total loss times the square root of
   /// the crop's length (Suppl. 1.11.3, 1.9), one step of Adam and of the average.
   StepReport step(const std::vector<TrainingSample>& samples);
 
@@ -48,18 +56,15 @@ class Trainer {
     Arrays terms;
     double loss = 0, lddt_ca = 0, flops = 0;
   };
-  /// Parameters that share their values with the others', and have gradients of their own.
-  struct Worker {
-    Params params;
-    AlphaFold model;
-  };
-  Result run(Worker& worker, const TrainingSample& sample) const;
+  Result run(Params& params, const TrainingSample& sample) const;
 
   TrainConfig config_;
+  Dtype precision_;
   LossConfig loss_;
   TrainState state_;
   int threads_;
-  std::vector<Worker> workers_;
+  Grid grid_;
+  std::vector<Params> workers_;  ///< share their values, and have gradients of their own
 };
 
 }  // namespace ff

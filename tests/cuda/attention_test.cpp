@@ -37,7 +37,7 @@ const Case kCases[] = {
     {2, 9, 17, 2, 6, 5, true, true, true, true},
     {70, 1, 4, 4, 16, 16, false, true, false, false},
     {65, 1, 8, 3, 5, 11, false, true, true, true},
-    {1, 1, 1, 1, 32, 32, true, false, true, false},
+    {1, 5, 3, 1, 32, 32, true, false, true, false},
     {130, 1, 4, 4, 16, 16, true, true, true, false},
 };
 
@@ -57,9 +57,10 @@ struct Pair {
   }
 };
 
-/// Weights and their gradients are rounded to bf16 before they are multiplied, and so is what is
-/// added to; f32 differs in the order of sums.
-double limit(Dtype dtype) { return dtype == Dtype::bf16 ? 6e-3 : 5e-6; }
+/// Weights, their gradients and d_out are rounded to bf16 before they are multiplied, so is what is
+/// added to, and delta comes from the rounded output (most with few keys: 7e-3 with three); f32
+/// differs in the order of sums.
+double limit(Dtype dtype) { return dtype == Dtype::bf16 ? 8e-3 : 5e-6; }
 
 /// A mask whose first row is masked whole.
 Tensor mask_of(int64_t batch, int64_t n, uint64_t stream) {
@@ -94,7 +95,9 @@ TEST_CASE("GPU: attention, forward and backward", "[cuda]") {
       kernels(Device{}).attention(q.cpu, k.cpu, v.cpu, gate.cpu, bias.cpu, mask.cpu, want, {});
       CHECK(norm_error(o, want) < limit(dtype));
 
-      const Pair dq = pair(c.n_query, c.c, 0.1f), dk = pair(c.n_key, c.c, 0.1f),
+      // What is added to a single key's gradient, zero, is roundings.
+      const float there = c.n_key == 1 ? 1 : 0.1f;
+      const Pair dq = pair(c.n_query, c.c, there), dk = pair(c.n_key, c.c, there),
                  dv = pair(c.n_key, c.c_v, 0.1f),
                  dgate = c.gate ? pair(c.n_query, c.c_v, 0.1f) : Pair();
       const Pair dbias =

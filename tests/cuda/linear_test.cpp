@@ -46,8 +46,9 @@ TEST_CASE("GPU: linear layers of every size, layout and epilogue") {
                            old = random({c.b, c.m, c.n}, 4);
               const Tensor want =
                   accumulate ? exact(old, dtype).clone() : Tensor::zeros(old.shape(), Dtype::f64);
-              cpu::gemm(exact(x, dtype), exact(w, dtype),
-                        with_bias ? bias.to(Dtype::f64) : Tensor(), want, act, accumulate);
+              // cuBLASLt takes a bias of its result's type.
+              cpu::gemm(exact(x, dtype), exact(w, dtype), with_bias ? exact(bias, dtype) : Tensor(),
+                        want, act, accumulate);
               for (const int out : {layout, (layout + 1 + int(act)) % 4}) {
                 const Tensor y = laid_out(old, out, dtype);
                 if (!accumulate) y.copy_from(poisoned(old.shape(), dtype));
@@ -60,6 +61,20 @@ TEST_CASE("GPU: linear layers of every size, layout and epilogue") {
                 CHECK(norm_error(y, want) < tolerance(dtype));
               }
             }
+}
+
+TEST_CASE("GPU: products of bf16 into f32, as gradients of parameters are summed") {
+  if (!have_gpu()) return;
+  for (const int layout : {0, 1, 2, 3}) {
+    const Tensor x = random({3, 37, 130}, 1), w = random({3, 130, 29}, 2),
+                 old = random({3, 37, 29}, 3), want = old.to(Dtype::f64);
+    cpu::gemm(exact(x, Dtype::bf16), exact(w, Dtype::bf16), {}, want, Activation::kNone, true);
+    const Tensor y = laid_out(old, layout, Dtype::f32);
+    kernels(kGpu).linear(laid_out(x, layout, Dtype::bf16), laid_out(w, layout, Dtype::bf16), {},
+                         Activation::kNone, true, y);
+    INFO("layout " << layout);
+    CHECK(norm_error(y, want) < tolerance(Dtype::f32));
+  }
 }
 
 TEST_CASE("GPU: products over an axis of size zero, and of nothing") {

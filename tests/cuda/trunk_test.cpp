@@ -21,7 +21,7 @@ void each_type(F f) {
   }
 }
 
-const Dims kShapes[] = {{7, 5, 1},    {3, 11, 23},  {5, 7, 32},  {9, 4, 64},   {13, 21, 128},
+const Dims kShapes[] = {{7, 5, 3},    {3, 11, 23},  {5, 7, 32},  {9, 4, 64},   {13, 21, 128},
                         {6, 17, 131}, {5, 33, 256}, {2, 3, 300}, {4, 19, 384}, {3, 2, 1000},
                         {0, 4, 128},  {4, 0, 23},   {1, 1, 8}};
 
@@ -67,7 +67,8 @@ TEST_CASE("GPU: layer norm of many rows") {
     twins.run([&](const Kernels& k, auto at) {
       k.layer_norm_backward(at(x), at(scale), at(dy), at(dx), at(dscale), at(doffset));
     });
-    agree("dx", dx, Tolerance::of(type));
+    // Among millions the largest are several times the rms, and so are their roundings.
+    CHECK(norm_error(dx.gpu, dx.cpu) < tolerance(type));
     agree("dscale", dscale, Tolerance::of(Dtype::f32));
     agree("doffset", doffset, Tolerance::of(Dtype::f32));
   });
@@ -313,36 +314,26 @@ TEST_CASE("GPU: the pair embedding") {
           edges.data<float>()[k] = float((3.25 + 1.25 * double(k)) * (3.25 + 1.25 * double(k)));
         const Twin breaks = twins.of(edges);
         const int64_t rows = n / 2, first = n - rows;
-        const Twin z = twins.poison({rows, n, c}, type), dz = twins.normal({n, n, c}, type);
+        const Twin z = twins.poison({rows, n, c}, type), dz = twins.normal({rows, n, c}, type),
+                   own = left.view([&](const Tensor&t) { return t.narrow(0, first, rows); });
         twins.run([&](const Kernels& k, auto at) {
-          k.pair_embed(at(left), at(right), at(index), at(relpos), at(beta), at(dgram), at(breaks),
+          k.pair_embed(at(own), at(right), at(index), at(relpos), at(beta), at(dgram), at(breaks),
                        first, at(z));
         });
         agree("z", z, Tolerance::of(type));
-        // The CPU rounds after every term in bf16; the sums are compared with those of f32.
-        const Twin wide = dz.cast(Dtype::f32);
         for (int wanted : {15, 1, 2, 4, 8}) {
           INFO("gradients " << wanted);
           const auto some = [&](int bit, int64_t table_rows) {
             return wanted & bit ? twins.normal({table_rows, c}) : Twin();
           };
-          const Twin dleft = some(1, n), dright = some(2, n), drelpos = some(4, 2 * far + 1),
-                     ddgram = some(8, bins);
-          const auto narrow = [&](const Twin& t) { return t.cpu.defined() ? t.cast(type) : t; };
-          Twin to[] = {narrow(dleft), narrow(dright), narrow(drelpos), narrow(ddgram)};
-          // What the CPU starts from is what the GPU starts from.
-          Twin want[] = {dleft, dright, drelpos, ddgram};
-          for (int k = 0; k < 4; ++k)
-            if (to[k].cpu.defined()) want[k].cpu.copy_from(to[k].cpu);
-          kernels(Device{}).pair_embed_backward(index.cpu, beta.cpu, breaks.cpu, wide.cpu,
-                                                want[0].cpu, want[1].cpu, want[2].cpu, want[3].cpu);
-          kernels(kGpu).pair_embed_backward(index.gpu, beta.gpu, breaks.gpu, dz.gpu, to[0].gpu,
-                                            to[1].gpu, to[2].gpu, to[3].gpu);
-          const char* const kNames[] = {"dleft", "dright", "drelpos", "ddgram"};
-          for (int k = 0; k < 4; ++k)
-            if (to[k].cpu.defined())
-              compare(kNames[k], to[k].gpu.to(Device{}).to(Dtype::f32), want[k].cpu,
-                      Tolerance::of(type));
+          const Twin to[] = {some(1, rows), some(2, n), some(4, 2 * far + 1), some(8, bins)};
+          twins.run([&](const Kernels& k, auto at) {
+            k.pair_embed_backward(at(index), at(beta), at(breaks), first, at(dz), at(to[0]),
+                                  at(to[1]), at(to[2]), at(to[3]));
+          });
+          // f32 sums of thousands of terms in another order.
+          for (const Twin& t : to)
+            if (t.cpu.defined()) CHECK(norm_error(t.gpu, t.cpu) < 5e-6);
         }
       }
   });

@@ -265,7 +265,8 @@ void global_attention_backward(const Tensor& q, const Tensor& k, const Tensor& v
     for (int64_t b = 0; b < q.size(0); ++b) {
       std::vector<A> query(static_cast<size_t>(c)), weights(static_cast<size_t>(n)),
           out(static_cast<size_t>(c_v)), d_out(static_cast<size_t>(c_v)),
-          d_query(static_cast<size_t>(c)), d_logits(static_cast<size_t>(n));
+          d_query(static_cast<size_t>(c)), d_keys(static_cast<size_t>(n * c)),
+          d_values(static_cast<size_t>(n * c_v));
       const auto keeps = [&](int64_t s) {
         return mask.data<float>()[b * mask.stride(0) + s * mask.stride(1)] != 0;
       };
@@ -288,19 +289,22 @@ void global_attention_backward(const Tensor& q, const Tensor& k, const Tensor& v
             if (to) to[l] = T(A(to[l]) + A(pd[l]) * out[size_t(l)] * g * (1 - g));
           }
         }
-        A mean = 0;
-        for (int64_t s = 0; s < n; ++s) {
-          d_logits[size_t(s)] = product(row(v, b, s), d_out.data(), c_v);
-          mean += weights[size_t(s)] * d_logits[size_t(s)];
-        }
+        // The average of v under the weights is what the ungated output is.
+        const A mean = product(out.data(), d_out.data(), c_v);
         std::fill(d_query.begin(), d_query.end(), A(0));
         for (int64_t s = 0; s < n; ++s) {
-          const A d = keeps(s) ? weights[size_t(s)] * (d_logits[size_t(s)] - mean) : A(0);
-          add_scaled(row(k, b, s), d, c, d_query.data());
-          if (dk.defined()) add_scaled(query.data(), d, c, row(dk, b, s));
-          if (dv.defined()) add_scaled(d_out.data(), weights[size_t(s)], c_v, row(dv, b, s));
+          const A d = keeps(s)
+                          ? weights[size_t(s)] * (product(row(v, b, s), d_out.data(), c_v) - mean)
+                          : A(0);
+          add_scaled(row(k, b, s), d * scale, c, d_query.data());
+          add_scaled(query.data(), d, c, d_keys.data() + s * c);
+          add_scaled(d_out.data(), weights[size_t(s)], c_v, d_values.data() + s * c_v);
         }
-        if (dq.defined()) add_scaled(d_query.data(), scale, c, row(dq, b, h));
+        if (dq.defined()) add_scaled(d_query.data(), A(1), c, row(dq, b, h));
+      }
+      for (int64_t s = 0; s < n; ++s) {
+        if (dk.defined()) add_scaled(d_keys.data() + s * c, A(1), c, row(dk, b, s));
+        if (dv.defined()) add_scaled(d_values.data() + s * c_v, A(1), c_v, row(dv, b, s));
       }
     }
   });

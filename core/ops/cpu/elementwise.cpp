@@ -236,12 +236,12 @@ int64_t distance_bin(const Tensor& beta, const Tensor& breaks, int64_t i, int64_
 }  // namespace
 
 void pair_embed_backward(const Tensor& residue_index, const Tensor& beta, const Tensor& breaks,
-                         const Tensor& dz, const Tensor& dleft, const Tensor& dright,
-                         const Tensor& drelpos, const Tensor& ddgram) {
+                         int64_t first_row, const Tensor& dz, const Tensor& dleft,
+                         const Tensor& dright, const Tensor& drelpos, const Tensor& ddgram) {
   by_type(dz, [&](auto t) {
     using T = decltype(t);
     using A = Acc<T>;
-    const int64_t n = dz.size(0), c = dz.size(2);
+    const int64_t rows = dz.size(0), n = dz.size(1), c = dz.size(2);
     const int64_t far = drelpos.defined() ? (drelpos.size(0) - 1) / 2 : 0;
     const int32_t* index = residue_index.data<int32_t>();
     constexpr int64_t kBlock = 16;
@@ -249,18 +249,19 @@ void pair_embed_backward(const Tensor& residue_index, const Tensor& beta, const 
 #pragma omp parallel for
     for (int64_t c0 = 0; c0 < c; c0 += kBlock) {
       const int64_t width = c - c0 < kBlock ? c - c0 : kBlock;
-      for (int64_t i = 0; i < n; ++i)
+      for (int64_t i = 0; i < rows; ++i)
         for (int64_t j = 0; j < n; ++j) {
           const T* d = dz.data<T>() + (i * n + j) * c + c0;
           const auto add_to = [&](const Tensor& to, int64_t row) {
             if (!to.defined() || row < 0) return;
-            T* q = to.data<T>() + row * to.stride(0) + c0;
-            for (int64_t k = 0; k < width; ++k) q[k] = T(A(q[k]) + A(d[k]));
+            A* q = to.data<A>() + row * c + c0;
+            for (int64_t k = 0; k < width; ++k) q[k] += A(d[k]);
           };
           add_to(dleft, i);
           add_to(dright, j);
-          add_to(drelpos, relative_position(index[i], index[j], far));
-          if (ddgram.defined()) add_to(ddgram, distance_bin(beta, breaks, i, j));
+          const int64_t residue = first_row + i;
+          add_to(drelpos, relative_position(index[residue], index[j], far));
+          if (ddgram.defined()) add_to(ddgram, distance_bin(beta, breaks, residue, j));
         }
     }
   });
@@ -276,7 +277,7 @@ void pair_embed(const Tensor& left, const Tensor& right, const Tensor& residue_i
     const int32_t* index = residue_index.data<int32_t>();
 #pragma omp parallel for
     for (int64_t i = first_row; i < first_row + z.size(0); ++i) {
-      const T* l = left.data<T>() + i * c;
+      const T* l = left.data<T>() + (i - first_row) * c;
       for (int64_t j = 0; j < n; ++j) {
         const T *r = right.data<T>() + j * c,
                 *p = relpos.data<T>() + relative_position(index[i], index[j], far) * c;

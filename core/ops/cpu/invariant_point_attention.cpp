@@ -1,8 +1,8 @@
 // Invariant point attention on the CPU: keys and values are packed once with the residues along the
 // vectors; then each query row makes its logits, weights and averages alone. Memory beyond the
 // operands: the packed keys and values, and [n_head, n_res] for each thread. The backward makes the
-// weights again and keeps them and the logits' gradients for all queries, 2 [n_res, n_head, n_res],
-// so that what belongs to keys and values is summed over the queries in order.
+// weights again and keeps them and the logits' gradients for all queries, 2 [n_query, n_head,
+// n_res], so that what belongs to keys and values is summed over the queries in order.
 #include <omp.h>
 
 #include "core/ops/cpu/rigid.h"
@@ -11,7 +11,7 @@ namespace ff::cpu::FF_ISA {
 namespace {
 
 struct IpaSizes {
-  int64_t n, padded, h, qk, v, point_qk, point_v, c_z;
+  int64_t n_query, n, padded, h, qk, v, point_qk, point_v, c_z;
   int64_t keys() const { return qk + 3 * point_qk; }
   int64_t values() const { return v + 3 * point_v; }
 };
@@ -76,7 +76,7 @@ void to_weights(T* row, const IpaSizes& s) {
 template <class T>
 struct IpaRows {
   IpaSizes s;
-  const T *q, *q_point, *keys, *values, *affine, *bias, *z, *mask, *point_weights;
+  const T *q, *q_point, *keys, *values, *affine, *bias, *z, *query_mask, *mask, *point_weights;
   int64_t z_stride_i, z_stride_j;
 
   T scalar_weight() const { return T(__builtin_sqrt(1.0 / (3.0 * double(s.qk)))); }
@@ -109,7 +109,7 @@ struct IpaRows {
       }
       for (int64_t j = 0; j < s.n; ++j)
         row[j] = row[j] + bias_weight() * bias[(i * s.n + j) * s.h + h] -
-                 T(1e5) * (1 - mask[i] * mask[j]);
+                 T(1e5) * (1 - query_mask[i] * mask[j]);
       to_weights(row, s);
     }
   }
@@ -159,7 +159,8 @@ struct IpaOperands {
 
   explicit IpaOperands(const IpaTensors& in) {
     IpaSizes s;
-    s.n = in.z.size(0);
+    s.n_query = in.z.size(0);
+    s.n = in.z.size(1);
     s.padded = (s.n + Simd<T>::kWidth - 1) / Simd<T>::kWidth * Simd<T>::kWidth;
     s.h = in.bias.size(2);
     s.qk = in.q_scalar.size(1) / s.h;
@@ -189,6 +190,7 @@ struct IpaOperands {
             in.affine.data<T>(),
             in.bias.data<T>(),
             in.z.data<T>(),
+            in.query_mask.data<T>(),
             in.mask.data<T>(),
             point_weights.data<T>(),
             in.z.stride(0),
@@ -229,7 +231,7 @@ void attend(const IpaTensors& in, const Tensor& out) {
   T *to = out.data<T>(), *room = scratch.data<T>();
   const int64_t width = out.size(1);
 #pragma omp parallel for
-  for (int64_t i = 0; i < s.n; ++i) {
+  for (int64_t i = 0; i < s.n_query; ++i) {
     T* weights = room + omp_get_thread_num() * s.h * s.padded;
     rows.attend(i, weights);
     rows.averages(i, weights, to + i * width);
@@ -362,7 +364,7 @@ void sum_queries(const IpaSizes& s, const T* d, const T* scale, int64_t stride, 
   using S = Simd<T>;
   for (int64_t j = 0; j < s.padded; j += S::kWidth) {
     typename S::V sum{};
-    for (int64_t i = 0; i < s.n; ++i)
+    for (int64_t i = 0; i < s.n_query; ++i)
       sum += scale[i * stride] * S::load(d + i * s.h * s.padded + j);
     S::store(packed + j, factor * sum);
   }
@@ -376,8 +378,9 @@ void attend_backward(const IpaTensors& in, const Tensor& out, const Tensor& dout
   const IpaRows<T>& rows = operands.rows;
   const IpaSizes& s = rows.s;
   const auto room = [&](const Dims& shape) { return Tensor::empty(shape, out.dtype()); };
-  const Tensor weights = room({s.n, s.h, s.padded}), d_logits = room({s.n, s.h, s.padded}),
-               d_average = room({s.n, s.h, s.values()}), d_weight = room({s.n, s.h}),
+  const int64_t n = s.n_query;
+  const Tensor weights = room({n, s.h, s.padded}), d_logits = room({n, s.h, s.padded}),
+               d_average = room({n, s.h, s.values()}), d_weight = room({n, s.h}),
                d_keys = room(operands.keys.shape()), d_values = room(operands.values.shape());
   const IpaRowGradients<T> gradients{rows,
                                      s,
@@ -391,7 +394,7 @@ void attend_backward(const IpaTensors& in, const Tensor& out, const Tensor& dout
   T *w = weights.data<T>(), *d = d_logits.data<T>(), *average = d_average.data<T>();
   const int64_t width = out.size(1);
 #pragma omp parallel for
-  for (int64_t i = 0; i < s.n; ++i)
+  for (int64_t i = 0; i < n; ++i)
     gradients.row(i, out.data<T>() + i * width, dout.data<T>() + i * width, w + i * s.h * s.padded,
                   d + i * s.h * s.padded, average + i * s.h * s.values(),
                   d_weight.data<T>() + i * s.h);
@@ -409,7 +412,7 @@ void attend_backward(const IpaTensors& in, const Tensor& out, const Tensor& dout
         const T* k = rows.key_point(h, x, p);
         for (int64_t j = 0; j < s.padded; j += S::kWidth) {
           typename S::V sum{};
-          for (int64_t i = 0; i < s.n; ++i)
+          for (int64_t i = 0; i < n; ++i)
             sum += S::load(dh + i * s.h * s.padded + j) *
                    (rows.query_point(i, h, x)[p] - S::load(k + j));
           S::store(key + (s.qk + x * s.point_qk + p) * s.padded + j, rows.point_weights[h] * sum);
@@ -428,7 +431,7 @@ void attend_backward(const IpaTensors& in, const Tensor& out, const Tensor& dout
   if (T* to = start<T>(grads.point_weights))
     for (int64_t h = 0; h < s.h; ++h) {
       double sum = 0;
-      for (int64_t i = 0; i < s.n; ++i) sum += double(d_weight.data<T>()[i * s.h + h]);
+      for (int64_t i = 0; i < n; ++i) sum += double(d_weight.data<T>()[i * s.h + h]);
       const double slope = 1 / (1 + __builtin_exp(-double(in.point_weights.data<T>()[h])));
       to[h] += T(sum * slope * IpaOperands<T>::point_scale(s));
     }

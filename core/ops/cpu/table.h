@@ -54,8 +54,8 @@ void pair_embed(const Tensor& left, const Tensor& right, const Tensor& residue_i
                 const Tensor& relpos, const Tensor& beta, const Tensor& dgram, const Tensor& breaks,
                 int64_t first_row, const Tensor& z);
 void pair_embed_backward(const Tensor& residue_index, const Tensor& beta, const Tensor& breaks,
-                         const Tensor& dz, const Tensor& dleft, const Tensor& dright,
-                         const Tensor& drelpos, const Tensor& ddgram);
+                         int64_t first_row, const Tensor& dz, const Tensor& dleft,
+                         const Tensor& dright, const Tensor& drelpos, const Tensor& ddgram);
 void invariant_point_attention(const IpaTensors& in, const Tensor& out);
 void apply_rigids(const Tensor& affine, const Tensor& points, const Tensor& out);
 void update_backbone(const Tensor& affine, const Tensor& update, const Tensor& out);

@@ -66,6 +66,63 @@ TEST_CASE("outer product mean, relu and symmetrisation") {
   gradcheck([](const Vars& v) { return symmetrize(v[0]); }, {random_f64({3, 3, 2}, 1)});
 }
 
+TEST_CASE("gradients of bf16 activations are summed before they are rounded") {
+  constexpr int64_t n = 600, c = 8;
+  const auto ones = [](const Dims& shape) {
+    const Tensor t = Tensor::empty(shape);
+    std::fill_n(t.data<float>(), t.numel(), 1.0f);
+    return t;
+  };
+  const auto all_are = [](const Var& x, float value) {
+    const Tensor g = x.grad().to(Dtype::f32);
+    for (int64_t i = 0; i < g.numel(); ++i)
+      if (g.data<float>()[i] != value) return false;
+    return true;
+  };
+  // A sum in bf16 stands still at 256 ones; n is a bf16 number.
+  Var bias(ones({c}));
+  bias.want_grad();
+  {
+    Tape tape;
+    const Var y = repeat(cast(bias, Dtype::bf16), n);
+    tape.backward({y}, {ones({n, c}).to(Dtype::bf16)});
+  }
+  CHECK(all_are(bias, n));
+
+  Var x(ones({n, c}).to(Dtype::bf16)), w(ones({c, c}).to(Dtype::bf16), Var::new_slot(ones({c, c})));
+  {
+    Tape tape;
+    const Var y = linear(x, w, {});
+    tape.backward({y}, {ones({n, c}).to(Dtype::bf16)});
+  }
+  CHECK(w.grad().dtype() == Dtype::f32);
+  CHECK(all_are(w, n));
+
+  Var left(ones({n, c}).to(Dtype::bf16)), right = left, table(ones({1, c}).to(Dtype::bf16));
+  for (Var* v : {&left, &right, &table}) v->want_grad();
+  const Tensor index = Tensor::zeros({n}, Dtype::i32), breaks = Tensor::zeros({1});
+  {
+    Tape tape;
+    const Var z =
+        pair_embed(left, right, index, table, {}, Var(ones({1, c}).to(Dtype::bf16)), breaks);
+    tape.backward({z}, {ones({n, n, c}).to(Dtype::bf16)});
+  }
+  CHECK(all_are(left, n));
+  CHECK(all_are(right, n));
+  CHECK(all_are(table, float(bf16(float(n * n)))));
+
+  // One query a column attends to n keys alike, and every head to the same ones.
+  Var q(ones({1, 2, c}).to(Dtype::bf16)), k(ones({1, n, c}).to(Dtype::bf16)), v = k, gate;
+  gate = Var(Tensor::zeros({1, n, 2 * c}).to(Dtype::bf16));
+  for (Var* a : {&q, &k, &v, &gate}) a->want_grad();
+  {
+    Tape tape;
+    const Var o = global_attention(q, k, v, gate, ones({1, n}));
+    tape.backward({o}, {ones(o.shape()).to(Dtype::bf16)});
+  }
+  CHECK(all_are(v, 1));  // two heads, n queries with open halves, weights of 1 / n
+}
+
 TEST_CASE("layer norm over leading channels, and the pair embedding") {
   gradcheck([](const Vars& v) { return layer_norm_channels_first(v[0], v[1], v[2]); },
             {random_f64({4, 2, 3}, 1), random_f64({4}, 2), random_f64({4}, 3)});
@@ -75,10 +132,12 @@ TEST_CASE("layer norm over leading channels, and the pair embedding") {
   const std::vector<float> edges{1, 4, 9};
   const Tensor breaks = Tensor::of<float>({3}, edges.data());
   const Tensor beta = random_f64({5, 3}, 7, 2).to(Dtype::f32);
-  const std::vector<Tensor> inputs{random_f64({5, 18}, 1), random_f64({5, 18}, 2),
-                                   random_f64({7, 18}, 3), random_f64({3, 18}, 4)};
   for (const Tensor& positions : {beta, Tensor()})
-    gradcheck(
-        [&](const Vars& v) { return pair_embed(v[0], v[1], index, v[2], positions, v[3], breaks); },
-        inputs);
+    for (const int64_t rows : {5, 2})
+      gradcheck(
+          [&](const Vars& v) {
+            return pair_embed(v[0], v[1], index, v[2], positions, v[3], breaks, 5 - rows);
+          },
+          {random_f64({rows, 18}, 1), random_f64({5, 18}, 2), random_f64({7, 18}, 3),
+           random_f64({3, 18}, 4)});
 }

@@ -74,6 +74,45 @@ void compare(const std::string& folder, int64_t recycles, double tolerance) {
   }
 }
 
+/// Every parameter's gradient of a fixture's whole loss.
+Arrays gradients(const Fixture& fixture, Params params, Dtype precision) {
+  const Arrays labels = slice(read_npz(data_path(fixture.name + "/labels.npz")), 0);
+  params.want_grads();
+  const AlphaFold model(fixture.config, params, precision);
+  Tape tape;
+  const auto features = [&](int64_t i) { return slice(fixture.batch, i); };
+  tape.backward({objective(head_weights(fixture.config.heads), fixture.config.heads,
+                           model.forward(features, 0), features(0), labels)
+                     .total});
+  return params.take_grads();
+}
+
+/// |a - b| / |a| over all arrays.
+double distance(const Arrays& a, const Arrays& b) {
+  double gap = 0, norm = 0;
+  for (const auto& [key, value] : a)
+    for (int64_t i = 0; i < value.numel(); ++i) {
+      const double x = value.data<float>()[i], y = b.at(key).data<float>()[i];
+      gap += (x - y) * (x - y);
+      norm += x * x;
+    }
+  return std::sqrt(gap / norm);
+}
+
+TEST_CASE("bf16 gradients are as near to f32's as the rounding of the parameters lets them be") {
+  const Fixture fixture("tiny");
+  const Params narrow = fixture.params().in_precision(Dtype::bf16);
+  Arrays rounded;
+  for (const auto& [key, value] : narrow.all()) rounded[key] = value.value().to(Dtype::f32);
+  const Arrays exact = gradients(fixture, fixture.params(), Dtype::f32),
+               near = gradients(fixture, Params(fixture.config, rounded, "rounded"), Dtype::f32),
+               bf16 = gradients(fixture, fixture.params(), Dtype::bf16);
+  const double least = distance(exact, near), gap = distance(exact, bf16);
+  INFO("rounded parameters alone " << least << ", bf16 " << gap);
+  CHECK(gap < 2 * least);
+  CHECK(gap < 0.1);
+}
+
 TEST_CASE("losses and gradients of tiny") {
   compare("tiny", 0, 1e-3);
   compare("tiny", 1, 1e-3);

@@ -126,7 +126,7 @@ TEST_CASE("template pair features equal AlphaFold's", "[structure]") {
   const Arrays inside = read_npz(test::data_path("tiny/intermediates_r0.npz"));
   const Arrays features = f.slice(0);
   for (int64_t t = 0; t < 2; ++t) {
-    const Tensor got = template_pair_features(features, t, f.config.templates);
+    const Tensor got = template_pair_features(features, t, f.config.templates, 0, 22);
     test::compare("pair features", got,
                   inside.at(cat("cycle0/template", t, "/embedding2d_input_features")), 0);
   }
@@ -137,7 +137,7 @@ TEST_CASE("template unit vectors point from residue to residue in its frame", "[
   TemplateConfig config = f.config.templates;
   config.use_template_unit_vector = true;
   const Arrays features = f.slice(0);
-  const Tensor got = template_pair_features(features, 0, config);
+  const Tensor got = template_pair_features(features, 0, config, 0, 22);
   const Tensor atoms = features.at("template_all_atom_positions").select(0, 0);
   const auto at = [&](int64_t i, int64_t atom, int64_t x) {
     return double(atoms.select(0, i).select(0, atom).select(0, x).item());

@@ -273,7 +273,8 @@ TEST_CASE("outer product mean equals its definition", "[ops]") {
                  right = rounded(random({n_seq, n, d}), type),
                  w = rounded(random({c, d, c_z}, Dtype::f64, 0.3), type),
                  b = rounded(random({c_z}), wide(type)), z = rounded(random({n, n, c_z}), type);
-    const Tensor norm = pair_count(random.mask({n_seq, n}), type), want = z.clone();
+    const Tensor mask = random.mask({n_seq, n}), norm = pair_count(mask, mask, type),
+                 want = z.clone();
     for (int64_t i = 0; i < n; ++i)
       for (int64_t j = 0; j < n; ++j)
         for (int64_t o = 0; o < c_z; ++o) {

@@ -94,6 +94,7 @@ Tensor attend(const Operands& o, Dtype dtype) {
                                     .bias = as(o.bias),
                                     .z = as(o.z),
                                     .point_weights = as(o.weights),
+                                    .query_mask = o.mask.to(dtype),
                                     .mask = o.mask.to(dtype)})
       .value();
 }
@@ -225,6 +226,25 @@ TEST_CASE("invariant point attention does not see a motion of the whole chain", 
   test::compare("moved", attend(o, Dtype::f64), want, 1e-11);
 }
 
+TEST_CASE("invariant point attention of some of the residues gives their rows", "[structure]") {
+  Random random;
+  const Case s{21, 3, 8, 8, 4, 4, 20};
+  const Operands o = operands(s, random);
+  const auto rows = [](const Tensor& t) { return Var(t.narrow(0, 5, 9)); };
+  const Tensor got = invariant_point_attention({.q_scalar = rows(o.q),
+                                                .kv_scalar = o.kv,
+                                                .q_point = rows(o.q_point),
+                                                .kv_point = o.kv_point,
+                                                .affine = rows(o.affine),
+                                                .bias = rows(o.bias),
+                                                .z = rows(o.z),
+                                                .point_weights = o.weights,
+                                                .query_mask = rows(o.mask).value(),
+                                                .mask = o.mask})
+                         .value();
+  test::compare("rows", got, attend(o, Dtype::f64).narrow(0, 5, 9).contiguous(), 1e-14);
+}
+
 TEST_CASE("the AVX2 kernel of invariant point attention equals the chosen one", "[structure]") {
   Random random;
   const Case s{45, 5, 16, 16, 4, 8, 70};
@@ -233,7 +253,7 @@ TEST_CASE("the AVX2 kernel of invariant point attention equals the chosen one", 
   const Tensor want = attend(o, Dtype::f32), got = Tensor::empty(want.shape());
   cpu::v3::kTable.invariant_point_attention(
       {f32(o.q), f32(o.kv), f32(o.q_point), f32(o.kv_point), f32(o.affine), f32(o.bias), f32(o.z),
-       f32(o.mask), f32(o.weights)},
+       f32(o.mask), f32(o.mask), f32(o.weights)},
       got);
   compare_kept_rows(o, got, want);
 }

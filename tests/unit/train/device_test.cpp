@@ -114,7 +114,7 @@ void check_there(const Tensor& t) {
 }
 void check_there(const IpaTensors& t) {
   for (const Tensor& x : {t.q_scalar, t.kv_scalar, t.q_point, t.kv_point, t.affine, t.bias, t.z,
-                          t.mask, t.point_weights})
+                          t.query_mask, t.mask, t.point_weights})
     check_there(x);
 }
 template <class Other>

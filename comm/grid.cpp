@@ -1,0 +1,55 @@
+// The grid, and sums in buckets.
+#include "comm/grid.h"
+
+namespace ff {
+
+Grid make_grid(const Group& world, int dap) {
+  if (world.size() % dap != 0)
+    throw SharedError(
+        Exit::kUsage,
+        cat("started as ", world.size(), " ranks, which ", dap,
+            " ranks a protein (dap) do not divide; start a multiple of ", dap, " or change dap"),
+        world.rank() == 0);
+  const int group = world.rank() / dap, place = world.rank() % dap;
+  return {world, Dap(world.part(group * dap, dap, 1)), world.part(place, world.size() / dap, dap)};
+}
+
+void BucketedSum::add(const Tensor& array) {
+  constexpr int64_t kBucket = 8 << 20;
+  if (group_.size() == 1) return;
+  waiting_.push_back(array);
+  bytes_ += array.numel() * size_of(array.dtype());
+  if (bytes_ >= kBucket) flush();
+}
+
+void BucketedSum::flush() {
+  if (waiting_.empty()) return;
+  Bucket bucket;
+  bucket.arrays = std::move(waiting_);
+  waiting_.clear();
+  const Dtype dtype = bucket.arrays[0].dtype();
+  bucket.packed = Tensor::empty({bytes_ / size_of(dtype)}, dtype);
+  bytes_ = 0;
+  int64_t at = 0;
+  for (const Tensor& array : bucket.arrays) {
+    bucket.packed.narrow(0, at, array.numel()).copy_from(array.view({-1}));
+    at += array.numel();
+  }
+  bucket.pending = group_.all_reduce(bucket.packed, "sum of gradients");
+  begun_.push_back(std::move(bucket));
+}
+
+void BucketedSum::finish() {
+  flush();
+  for (Bucket& bucket : begun_) {
+    bucket.pending.wait();
+    int64_t at = 0;
+    for (const Tensor& array : bucket.arrays) {
+      array.view({-1}).copy_from(bucket.packed.narrow(0, at, array.numel()));
+      at += array.numel();
+    }
+  }
+  begun_.clear();
+}
+
+}  // namespace ff
