@@ -117,8 +117,15 @@ void check_there(const IpaTensors& t) {
                           t.query_mask, t.mask, t.point_weights})
     check_there(x);
 }
+void check_there(TensorList list) {
+  for (const Tensor& x : list) check_there(x);
+}
+void check_there(const AdamLists& lists) {
+  for (const TensorList& list : {lists.gradient, lists.params, lists.m, lists.v, lists.ema})
+    check_there(list);
+}
 template <class Other>
-void check_there(Other) {}
+requires(!std::is_convertible_v<Other, TensorList>) void check_there(const Other&) {}
 
 template <class Pointer>
 struct Call;
@@ -144,19 +151,20 @@ Kernels table() {
 void use_locked_device() {
   using K = Kernels;
   static const Kernels kernels =
-      table<&K::layer_norm, &K::layer_norm_backward, &K::layer_norm_channels_first, &K::linear,
-            &K::activation_backward, &K::add_column_sums, &K::matmul, &K::attention,
-            &K::global_attention, &K::attention_backward, &K::global_attention_backward,
-            &K::masked_mean_backward, &K::masked_mean, &K::triangle_gate,
-            &K::triangle_gate_backward, &K::add, &K::add_gated, &K::add_gated_backward,
-            &K::add_dropped, &K::scale_rows, &K::outer_product_mean,
+      table<&K::layer_norm, &K::layer_norm_backward, &K::layer_norm_channels_first,
+            &K::layer_norm_channels_first_backward, &K::linear, &K::activation_backward,
+            &K::add_column_sums, &K::matmul, &K::attention, &K::global_attention,
+            &K::attention_backward, &K::global_attention_backward, &K::masked_mean_backward,
+            &K::masked_mean, &K::triangle_gate, &K::triangle_gate_backward, &K::add, &K::add_gated,
+            &K::add_gated_backward, &K::add_dropped, &K::scale_rows, &K::outer_product_mean,
             &K::outer_product_mean_backward, &K::pair_embed, &K::pair_embed_backward,
             &K::invariant_point_attention, &K::apply_rigids, &K::update_backbone, &K::scale_affine,
             &K::affine_frames, &K::normalize_pairs, &K::torsions_to_frames, &K::frames_to_atom14,
             &K::atom14_to_atom37, &K::invariant_point_attention_backward, &K::apply_rigids_backward,
             &K::update_backbone_backward, &K::affine_frames_backward, &K::normalize_pairs_backward,
             &K::torsions_to_frames_backward, &K::frames_to_atom14_backward,
-            &K::atom14_to_atom37_backward, &K::relu, &K::symmetrize>();
+            &K::atom14_to_atom37_backward, &K::relu, &K::symmetrize, &K::cross_entropy,
+            &K::global_norm, &K::add_clipped, &K::adam_step>();
   register_kernels(Device::cuda, &kernels);
   const auto copy_bytes = [](void* to, const void* from, int64_t bytes) {
     check(arena().holds(to) != arena().holds(from), "an upload or download within one memory");
