@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "app/commands.h"
+#include "app/gpu.h"
 #include "app/model_file.h"
 #include "app/report.h"
 #include "core/base/log.h"
@@ -23,7 +24,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 struct Options {
-  std::string config, logdir, resume, weights;
+  std::string config, logdir, resume, weights, device = "cpu";
   std::vector<std::string> overrides;
   int threads = 0;
   bool quiet = false, dry_run = false;
@@ -64,12 +65,13 @@ void write_text(const std::string& path, const std::string& text) {
 
 class Run {
  public:
-  Run(const TrainConfig& config, const RunFolder& folder, TrainState state, int threads)
+  Run(const TrainConfig& config, const RunFolder& folder, TrainState state, int threads,
+      Device device)
       : config_(config),
         folder_(folder),
         dataset_(config.train.shards),
         sampler_(dataset_, sampler_config(config), uint64_t(config.seed)),
-        trainer_(config, std::move(state), threads),
+        trainer_(config, std::move(state), threads, {}, device),
         log_(folder.path(), trainer_.state().step),
         events_(folder.path(), trainer_.state().step) {
     trainer_.state().config = train_config_json(config);
@@ -201,7 +203,8 @@ int run(const Options& o) {
     return int(Exit::kDone);
   }
   const RunFolder folder(config.run.logdir);
-  Run training(config, folder, first_state(o, config, folder), threads);
+  Run training(config, folder, first_state(o, config, folder), threads,
+               o.device == "cuda" ? use_gpu() : Device{});
   write_text(folder.path() + "/config.yaml", train_config_yaml(config));
   return int(training.go());
 }
@@ -224,6 +227,8 @@ Command add_train(CLI::App& root) {
   app->add_option("--threads", o->threads,
                   "threads (default: what the machine or container allows)")
       ->check(CLI::Range(1, 4096));
+  app->add_option("--device", o->device, "cpu or cuda (default cpu)")
+      ->check(CLI::IsMember({"cpu", "cuda"}));
   app->add_flag("-q,--quiet", o->quiet, "no notices and no progress");
   app->add_flag("--dry-run", o->dry_run, "check the configuration and the data, then stop");
   app->footer(
