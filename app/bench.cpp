@@ -1,5 +1,6 @@
-// fastfold bench: every module of the trunk and the whole network, beside what the processor could
-// do at best; and the featurisation of a target, part by part.
+// fastfold bench: every module of the trunk and the whole network, forward and with their backward,
+// beside what the processor could do at best; the featurisation of a target, part by part; the
+// loader.
 #include <malloc.h>
 
 #include <CLI/CLI.hpp>
@@ -16,8 +17,10 @@
 #include "core/model/evoformer.h"
 #include "core/model/flops.h"
 #include "core/ops/kernels.h"
+#include "core/train/trainer.h"
 #include "io/features.h"
 #include "io/file.h"
+#include "io/loader.h"
 
 namespace ff {
 namespace {
@@ -40,46 +43,6 @@ Tensor ones(const Dims& shape) {
   return t;
 }
 
-/// Seconds of f, the device idle before and after: the least of `repeat` on the CPU; on a GPU,
-/// whose work goes on beside ours, their mean after one more.
-template <class F>
-double time_of(Device device, int64_t repeat, F f) {
-  if (device.kind != Device::cpu) {
-    f();
-    synchronize(device);
-    const double start = seconds();
-    for (int64_t i = 0; i < repeat; ++i) f();
-    synchronize(device);
-    return (seconds() - start) / double(repeat);
-  }
-  double best = 1e9;
-  for (int64_t i = 0; i < repeat; ++i) {
-    const double start = seconds();
-    f();
-    best = std::min(best, seconds() - start);
-  }
-  return best;
-}
-
-struct Ceilings {
-  double flops = 0;      ///< of a large matrix product
-  double bandwidth = 0;  ///< of a large copy, bytes read and written a second; GPUs alone
-};
-
-Ceilings measure_ceilings(Dtype dtype, Device device) {
-  const int64_t n = device.kind == Device::cpu ? 2048 : 8192;
-  const Tensor a = noise({1, n, n}, 1).to(dtype).to(device),
-               c = Tensor::empty({1, n, n}, dtype, device);
-  Ceilings out;
-  out.flops =
-      2.0 * double(n * n * n) / time_of(device, 4, [&] { kernels(device).matmul(a, a, c); });
-  if (device.kind != Device::cpu) {
-    const Tensor from = Tensor::zeros({int64_t(1) << 28}, Dtype::f32, device);
-    out.bandwidth = 2.0 * double(from.numel()) * 4 / time_of(device, 10, [&] { from.clone(); });
-  }
-  return out;
-}
-
 struct Sizes {
   int64_t n_res = 185, n_seq = 512, n_extra = 1024, repeat = 2;
 };
@@ -90,42 +53,72 @@ struct Bench {
   Sizes n;
   Dtype dtype;
   Device device;
-  Ceilings ceilings;
+  double ceiling;
+  bool training;
   nlohmann::json rows = nlohmann::json::array();
 
+  void head() const {
+    std::printf("%-28s %10s %10s %10s %8s %10s %10s\n", "module", "ms", training ? "backward" : "",
+                "floor ms", "GFLOP", "of floor", "MiB");
+  }
+
+  /// Best of the runs of f, which returns Vars; while training with a tape, whose backward begins
+  /// from all ones. `flop`: of one run.
   template <class F>
-  void row(const std::string& name, double gflop, F f) {
+  void row(const std::string& name, double flop, F f) {
+    double forward = 1e9, backward = 1e9;
+    const auto now = [&] {
+      synchronize(device);
+      return seconds();
+    };
     reset_memory_peak(device.kind);
     const int64_t before = memory_count(device.kind).current;
-    const double best = time_of(device, n.repeat, f);
-    const double floor = gflop * 1e9 / ceilings.flops,
+    for (int64_t i = 0; i < n.repeat; ++i) {
+      if (training) {
+        Tape tape;
+        const double start = now();
+        const Vars y = f();
+        const double middle = now();
+        std::vector<Tensor> seeds;
+        for (const Var& v : y) seeds.push_back(ones(v.shape()).to(device).to(v.value().dtype()));
+        const double again = now();
+        tape.backward(y, seeds);
+        backward = std::min(backward, now() - again);
+        forward = std::min(forward, middle - start);
+        for (const auto& [key, v] : params.all()) v.slot()->grad = Tensor();
+      } else {
+        const NoGrad no_grad;
+        const double start = now();
+        f();
+        forward = std::min(forward, now() - start);
+      }
+    }
+    const double floor = flop / ceiling, took = forward + (training ? backward : 0),
                  extra = double(memory_count(device.kind).peak - before) / (1 << 20);
-    std::printf("%-28s %10.2f %10.2f %8.1f %8.0f %% %10.1f\n", name.c_str(), best * 1e3,
-                floor * 1e3, gflop, 100 * floor / best, extra);
+    std::printf("%-28s %10.2f ", name.c_str(), forward * 1e3);
+    training ? std::printf("%10.2f ", backward * 1e3) : std::printf("%10s ", "");
+    std::printf("%10.2f %8.1f %8.0f %% %10.1f\n", floor * 1e3, flop * 1e-9, 100 * floor / took,
+                extra);
     std::fflush(stdout);
     rows.push_back({{"name", name},
-                    {"ms", best * 1e3},
+                    {"ms", forward * 1e3},
                     {"floor_ms", floor * 1e3},
-                    {"gflop", gflop},
-                    {"share_of_floor", floor / best},
+                    {"gflop", flop * 1e-9},
+                    {"share_of_floor", floor / took},
                     {"temporary_mib", extra}});
+    if (training) rows.back()["backward_ms"] = backward * 1e3;
   }
-
   template <class F>
-  void forward(const std::string& name, double gflop, F f) {
-    row(name, gflop, [&] {
-      const NoGrad no_grad;
-      f();
-    });
+  void row(const std::string& name, const Flops& flops, F f) {
+    row(name, flops.forward() + (training ? flops.backward() : 0), [&] { return Vars{f()}; });
   }
 
-  /// The modules of one block, and the whole of it with its backward; FLOPs by the counts of Jumper
-  /// et al.'s layers (a multiply-add is two).
-  double block(bool extra) {
+  /// The modules of one block; FLOPs by the counts of Jumper et al.'s layers (a multiply-add is
+  /// two).
+  void block(bool extra) {
     const EvoformerConfig& e = config.evoformer;
     const std::string stack = extra ? "extra_msa_stack" : "evoformer_iteration";
-    const Params cast = params.in_precision(dtype);
-    const Scope s = Scope(cast, "alphafold/alphafold_iteration/evoformer/" + stack).block(0);
+    const Scope s = Scope(params, "alphafold/alphafold_iteration/evoformer/" + stack).block(0);
     const int64_t n_seq = extra ? n.n_extra : n.n_seq,
                   c_m = extra ? config.extra_msa_channel : config.msa_channel;
     const double S = double(n_seq), N = double(n.n_res), cm = double(c_m),
@@ -135,68 +128,51 @@ struct Bench {
     const double heads = double(e.triangle_attention_starting_node.num_head);
     Var m(noise({n_seq, n.n_res, c_m}, 2).to(dtype).to(device)),
         z(noise({n.n_res, n.n_res, config.pair_channel}, 3).to(dtype).to(device));
+    if (training) m.want_grad(), z.want_grad();
     const Tensor msa_mask = ones({n_seq, n.n_res}).to(device),
                  pair_mask = ones({n.n_res, n.n_res}).to(device);
     const std::string at = extra ? "extra: " : "";
-    const size_t first = rows.size();
-    forward(at + "row attention",
-            1e-9 * (10 * S * N * cm * cm + 4 * S * N * N * cm +
-                    2 * N * N * cz * double(e.msa_row_attention.num_head)),
-            [&] { msa_row_attention(s / "msa_row_attention_with_pair_bias", m, z, msa_mask); });
+    row(at + "row attention",
+        Flops{10 * S * N * cm * cm + 2 * N * N * cz * double(e.msa_row_attention.num_head),
+              4 * S * N * N * cm},
+        [&] { return msa_row_attention(s / "msa_row_attention_with_pair_bias", m, z, msa_mask); });
     if (extra)
-      forward(at + "column global attention",
-              1e-9 * S * N * cm *
-                  (4 * cm + 4 * cm / double(e.msa_column_attention.num_head) +
-                   4 * double(e.msa_column_attention.num_head)),
-              [&] { msa_column_global_attention(s / "msa_column_global_attention", m, msa_mask); });
+      row(at + "column global attention",
+          Flops{S * N * cm * (4 * cm + 4 * cm / double(e.msa_column_attention.num_head)),
+                4 * S * N * cm * double(e.msa_column_attention.num_head)},
+          [&] {
+            return msa_column_global_attention(s / "msa_column_global_attention", m, msa_mask);
+          });
     else
-      forward(at + "column attention", 1e-9 * (10 * S * N * cm * cm + 4 * N * S * S * cm),
-              [&] { msa_column_attention(s / "msa_column_attention", m, msa_mask); });
-    forward(at + "MSA transition", 1e-9 * 4 * double(e.msa_transition_factor) * S * N * cm * cm,
-            [&] { transition(s / "msa_transition", m); });
-    forward(at + "outer product mean",
-            1e-9 * (4 * S * N * cm * o + 2 * N * N * S * o * o + 2 * N * N * o * o * cz),
-            [&] { outer_product_mean(s / "outer_product_mean", m, z, msa_mask); });
-    if (!extra) {
-      const double multiplication =
-          1e-9 * (10 * N * N * cz * t + 2 * N * N * cz * cz + 2 * N * N * N * t);
-      const double attention =
-          1e-9 * (10 * N * N * cz * cz + 2 * N * N * cz * heads + 4 * N * N * N * cz);
-      forward("triangle multiplication out", multiplication, [&] {
-        triangle_multiplication(s / "triangle_multiplication_outgoing", z, pair_mask, true);
-      });
-      forward("triangle multiplication in", multiplication, [&] {
-        triangle_multiplication(s / "triangle_multiplication_incoming", z, pair_mask, false);
-      });
-      forward("triangle attention start", attention, [&] {
-        triangle_attention(s / "triangle_attention_starting_node", z, pair_mask, true);
-      });
-      forward("triangle attention end", attention, [&] {
-        triangle_attention(s / "triangle_attention_ending_node", z, pair_mask, false);
-      });
-      forward("pair transition", 1e-9 * 4 * double(e.pair_transition_factor) * N * N * cz * cz,
-              [&] { transition(s / "pair_transition", z); });
-    }
-    double gflop = 0;
-    for (size_t i = first; i < rows.size(); ++i) gflop += double(rows[i]["gflop"]);
-    if (extra) return gflop;
-    const Flops flops = evoformer_block_flops(config, {n.n_res, n_seq, n.n_extra, 0}, false);
-    forward("block", 1e-9 * flops.forward(), [&] {
-      evoformer_block(s, e, false, {m, z}, msa_mask, pair_mask, Trace());
+      row(at + "column attention", Flops{10 * S * N * cm * cm, 4 * N * S * S * cm},
+          [&] { return msa_column_attention(s / "msa_column_attention", m, msa_mask); });
+    row(at + "MSA transition", Flops{4 * double(e.msa_transition_factor) * S * N * cm * cm},
+        [&] { return transition(s / "msa_transition", m); });
+    row(at + "outer product mean",
+        Flops{4 * S * N * cm * o + 2 * N * N * S * o * o + 2 * N * N * o * o * cz},
+        [&] { return outer_product_mean(s / "outer_product_mean", m, z, msa_mask); });
+    if (extra) return;
+    const Flops multiplication{10 * N * N * cz * t + 2 * N * N * cz * cz + 2 * N * N * N * t},
+        attention{10 * N * N * cz * cz + 2 * N * N * cz * heads, 4 * N * N * N * cz};
+    row("triangle multiplication out", multiplication, [&] {
+      return triangle_multiplication(s / "triangle_multiplication_outgoing", z, pair_mask, true);
     });
-    Params masters = params;
-    masters.want_grads();
-    const Params trained = masters.in_precision(dtype);
-    const Scope own = Scope(trained, "alphafold/alphafold_iteration/evoformer/" + stack).block(0);
-    m.want_grad();
-    z.want_grad();
-    row("block, and backward", 1e-9 * (flops.forward() + flops.backward()), [&] {
-      Tape tape;
-      const Representations y =
-          evoformer_block(own, e, false, {m, z}, msa_mask, pair_mask, Trace());
-      tape.backward({y.m, y.z}, {y.m.value(), y.z.value()});
+    row("triangle multiplication in", multiplication, [&] {
+      return triangle_multiplication(s / "triangle_multiplication_incoming", z, pair_mask, false);
     });
-    return gflop;
+    row("triangle attention start", attention, [&] {
+      return triangle_attention(s / "triangle_attention_starting_node", z, pair_mask, true);
+    });
+    row("triangle attention end", attention, [&] {
+      return triangle_attention(s / "triangle_attention_ending_node", z, pair_mask, false);
+    });
+    row("pair transition", Flops{4 * double(e.pair_transition_factor) * N * N * cz * cz},
+        [&] { return transition(s / "pair_transition", z); });
+    const Flops whole = evoformer_block_flops(config, {n.n_res, n_seq, n.n_extra, 0}, false);
+    row("block", whole.forward() + (training ? whole.backward() : 0), [&] {
+      const Representations y = evoformer_block(s, e, false, {m, z}, msa_mask, pair_mask, Trace());
+      return Vars{y.m, y.z};
+    });
   }
 
   /// Features of a made-up protein, every row and residue there.
@@ -235,12 +211,21 @@ struct Bench {
 struct Options {
   ComputeOptions compute;
   InputOptions inputs;
-  bool featurisation = false;
+  bool featurisation = false, training = false;
   std::string preset = "model_3_ptm", json;
+  std::vector<std::string> shards;
+  int64_t samples = 64;
   Sizes n;
   int64_t blocks = -1;
   bool modules_only = false;
 };
+
+void write_json(const std::string& path, const nlohmann::json& json) {
+  if (path.empty()) return;
+  AtomicFile file(path);
+  file.write(json.dump(2) + "\n");
+  file.commit();
+}
 
 /// Times from the alignment files to one slice of the preset's features. Every part's best of
 /// `repeat` runs; "whole" is timed by itself.
@@ -290,11 +275,35 @@ int run_featurisation(const Options& options) {
                        {"preset", options.preset},
                        {"seconds", times}});
   }
-  if (!options.json.empty()) {
-    AtomicFile file(options.json);
-    file.write(targets.dump(2) + "\n");
-    file.commit();
-  }
+  write_json(options.json, targets);
+  return int(Exit::kDone);
+}
+
+/// How fast training's samples are made, at the sizes of initial training.
+int run_loader(const Options& options) {
+  const int threads = options.compute.threads > 0 ? options.compute.threads : available_threads();
+  const TrainConfig config =
+      read_train_config("initial_training", {"data.filter.accept_by_length_and_cluster=false"});
+  const Dataset dataset(options.shards);
+  const Sampler sampler(dataset, sampler_config(config), 1);
+  const double start = seconds();
+  double bytes = 0;
+  Loader loader(sampler, 0, 1, 0, threads, 2 * threads);
+  for (int64_t i = 0; i < options.samples; ++i)
+    for (const Arrays& slice : loader.next().slices)
+      for (const auto& [name, t] : slice) bytes += double(t.numel() * size_of(t.dtype()));
+  const double took = seconds() - start, rate = double(options.samples) / took;
+  std::printf(
+      "%lld samples of %lld chains on %d threads: %.2f a second, %.2f a second and thread, "
+      "%.1f ms of a thread each, %.1f MiB each; %s\n",
+      (long long)options.samples, (long long)dataset.chains().size(), threads, rate, rate / threads,
+      loader.working_seconds() / double(options.samples) * 1e3,
+      bytes / double(options.samples) / (1 << 20), memory_line().c_str());
+  write_json(options.json, {{"samples", options.samples},
+                            {"threads", threads},
+                            {"samples_per_s", rate},
+                            {"working_s", loader.working_seconds()},
+                            {"peak_rss_bytes", peak_rss()}});
   return int(Exit::kDone);
 }
 
@@ -303,57 +312,61 @@ int run(const Options& options) {
   if (options.featurisation) return run_featurisation(options);
   if (!options.inputs.inputs.empty())
     fail(Exit::kUsage, options.inputs.inputs[0], ": only --featurisation takes inputs");
+  if (!options.shards.empty()) return run_loader(options);
   const Dtype dtype = dtype_of_precision(options.compute.precision);
   ModelConfig config = preset_config(options.preset);
   if (options.blocks > 0) config.evoformer_num_block = options.blocks;
   Arrays values;
   uint64_t stream = 100;
   for (const ParamSpec& spec : param_specs(config)) values[spec.name] = noise(spec.shape, ++stream);
-  const Params params(config, std::move(values), "bench");
-  const Params there = params.on(device);
-  const Ceilings ceilings = measure_ceilings(dtype, device);
-  std::printf("kernels %s, matrix products at most %.0f GFLOP/s (%s)", kernels(device).name,
-              ceilings.flops * 1e-9, name_of(dtype));
-  if (ceilings.bandwidth > 0) std::printf(", copies %.0f GB/s", ceilings.bandwidth * 1e-9);
-  std::printf("\n");
+  Params params = Params(config, std::move(values), "bench").on(device);
+  if (options.training) params.want_grads();
+  const Params cast = params.in_precision(dtype);
+  const double ceiling = matrix_rate(dtype, device);
+  std::printf("kernels %s, matrix products at most %.0f GFLOP/s (%s)\n", kernels(device).name,
+              ceiling * 1e-9, name_of(dtype));
   std::printf("n_res %lld, n_seq %lld, n_extra %lld\n", (long long)options.n.n_res,
               (long long)options.n.n_seq, (long long)options.n.n_extra);
-  std::printf("%-28s %10s %10s %8s %10s %10s\n", "module", "ms", "floor ms", "GFLOP", "of floor",
-              "MiB");
-  Bench bench{config, there, options.n, dtype, device, ceilings};
-  const double block = bench.block(false), extra = bench.block(true);
+  Bench bench{config, cast, options.n, dtype, device, ceiling, options.training};
+  bench.head();
+  bench.block(false);
+  bench.block(true);
   if (!options.modules_only) {
-    // The pair half of an extra-MSA block is that of an Evoformer block.
-    double pair = 0;
-    for (const auto& row : bench.rows)
-      if (std::string(row["name"]).find("triangle") == 0 || row["name"] == "pair transition")
-        pair += double(row["gflop"]);
     malloc_trim(0);
-    const AlphaFold model(config, there, dtype);
+    const AlphaFold model(config, params, dtype);
     const Arrays features = bench.features();
+    const FeatureSource source = [&](int64_t) { return features; };
+    const PassSizes sizes{options.n.n_res, options.n.n_seq, options.n.n_extra, 0};
     RunOptions run_options;
     run_options.num_recycle = 0;
-    bench.n.repeat = 1;
-    bench.row(cat("whole pass, ", config.evoformer_num_block, " blocks"),
-              block * double(config.evoformer_num_block) +
-                  (extra + pair) * double(config.extra_msa_stack_num_block),
-              [&] { model.run([&](int64_t) { return features; }, run_options); });
+    bench.n.repeat = device.kind == Device::cpu ? 1 : 3;
+    const std::string name = cat("whole pass, ", config.evoformer_num_block, " blocks");
+    if (options.training)
+      // What a step runs but for its losses; blocks run forward twice.
+      bench.row(name, training_flops(config, sizes, 0, true), [&] {
+        const Outputs out = model.forward(source, 0);
+        Vars all{out.fold.act, out.fold.layers.back().atoms};
+        for (const Var& x : {out.logits.distogram, out.logits.masked_msa, out.logits.lddt})
+          if (x) all.push_back(x);
+        return all;
+      });
+    else
+      bench.row(name, pass_flops(config, sizes).forward(), [&] {
+        model.run(source, run_options);
+        return Vars();
+      });
     std::printf("%s\n", memory_line().c_str());
   }
-  if (!options.json.empty()) {
-    const nlohmann::json all = {{"kernels", kernels(device).name},
-                                {"ceiling_gflops", ceilings.flops * 1e-9},
-                                {"ceiling_gb_per_s", ceilings.bandwidth * 1e-9},
-                                {"precision", name_of(dtype)},
-                                {"n_res", options.n.n_res},
-                                {"n_seq", options.n.n_seq},
-                                {"n_extra", options.n.n_extra},
-                                {"rows", bench.rows},
-                                {"peak_rss_bytes", peak_rss()}};
-    AtomicFile file(options.json);
-    file.write(all.dump(2) + "\n");
-    file.commit();
-  }
+  write_json(options.json, {{"kernels", kernels(device).name},
+                            {"ceiling_gflops", ceiling * 1e-9},
+                            {"precision", name_of(dtype)},
+                            {"n_res", options.n.n_res},
+                            {"n_seq", options.n.n_seq},
+                            {"n_extra", options.n.n_extra},
+                            {"training", options.training},
+                            {"rows", bench.rows},
+                            {"peak_rss_bytes", peak_rss()},
+                            {"peak_tensor_bytes", memory_count(device.kind).peak}});
   return int(Exit::kDone);
 }
 
@@ -367,6 +380,12 @@ Command add_bench(CLI::App& root) {
   options->inputs.add_to(*app);
   app->add_flag("--featurisation", options->featurisation,
                 "time the features of INPUT, from its files to one slice, instead of the network");
+  app->add_flag("--training", options->training, "forward with a tape, and backward");
+  app->add_option("--loader", options->shards,
+                  "time how training samples are made of these shards, instead of the network");
+  app->add_option("--samples", options->samples, "of --loader")
+      ->check(CLI::Range(1, 1000000))
+      ->capture_default_str();
   app->add_option("--preset", options->preset, "whose sizes to use")->capture_default_str();
   app->add_option("--n-res", options->n.n_res, "residues")
       ->check(CLI::Range(1, 20000))

@@ -13,7 +13,7 @@
 #include "core/base/progress.h"
 #include "core/base/stop.h"
 #include "core/predict/predictor.h"
-#include "core/train/objective.h"
+#include "core/train/trainer.h"
 #include "io/npz.h"
 
 namespace ff {
@@ -23,7 +23,7 @@ struct Options {
   ComputeOptions compute;
   RankOptions ranks;
   std::string config, params, batch, outputs, compare, labels, losses, gradients;
-  int64_t num_recycle = -1;
+  int64_t num_recycle = -1, dropout_step = -1, dropout_sample = 0;
   double tolerance = 1e-4;
 };
 
@@ -122,46 +122,89 @@ bool compare(const Arrays& ours, const Arrays& reference, double tolerance) {
   return good;
 }
 
+/// The configuration tree of AlphaFold, or the configuration of a training run.
+struct Configuration {
+  ModelConfig model;
+  LossConfig loss;
+  DropoutStream dropout;
+
+  explicit Configuration(const Options& o) {
+    if (o.config.ends_with(".yaml")) {
+      const TrainConfig train = read_train_config(o.config);
+      model = train.model;
+      loss = loss_config(train.loss);
+      dropout.seed = uint64_t(train.seed);
+    } else {
+      model = alphafold_config(o.config);
+      if (!o.labels.empty()) loss = alphafold_losses(o.config);
+    }
+    dropout.active = o.dropout_step >= 0;
+    dropout.step = uint64_t(o.dropout_step);
+    dropout.sample = uint64_t(o.dropout_sample);
+  }
+};
+
+bool all_finite(const Arrays& arrays) {
+  for (const auto& [name, t] : arrays) {
+    const Tensor x = t.to(Dtype::f64).contiguous();
+    for (int64_t i = 0; i < x.numel(); ++i)
+      if (!std::isfinite(x.data<double>()[i])) return false;
+  }
+  return true;
+}
+
 /// One pass with a tape: every loss and, where asked for, every parameter's gradient.
-void train_pass(const Options& o, const ModelConfig& config, Params params, const Slices& slices,
+void train_pass(const Options& o, const Configuration& config, Params params, const Slices& slices,
                 int64_t recycles, Dtype precision, Device device, const Dap& dap) {
-  const Slices all_labels(read_npz(o.labels, precision == Dtype::f64), config, o.labels);
+  const Slices all_labels(read_npz(o.labels, precision == Dtype::f64), config.model, o.labels);
   check_input(recycles <= all_labels.most_recycles() && slices.num_ensemble() == 1, o.labels,
               ": labels for ", all_labels.most_recycles(),
               " recycles and one ensemble member are needed");
   if (precision == Dtype::f64) params = params.in_precision(precision);
   params = params.on(device);
   params.want_grads();
-  const AlphaFold model(config, params, precision, dap);
-  const LossConfig weights = alphafold_losses(o.config);
-  const auto start = std::chrono::steady_clock::now();
-  Tape tape;
-  const Outputs outputs = model.forward([&](int64_t i) { return slices(i); }, recycles);
-  Losses losses = objective(weights, config.heads, outputs, slices(recycles), all_labels(recycles));
-  if (outputs.logits.aligned_error) {
-    Arrays logits{
-        {"predicted_lddt/logits", outputs.logits.lddt.value().to(Device{})},
-        {"predicted_aligned_error/logits", outputs.logits.aligned_error.value().to(Device{})},
-        {"predicted_aligned_error/breaks", aligned_error_breaks(config.heads)}};
-    add_confidence(config.heads, logits, dap);
-    for (const char* name : {"confidence/ptm", "confidence/max_predicted_aligned_error"})
-      losses.terms[name] = logits.at(name);
-  }
-  if (!o.losses.empty() && dap.rank() == 0) write_npz(o.losses, losses.terms);
-  if (!o.gradients.empty()) {
+  const AlphaFold model(config.model, params, precision, dap);
+  const HeadsConfig& heads = config.model.heads;
+  Arrays terms, gradients;
+  const auto pass = [&] {
+    Tape tape;
+    const Outputs outputs =
+        model.forward([&](int64_t i) { return slices(i); }, recycles, config.dropout);
+    const Losses losses =
+        objective(config.loss, heads, outputs, slices(recycles), all_labels(recycles));
+    terms = losses.terms;
+    if (outputs.logits.aligned_error) {
+      Arrays logits{
+          {"predicted_lddt/logits", outputs.logits.lddt.value().to(Device{})},
+          {"predicted_aligned_error/logits", outputs.logits.aligned_error.value().to(Device{})},
+          {"predicted_aligned_error/breaks", aligned_error_breaks(heads)}};
+      add_confidence(heads, logits, dap);
+      for (const char* name : {"confidence/ptm", "confidence/max_predicted_aligned_error"})
+        terms[name] = logits.at(name);
+    }
+    if (o.gradients.empty()) return;
     const double share = 1.0 / dap.size();
     tape.backward({losses.total},
                   {Tensor::of<double>({}, &share).to(losses.total.value().dtype())});
-    Arrays gradients = params.take_grads();
+    gradients = params.take_grads();
     for (auto& [name, g] : gradients) {
       g = g.to(Device{});
       dap.group().all_reduce(g, name).wait();
     }
-    if (dap.rank() == 0) write_npz(o.gradients, gradients);
-  }
+  };
+  const auto start = std::chrono::steady_clock::now();
+  pass();
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-  log_notice(losses.terms.size(), " losses", o.gradients.empty() ? "" : " and all gradients",
-             " in ", show_seconds(seconds.count()), ", ", recycles, " recycles; ", memory_line());
+  const bool first = dap.rank() == 0;
+  if (!o.losses.empty() && first) write_npz(o.losses, terms);
+  if (!o.gradients.empty() && first) write_npz(o.gradients, gradients);
+  log_notice(terms.size(), " losses", o.gradients.empty() ? "" : " and all gradients", " in ",
+             show_seconds(seconds.count()), ", ", recycles, " recycles; ", memory_line());
+  if (all_finite(terms) && all_finite(gradients)) return;
+  const FiniteWatch watch;
+  pass();
+  if (const std::string found = watch.found(); first || !found.empty())
+    log_warning("not everything is finite, first in ", found);
 }
 
 int run(const Options& o, const Group& world) {
@@ -176,7 +219,8 @@ int run(const Options& o, const Group& world) {
   const Device device = o.compute.apply();
   const Dtype precision = dtype_of_precision(o.compute.precision);
   const bool f64 = precision == Dtype::f64;
-  const ModelConfig config = alphafold_config(o.config);
+  const Configuration configuration(o);
+  const ModelConfig& config = configuration.model;
   Slices slices(read_npz(o.batch, f64), config, o.batch);
   const int64_t recycles = o.num_recycle < 0 ? config.num_recycle : o.num_recycle;
   check_input(recycles <= slices.most_recycles(), o.batch, ": holds features for ",
@@ -185,7 +229,8 @@ int run(const Options& o, const Group& world) {
   if (!o.compare.empty()) reference = read_npz(o.compare);
 
   const Params params(config, read_npz(o.params, f64), o.params);
-  if (!o.labels.empty()) train_pass(o, config, params, slices, recycles, precision, device, dap);
+  if (!o.labels.empty())
+    train_pass(o, configuration, params, slices, recycles, precision, device, dap);
   if (!o.labels.empty() && o.outputs.empty() && o.compare.empty()) return int(Exit::kDone);
   AlphaFold model(config, params.on(device), precision, dap);
   RunOptions options;
@@ -218,7 +263,9 @@ Command add_parity(CLI::App& root) {
   const auto o = std::make_shared<Options>();
   CLI::App* app =
       root.add_subcommand("parity", "run the network on processed features and write every output");
-  app->add_option("--config", o->config, "AlphaFold's configuration tree as JSON")->required();
+  app->add_option("--config", o->config,
+                  "AlphaFold's configuration tree as JSON, or a training run's config.yaml")
+      ->required();
   app->add_option("--params", o->params, "parameters, .npz")->required();
   app->add_option("--batch", o->batch, "processed features, .npz")->required();
   app->add_option("--num-recycle", o->num_recycle, "recycles (default: the configuration's)")
@@ -229,6 +276,11 @@ Command add_parity(CLI::App& root) {
   app->add_option("--tolerance", o->tolerance, "exit 3 above this error (default 1e-4)");
   app->add_option("--labels", o->labels, "labels, .npz: the losses' ground truth");
   app->add_option("--losses", o->losses, "write every loss here, .npz");
+  app->add_option("--dropout-step", o->dropout_step,
+                  "drop as training does in this step (default: no dropout)")
+      ->check(CLI::Range(int64_t(0), int64_t(1) << 50));
+  app->add_option("--dropout-sample", o->dropout_sample, "the sample's number in that step")
+      ->check(CLI::Range(int64_t(0), int64_t(1) << 50));
   app->add_option("--gradients", o->gradients, "write every parameter's gradient here, .npz");
   o->compute.add_to(*app, true);
   o->ranks.add_to(*app, true);

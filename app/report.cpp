@@ -1,10 +1,13 @@
 // The command line, memory and precision, named for people.
 #include "app/report.h"
 
+#include <algorithm>
+#include <chrono>
 #include <fstream>
 
 #include "core/base/log.h"
 #include "core/base/machine.h"
+#include "core/ops/kernels.h"
 
 namespace ff {
 
@@ -19,6 +22,24 @@ std::vector<std::string> command_line() {
   std::vector<std::string> arguments;
   for (std::string word; std::getline(in, word, '\0');) arguments.push_back(word);
   return arguments;
+}
+
+double matrix_rate(Dtype dtype, Device device) {
+  const int64_t size = device.kind == Device::cpu ? 2048 : 8192;
+  const Tensor values = Tensor::empty({1, size, size});
+  for (int64_t i = 0; i < values.numel(); ++i)
+    values.data<float>()[i] = float(i % 17) * 0.1f - 0.8f;
+  const Tensor a = values.to(dtype).to(device), c = Tensor::empty(values.shape(), dtype, device);
+  double best = 1e9;
+  for (int i = 0; i < 4; ++i) {
+    synchronize(device);
+    const auto start = std::chrono::steady_clock::now();
+    kernels(device).matmul(a, a, c);
+    synchronize(device);
+    best = std::min(
+        best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  return 2.0 * double(size * size * size) / best;
 }
 
 std::string memory_line() {

@@ -158,6 +158,22 @@ std::string Group::host(int rank) const {
   return world_ ? world_->hosts()[size_t(members_[size_t(rank)])] : "";
 }
 
+int Group::ranks_on_this_host() const {
+  if (!world_) return 1;
+  const auto& hosts = world_->hosts();
+  return int(std::count(hosts.begin(), hosts.end(), hosts[size_t(world_->rank())]));
+}
+
+Pending Group::broadcast(const Tensor& x, const std::string& what) const {
+  Route route;
+  route.send.resize(size_t(size()));
+  route.recv.resize(size_t(size()));
+  for (int r = 1; r < size(); ++r)
+    if (rank_ == 0) route.send[size_t(r)] = x;
+  if (rank_ != 0) route.recv[0] = x;
+  return exchange(std::move(route), what);
+}
+
 int64_t Group::received_bytes() const { return world_ ? world_->received.load() : 0; }
 
 Pending Group::begin(const std::string& what, std::function<void(Link&)> job) const {

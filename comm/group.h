@@ -45,10 +45,14 @@ class Group {
   Group part(int first, int count, int stride) const;
   /// Host of a rank of this group; "" for a group of one without a launcher.
   std::string host(int rank) const;
+  /// How many of the run's ranks are on this one's host.
+  int ranks_on_this_host() const;
 
   /// Begins an exchange: packs what is not contiguous, sends, receives, unpacks. The tensors must
   /// not be written before it is awaited, and are kept alive until then. CPU tensors alone.
   Pending exchange(Route route, const std::string& what) const;
+  /// Begins x = rank 0's x. Contiguous.
+  Pending broadcast(const Tensor& x, const std::string& what) const;
   /// Begins x = the sum over the ranks, added in their order, the same bits everywhere. x: f32 or
   /// f64, contiguous.
   Pending all_reduce(const Tensor& x, const std::string& what) const;

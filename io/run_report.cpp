@@ -53,6 +53,16 @@ const Chart kCharts[] = {
      {"run/loader_stall", "run/share_of_peak"}},
 };
 
+/// Of seconds that start anew where a run was resumed.
+double total_seconds(const Curve& seconds) {
+  double total = 0, before = 0;
+  for (const auto& [step, value] : seconds) {
+    if (value < before) total += before;
+    before = value;
+  }
+  return total + before;
+}
+
 Curve thinned(const Curve& curve) {
   if (curve.size() <= kMostPoints) return curve;
   Curve out;
@@ -103,7 +113,8 @@ std::string run_report_html(const std::string& run) {
   nlohmann::json facts = {{"steps", last}}, charts = nlohmann::json::array();
   for (const char* tag : {"run/samples", "run/seconds", "run/memory"})
     if (const auto found = curves.find(tag); found != curves.end()) {
-      facts[tag] = found->second.back().second;
+      facts[tag] = tag == std::string("run/seconds") ? total_seconds(found->second)
+                                                     : found->second.back().second;
       curves.erase(found);
     }
   for (const Chart& chart : kCharts) {

@@ -51,14 +51,16 @@ bool recording(std::initializer_list<const Var*> inputs) {
 
 void Var::add_grad(const Tensor& dy) const {
   if (!slot_) return;
-  if (!slot_->base && !slot_->grad.defined() && dy.is_contiguous())
+  if (!slot_->base && !slot_->grad.defined() && dy.is_contiguous()) {
     slot_->grad = dy;
-  else
+    if (FiniteWatch* watch = FiniteWatch::active()) watch->adds_into(dy);
+  } else {
     accumulate(dy, slot_->into());
+  }
 }
 
-void Tape::record(Vars& outputs, Backward backward) {
-  Node node{{}, std::move(backward)};
+void Tape::record(Vars& outputs, Backward backward, const char* name) {
+  Node node{name, FiniteWatch::active() ? FiniteWatch::place() : "", {}, std::move(backward)};
   for (Var& output : outputs) {
     output = Var(output.value(), Var::new_slot(output.value()));
     node.outputs.push_back(output.slot());
@@ -67,7 +69,7 @@ void Tape::record(Vars& outputs, Backward backward) {
 }
 
 void Tape::record_collective(Vars& outputs, Backward backward) {
-  record(outputs, std::move(backward));
+  record(outputs, std::move(backward), "collective");
   nodes_.back().collective = true;
 }
 
@@ -99,6 +101,7 @@ void Tape::backward(const Vars& outputs, const std::vector<Tensor>& seeds) {
       any |= dy.back().defined();
     }
     if (any) node.backward(dy);
+    if (FiniteWatch* watch = FiniteWatch::active()) watch->ran_backward(node.name, node.place);
   }
 }
 
@@ -130,7 +133,7 @@ Vars checkpoint(const std::function<Vars(const Vars&)>& fn, const Vars& inputs) 
   if (Tape::collectives() != collectives)
     Tape::current()->record_collective(outputs, replay);
   else
-    Tape::current()->record(outputs, replay);
+    Tape::current()->record(outputs, replay, "checkpoint");
   return outputs;
 }
 

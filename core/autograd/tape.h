@@ -11,6 +11,7 @@
 #include <memory>
 #include <vector>
 
+#include "core/autograd/finite.h"
 #include "core/tensor/tensor.h"
 
 namespace ff {
@@ -30,6 +31,7 @@ struct GradSlot {
   Tensor into() {
     if (base) return view(base->into());
     if (!grad.defined()) grad = Tensor::zeros(shape, dtype, device);
+    if (FiniteWatch* watch = FiniteWatch::active()) watch->adds_into(grad);
     return grad;
   }
 };
@@ -108,8 +110,8 @@ class Tape {
     return tape;
   }
 
-  /// Gives the outputs slots of their own and appends the node.
-  void record(Vars& outputs, Backward backward);
+  /// Gives the outputs slots of their own and appends the node; `name` says what it is of.
+  void record(Vars& outputs, Backward backward, const char* name = "operation");
   /// The same for a node that talks to other ranks: its backward runs whether a gradient came or
   /// not, since theirs wait for it.
   void record_collective(Vars& outputs, Backward backward);
@@ -135,6 +137,8 @@ class Tape {
 
  private:
   struct Node {
+    const char* name;
+    std::string place;  ///< FiniteWatch's, while one is active
     std::vector<std::shared_ptr<GradSlot>> outputs;
     Backward backward;
     bool collective = false;
@@ -150,11 +154,13 @@ bool recording(std::initializer_list<const Var*> inputs);
 /// Wraps what operation `name` computed from `inputs`; `backward(dy)` adds to the inputs'
 /// gradients.
 template <class F>
-Var result(const char*, Tensor value, std::initializer_list<const Var*> inputs, F backward) {
+Var result(const char* name, Tensor value, std::initializer_list<const Var*> inputs, F backward) {
+  if (FiniteWatch* watch = FiniteWatch::active()) watch->value(name, value);
   if (!recording(inputs)) return Var(std::move(value));
   Vars out{Var(std::move(value))};
   Tape::current()->record(
-      out, [backward = std::move(backward)](const std::vector<Tensor>& dy) { backward(dy[0]); });
+      out, [backward = std::move(backward)](const std::vector<Tensor>& dy) { backward(dy[0]); },
+      name);
   return out[0];
 }
 
@@ -164,6 +170,7 @@ inline Var result(const char* name, Tensor value, std::initializer_list<const Va
   if (!NoGrad::active())
     for (const Var* v : inputs)
       check(!v || !v->requires_grad(), "operation ", name, " has no backward");
+  if (FiniteWatch* watch = FiniteWatch::active()) watch->value(name, value);
   return Var(std::move(value));
 }
 

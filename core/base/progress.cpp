@@ -19,8 +19,9 @@ constexpr int kBarWidth = 30;
 
 }  // namespace
 
-Progress::Progress(std::string title)
+Progress::Progress(std::string title, double before)
     : title_(std::move(title)),
+      before_(before),
       terminal_(isatty(STDERR_FILENO)),
       start_(Clock::now()),
       last_(start_),
@@ -37,7 +38,10 @@ void Progress::update(const std::string& stage, double done) {
     return std::chrono::duration<double>(now - since).count();
   };
   done = std::clamp(done, 0.0, 1.0);
-  const double left = done < kLeastShare ? std::nan("") : seconds(start_) * (1 - done) / done;
+  const double now_done = done - before_;
+  const double left = now_done < kLeastShare * (1 - before_)
+                          ? std::nan("")
+                          : seconds(start_) * (1 - done) / now_done;
   if (has_json_log() && seconds(last_json_) >= kJsonInterval) {
     last_json_ = now;
     log_event("progress", stage, {{"target", title_}, {"done", done}, {"seconds_left", left}});

@@ -9,8 +9,8 @@ namespace ff {
 
 class Progress {
  public:
-  /// `title` names the task ("6KWC_1").
-  explicit Progress(std::string title);
+  /// `title` names the task ("6KWC_1"), of which `before` (0 to 1) was done by an earlier run.
+  explicit Progress(std::string title, double before = 0);
   /// Takes the bar away.
   ~Progress();
   Progress(const Progress&) = delete;
@@ -23,6 +23,7 @@ class Progress {
  private:
   using Clock = std::chrono::steady_clock;
   std::string title_;
+  double before_;
   bool terminal_, drawn_ = false;
   Clock::time_point start_, last_, last_json_;
 };

@@ -85,7 +85,7 @@ Var fape(const Var& frames, const Var& points, const FapeTarget& target, double 
             target.frame_mask.shape() == Dims{n_frame} &&
             target.point_mask.shape() == Dims{n_point} && points.value().dtype() == dtype,
         "FAPE of frames ", frames.shape(), " and points ", points.shape());
-  LossNode node;
+  LossNode node("FAPE loss");
   const Tensor d_frames = node.gradient(frames), d_points = node.gradient(points);
   const double value = by_real_type(frames.value(), [&](auto zero) {
     using T = decltype(zero);

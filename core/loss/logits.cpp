@@ -23,7 +23,7 @@ Var cross_entropy(const Var& logits, const std::vector<int32_t>& classes,
   check(int64_t(classes.size()) == rows && int64_t(weights.size()) == rows, "cross-entropy of ",
         logits.shape(), " with ", classes.size(), " classes");
   const double norm = 1 / total;
-  LossNode node;
+  LossNode node("cross-entropy loss", logits.shape());
   const Device device = logits.value().device();
   const Tensor d = node.gradient(logits), x = logits.value().contiguous(),
                loss = Tensor::empty({1}, Dtype::f64, device);
@@ -36,7 +36,7 @@ Var cross_entropy(const Var& logits, const std::vector<int32_t>& classes,
 Var binary_cross_entropy(const Var& logits, const Tensor& labels, const Tensor& weights) {
   check(labels.shape() == logits.shape() && weights.shape() == logits.shape(), "cross-entropy of ",
         logits.shape(), " with labels ", labels.shape());
-  LossNode node;
+  LossNode node("cross-entropy loss", logits.shape());
   const Tensor d = node.gradient(logits), x = logits.value().contiguous(),
                truth = labels.to(Dtype::f64).contiguous(), w = weights.to(Dtype::f64).contiguous();
   double count = 0, sum = 0;
@@ -60,7 +60,7 @@ Var binary_cross_entropy(const Var& logits, const Tensor& labels, const Tensor& 
 Var weighted_sum(const std::vector<std::pair<double, Var>>& terms) {
   check(!terms.empty(), "the sum of no losses");
   const Dtype dtype = terms[0].second.value().dtype();
-  LossNode node;
+  LossNode node("sum of losses");
   double sum = 0;
   for (const auto& [weight, x] : terms) {
     const Tensor d = node.gradient(x);

@@ -18,7 +18,7 @@ Var chi_loss(const std::vector<Var>& angles, const Tensor& chi, const Tensor& ma
   double count = 0, sum = 0;
   for (int64_t i = 0; i < 4 * n; ++i) count += keep.data<double>()[i];
   const double norm = 1 / (count * double(layers) + 1e-10);
-  LossNode node;
+  LossNode node("chi loss");
   for (const Var& layer : angles) {
     const Tensor d = node.gradient(layer), x = layer.value().contiguous();
     by_real_type(x, [&](auto zero) {
@@ -54,7 +54,7 @@ Var angle_norm_loss(const std::vector<Var>& unnormalized, const Tensor& seq_mask
   double count = 0, sum = 0;
   for (int64_t i = 0; i < n; ++i) count += keep.data<double>()[i];
   const double norm = 1 / (count * double(7 * layers) + 1e-10);
-  LossNode node;
+  LossNode node("angle norm loss");
   for (const Var& layer : unnormalized) {
     const Tensor d = node.gradient(layer), x = layer.value().contiguous();
     by_real_type(x, [&](auto zero) {

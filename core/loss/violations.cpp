@@ -249,7 +249,7 @@ Violations violations(const Var& atoms, const Arrays& batch, double tolerance_fa
     p.atoms.push_back(
         {x.data<double>()[3 * i], x.data<double>()[3 * i + 1], x.data<double>()[3 * i + 2]});
 
-  LossNode node;
+  LossNode node("violation loss");
   const Tensor grad = node.gradient(atoms);
   std::vector<Vec> d(p.atoms.size());
   double count = 1e-6;

@@ -418,6 +418,8 @@ Params Params::on(Device device) const {
 
 Var Scope::operator[](const std::string& name) const {
   const Var& var = params_->at(path_ + "//" + name);
+  if (FiniteWatch::active())
+    FiniteWatch::place() = cat(path_, "//", name, block_ < 0 ? "" : cat(", block ", block_));
   if (block_ < 0) return var;
   check(var.rank() > 0 && block_ < var.size(0), "block ", block_, " of parameter ", path_, "//",
         name, " of shape ", var.shape());

@@ -86,9 +86,13 @@ Var stack(const Vars& parts, int axis) {
   }
   Vars out{Var(y)};
   if (record)
-    Tape::current()->record(out, [slots, axis](const std::vector<Tensor>& dy) {
-      for (size_t i = 0; i < slots.size(); ++i) pass_on(slots[i], dy[0].select(axis, int64_t(i)));
-    });
+    Tape::current()->record(
+        out,
+        [slots, axis](const std::vector<Tensor>& dy) {
+          for (size_t i = 0; i < slots.size(); ++i)
+            pass_on(slots[i], dy[0].select(axis, int64_t(i)));
+        },
+        "stack");
   return out[0];
 }
 

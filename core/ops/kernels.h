@@ -17,7 +17,7 @@ struct IpaTensors {
   Tensor q_scalar, kv_scalar, q_point, kv_point, affine, bias, z, query_mask, mask, point_weights;
 };
 
-/// Arrays of all parameters in one order: f32, contiguous.
+/// Arrays of all parameters in one order: f32, contiguous; sums of gradients f64 too, on the CPU.
 using TensorList = std::span<const Tensor>;
 
 /// Adam's numbers of one step; core/train/optimizer.h has its formula.

@@ -9,15 +9,16 @@
 namespace ff {
 namespace {
 
-/// The arrays of `like`'s names, in its order, where each has its counterpart's shape and device.
+/// The arrays of `like`'s names, in its order, where each has its counterpart's shape, dtype and
+/// device.
 std::vector<Tensor> list(const Arrays& arrays, const Arrays& like) {
   std::vector<Tensor> out;
   for (const auto& [name, t] : like) {
     const auto found = arrays.find(name);
     check(found != arrays.end() && found->second.shape() == t.shape() &&
-              found->second.device() == t.device() && found->second.dtype() == Dtype::f32 &&
+              found->second.device() == t.device() && found->second.dtype() == t.dtype() &&
               found->second.is_contiguous(),
-          "optimizer: no f32 array of shape ", t.shape(), " for '", name, "'");
+          "optimizer: no ", name_of(t.dtype()), " array of shape ", t.shape(), " for '", name, "'");
     out.push_back(found->second);
   }
   return out;
@@ -43,10 +44,9 @@ double learning_rate(const OptimConfig& c, int64_t samples) {
   return rate;
 }
 
-Arrays zeros_like(const Arrays& like) {
+Arrays zeros_like(const Arrays& like, Dtype dtype) {
   Arrays out;
-  for (const auto& [name, t] : like)
-    out.emplace(name, Tensor::zeros(t.shape(), Dtype::f32, t.device()));
+  for (const auto& [name, t] : like) out.emplace(name, Tensor::zeros(t.shape(), dtype, t.device()));
   return out;
 }
 

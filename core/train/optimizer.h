@@ -26,7 +26,7 @@ struct OptimConfig {
 double learning_rate(const OptimConfig& config, int64_t samples);
 
 /// Tensors of zeros with the names and shapes of `like`.
-Arrays zeros_like(const Arrays& like);
+Arrays zeros_like(const Arrays& like, Dtype dtype = Dtype::f32);
 
 /// The norm over all values of all arrays: squares in f64, added in a fixed order.
 double global_norm(const Arrays& arrays);
@@ -36,7 +36,8 @@ struct Clipped {
   bool clipped = false, finite = true;
 };
 /// Adds one example's gradient to `sum`, scaled to the norm `limit` where it is longer (0: never).
-/// A gradient that is not finite is not added. Names and shapes must be those of `sum`.
+/// A gradient that is not finite is not added. Names, shapes and type (f32 or, for tests, f64) must
+/// be those of `sum`.
 Clipped add_clipped(Arrays& sum, const Arrays& gradient, double limit);
 
 /// One step of Adam (Kingma and Ba 2015, Alg. 1) and of the moving average, in one pass:

@@ -145,7 +145,6 @@ Trainer::Result Trainer::run(Params& worker, const TrainingSample& sample) const
   for (const auto& [name, gradient] : r.gradients)
     if (!summed.count(name)) shares.add(gradient);
   shares.finish();
-  for (auto& [name, gradient] : r.gradients) gradient = gradient.to(Dtype::f32);
   const Tensor mask = sample.labels.at("all_atom_mask").select(1, kAtomCa).contiguous();
   const std::vector<double> lddt =
       lddt_ca(outputs.fold.layers.back().atoms.value().to(Device{}).select(1, 1),
@@ -160,10 +159,17 @@ Trainer::Result Trainer::run(Params& worker, const TrainingSample& sample) const
   return r;
 }
 
+std::string Trainer::first_fault(const TrainingSample& sample) {
+  set_threads(threads_);
+  const FiniteWatch watch;
+  run(workers_[0], sample);
+  return watch.found();
+}
+
 StepReport Trainer::step(const std::vector<TrainingSample>& samples) {
   StepReport report;
-  Arrays sum = zeros_like(state_.params);
-  Totals all;
+  Arrays sum = zeros_like(state_.params, precision_ == Dtype::f64 ? Dtype::f64 : Dtype::f32);
+  Totals all{};
   const size_t wave = workers_.size();
   for (size_t first = 0; first < samples.size(); first += wave) {
     const size_t count = std::min(wave, samples.size() - first);
@@ -185,9 +191,10 @@ StepReport Trainer::step(const std::vector<TrainingSample>& samples) {
     for (size_t i = 0; i < count; ++i) {
       const Result& r = results[i];
       const Clipped c = add_clipped(sum, r.gradients, config_.optim.clip_per_example);
-      if (!c.finite || !std::isfinite(r.loss)) {
+      if (!report.skipped && (!c.finite || !std::isfinite(r.loss))) {
         report.skipped = true;
-        if (report.blame.empty()) report.blame = samples[first + i].chain;
+        report.blamed = first + i;
+        report.fault = first_fault(samples[first + i]);
       }
       all[kSamples] += 1;
       all[kSkipped] += report.skipped ? 1 : 0;
@@ -210,6 +217,7 @@ StepReport Trainer::step(const std::vector<TrainingSample>& samples) {
   BucketedSum groups(grid_.dp);
   for (const auto& [name, gradient] : sum) groups.add(gradient);
   groups.finish();
+  for (auto& [name, gradient] : sum) gradient = gradient.to(Dtype::f32);
   const double n = all[kSamples];
   report.skipped = all[kSkipped] > 0;
   report.loss = all[kLoss] / n;
@@ -235,7 +243,7 @@ StepReport Trainer::step(const std::vector<TrainingSample>& samples) {
   return report;
 }
 
-Scalars Trainer::validate(const Sampler& sampler) const {
+Scalars Trainer::validate(const Sampler& sampler, const std::function<bool()>& stop) const {
   const AlphaFold model(config_.model, Params(config_.model, state_.ema, "the average"), Dtype::f32,
                         grid_.dap);
   RunOptions options;
@@ -245,9 +253,12 @@ Scalars Trainer::validate(const Sampler& sampler) const {
       {"val/lddt_ca", &ChainScores::lddt_ca}, {"val/tm", &ChainScores::tm},
       {"val/gdt_ts", &ChainScores::gdt_ts},   {"val/gdt_ha", &ChainScores::gdt_ha},
       {"val/rmsd", &ChainScores::rmsd},       {"val/drmsd", &ChainScores::drmsd}};
-  std::array<double, std::size(kScores) + 1> sums{};  // the last: chains
+  std::array<double, std::size(kScores) + 2> sums{};
+  double &scored = sums[std::size(kScores)], &stopped = sums[std::size(kScores) + 1];
   const std::vector<int32_t> chains = sampler.chains();
   for (size_t k = size_t(grid_.dp.rank()); k < chains.size(); k += size_t(grid_.dp.size())) {
+    stopped = grid_.dap.group().sum(stop() ? 1 : 0, "whether to stop");
+    if (stopped > 0) break;
     const TrainingSample s = sampler.whole(chains[k], options.num_recycle);
     const Arrays out = model.run([&](int64_t slice) { return s.slices[size_t(slice)]; }, options);
     const ChainScores scores =
@@ -255,14 +266,15 @@ Scalars Trainer::validate(const Sampler& sampler) const {
                        out.at("structure_module/final_atom_mask"),
                        s.labels.at("all_atom_positions"), s.labels.at("all_atom_mask"));
     for (size_t i = 0; i < std::size(kScores); ++i) sums[i] += scores.*kScores[i].second;
-    sums.back() += 1;
+    scored += 1;
   }
   const Tensor totals = Tensor::of({int64_t(sums.size())}, sums.data());
   grid_.dp.all_reduce(totals, "validation").wait();
+  std::copy_n(totals.data<double>(), sums.size(), sums.begin());
   Scalars out;
+  if (stopped > 0) return out;
   for (size_t i = 0; i < std::size(kScores); ++i)
-    out.emplace_back(kScores[i].first,
-                     totals.data<double>()[i] / totals.data<double>()[sums.size() - 1]);
+    out.emplace_back(kScores[i].first, sums[i] / scored);
   return out;
 }
 

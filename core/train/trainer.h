@@ -1,6 +1,8 @@
 // The trainer: from samples to updated parameters, and what is said of both.
 #pragma once
 
+#include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,9 +21,10 @@ LossConfig loss_config(const LossWeights& weights);
 SamplerConfig sampler_config(const TrainConfig& config);
 
 struct StepReport {
-  Scalars scalars;       ///< under TrainingLog's names
-  bool skipped = false;  ///< a loss or gradient was not finite; nothing was changed
-  std::string blame;     ///< the sample's chain, where skipped
+  Scalars scalars;               ///< under TrainingLog's names
+  bool skipped = false;          ///< a loss or gradient was not finite; nothing was changed
+  std::optional<size_t> blamed;  ///< the first such sample of this rank's
+  std::string fault;             ///< the first operation that went wrong with it
   double loss = 0, lddt_ca = 0;
   double flops = 0;
 };
@@ -45,11 +48,13 @@ class Trainer {
   /// the crop's length (Suppl. 1.11.3, 1.9), one step of Adam and of the average.
   StepReport step(const std::vector<TrainingSample>& samples);
 
-  /// Whole chains with the averaged parameters: val/lddt_ca, tm, gdt_ts, gdt_ha, rmsd, drmsd.
-  Scalars validate(const Sampler& sampler) const;
+  /// Whole chains with the averaged parameters: val/lddt_ca, tm, gdt_ts, gdt_ha, rmsd, drmsd; empty
+  /// where `stop`, asked before each chain, said so.
+  Scalars validate(const Sampler& sampler, const std::function<bool()>& stop) const;
 
   TrainState& state() { return state_; }
   const TrainState& state() const { return state_; }
+  Dtype precision() const { return precision_; }
 
  private:
   /// One sample's gradients and what is reported of it.
@@ -59,6 +64,8 @@ class Trainer {
     double loss = 0, lddt_ca = 0, flops = 0;
   };
   Result run(Params& params, const TrainingSample& sample) const;
+  /// Runs a sample again under a FiniteWatch.
+  std::string first_fault(const TrainingSample& sample);
 
   TrainConfig config_;
   Dtype precision_;

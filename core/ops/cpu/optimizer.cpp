@@ -9,34 +9,33 @@ namespace ff::cpu::FF_ISA {
 namespace {
 
 /// The same part of the lists' arrays.
-template <size_t N>
+template <class T, size_t N>
 struct Piece {
-  float* p[N];
+  T* p[N];
   int64_t n;
 };
 
-template <size_t N>
-std::vector<Piece<N>> pieces(const std::array<TensorList, N>& lists) {
+template <class T, size_t N>
+std::vector<Piece<T, N>> pieces(const std::array<TensorList, N>& lists) {
   constexpr int64_t kPiece = 1 << 15;
-  std::vector<Piece<N>> out;
+  std::vector<Piece<T, N>> out;
   for (size_t a = 0; a < lists[0].size(); ++a)
     for (int64_t i = 0; i < lists[0][a].numel(); i += kPiece) {
-      Piece<N> piece{{}, std::min(kPiece, lists[0][a].numel() - i)};
+      Piece<T, N> piece{{}, std::min(kPiece, lists[0][a].numel() - i)};
       for (size_t k = 0; k < N; ++k)
-        piece.p[k] = lists[k].empty() ? nullptr : lists[k][a].template data<float>() + i;
+        piece.p[k] = lists[k].empty() ? nullptr : lists[k][a].template data<T>() + i;
       out.push_back(piece);
     }
   return out;
 }
 
-}  // namespace
-
-void global_norm(TensorList arrays, const Tensor& norm) {
-  const auto all = pieces<1>({arrays});
+template <class T>
+double norm_of(TensorList arrays) {
+  const auto all = pieces<T, 1>({arrays});
   std::vector<double> sums(all.size());
 #pragma omp parallel for
   for (size_t k = 0; k < all.size(); ++k) {
-    const float* x = all[k].p[0];
+    const T* x = all[k].p[0];
     double sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t i = 0; i < all[k].n; ++i) sum += double(x[i]) * double(x[i]);
@@ -44,25 +43,39 @@ void global_norm(TensorList arrays, const Tensor& norm) {
   }
   double sum = 0;
   for (const double s : sums) sum += s;
-  *norm.data<double>() = std::sqrt(sum);
+  return std::sqrt(sum);
 }
 
-void add_clipped(TensorList gradient, const Tensor& norm, double limit, TensorList sum) {
-  const double length = *norm.data<double>();
-  if (!(length < INFINITY)) return;
-  const float scale = limit > 0 && length > limit ? float(limit / length) : 1;
-  const auto all = pieces<2>({gradient, sum});
+template <class T>
+void add_scaled(TensorList gradient, T scale, TensorList sum) {
+  const auto all = pieces<T, 2>({gradient, sum});
 #pragma omp parallel for
   for (size_t k = 0; k < all.size(); ++k) {
-    const float* from = all[k].p[0];
-    float* to = all[k].p[1];
+    const T* from = all[k].p[0];
+    T* to = all[k].p[1];
 #pragma omp simd
     for (int64_t i = 0; i < all[k].n; ++i) to[i] += scale * from[i];
   }
 }
 
+bool in_f64(TensorList arrays) { return !arrays.empty() && arrays[0].dtype() == Dtype::f64; }
+
+}  // namespace
+
+void global_norm(TensorList arrays, const Tensor& norm) {
+  *norm.data<double>() = in_f64(arrays) ? norm_of<double>(arrays) : norm_of<float>(arrays);
+}
+
+void add_clipped(TensorList gradient, const Tensor& norm, double limit, TensorList sum) {
+  const double length = *norm.data<double>();
+  if (!(length < INFINITY)) return;
+  const double scale = limit > 0 && length > limit ? limit / length : 1;
+  in_f64(gradient) ? add_scaled<double>(gradient, scale, sum)
+                   : add_scaled<float>(gradient, float(scale), sum);
+}
+
 void adam_step(const AdamNumbers& c, const AdamLists& lists) {
-  const auto all = pieces<5>({lists.gradient, lists.params, lists.m, lists.v, lists.ema});
+  const auto all = pieces<float, 5>({lists.gradient, lists.params, lists.m, lists.v, lists.ema});
 #pragma omp parallel for
   for (size_t k = 0; k < all.size(); ++k) {
     const float* from = all[k].p[0];

@@ -1,0 +1,152 @@
+// The trainer on one real chain: the same bits for any threads and accumulation, bf16 beside f32,
+// steps that are not finite, and how much memory the tape keeps.
+#include "core/train/trainer.h"
+
+#include <catch2/catch.hpp>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "core/base/machine.h"
+#include "core/train/objective.h"
+#include "io/dataset_writer.h"
+#include "io/features.h"
+#include "io/structure_reader.h"
+#include "tests/unit/io/scratch.h"
+
+using namespace ff;
+using Catch::Contains;
+
+namespace {
+
+const std::string kRoot = "alphafold/alphafold_iteration/";
+
+TrainConfig small(const std::vector<std::string>& more = {}) {
+  std::vector<std::string> sets = {
+      "model.c_m=16",
+      "model.c_z=16",
+      "model.c_s=16",
+      "model.c_e=8",
+      "model.evoformer_stack={no_blocks: 2, no_heads_msa: 2, msa_dropout: 0.15}",
+      "model.extra_msa={no_blocks: 1}",
+      "model.structure_module={c: 16, no_blocks: 2, no_heads_ipa: 2}",
+      "data.train={crop_size: 24, max_msa_clusters: 4, max_extra_msa: 4}",
+      "run.global_batch=3",
+      "optim.warmup_samples=0"};
+  sets.insert(sets.end(), more.begin(), more.end());
+  return read_train_config("demo", sets);
+}
+
+struct Data {
+  const Scratch scratch;
+  std::optional<Dataset> dataset;
+
+  Data() {
+    ShardWriter writer(scratch / "chains-00001-of-00001.h5", {1, 1, std::string(64, 'a'), 0});
+    ChainStructure chain = read_structure(TEST_DATA "/evaluate/bp_4CUP.cif.gz").chains.at(0);
+    const RawFeatures raw = make_raw_features(chain.sequence, {});
+    writer.add(pack_chain({.id = "4cup_A", .sequence = "", .resolution = 1.9}, raw, chain));
+    writer.commit({});
+    dataset.emplace(std::vector<std::string>{scratch.path()});
+  }
+
+  std::vector<TrainingSample> samples(const TrainConfig& config, int64_t step) const {
+    const Sampler sampler(*dataset, sampler_config(config), uint64_t(config.seed));
+    std::vector<TrainingSample> out;
+    for (int64_t i = 0; i < config.run.global_batch; ++i) out.push_back(sampler.sample(step, i));
+    return out;
+  }
+};
+
+TrainState fresh(const TrainConfig& config) {
+  return initial_state(initial_params(config.model, 1));
+}
+
+bool same_bits(const Arrays& a, const Arrays& b) {
+  for (const auto& [name, t] : a)
+    if (std::memcmp(t.raw(), b.at(name).raw(), size_t(t.numel()) * 4)) return false;
+  return a.size() == b.size();
+}
+
+}  // namespace
+
+TEST_CASE("a step is the same for any number of threads and any accumulation") {
+  const Data data;
+  std::vector<TrainState> ends;
+  for (const auto& [threads, accumulate] : {std::pair{1, ""}, {2, ""}, {3, "run.accumulate=1"}}) {
+    const TrainConfig config = *accumulate ? small({accumulate}) : small();
+    Trainer trainer(config, fresh(config), threads);
+    for (int64_t step = 0; step < 2; ++step) {
+      const StepReport report = trainer.step(data.samples(config, step));
+      CHECK_FALSE(report.skipped);
+      CHECK(std::isfinite(report.loss));
+    }
+    ends.push_back(trainer.state());
+  }
+  set_threads(available_threads());
+  for (size_t i = 1; i < ends.size(); ++i) {
+    CHECK(same_bits(ends[0].params, ends[i].params));
+    CHECK(same_bits(ends[0].v, ends[i].v));
+    CHECK(same_bits(ends[0].ema, ends[i].ema));
+  }
+  CHECK_FALSE(same_bits(ends[0].params, fresh(small()).params));
+}
+
+TEST_CASE("bf16 learns as f32 does") {
+  const Data data;
+  double losses[2][2];  // precision; before, after
+  for (const int bf16 : {0, 1}) {
+    const TrainConfig config =
+        small({bf16 ? "run.precision=bf16" : "run.precision=f32", "run.global_batch=1"});
+    Trainer trainer(config, fresh(config), 1);
+    for (int step = 0; step < 60; ++step) {
+      const double loss = trainer.step(data.samples(config, 0)).loss;
+      losses[bf16][step > 0] = loss;
+    }
+    for (const auto& [name, t] : trainer.state().params) CHECK(t.dtype() == Dtype::f32);
+  }
+  INFO(losses[0][0] << " to " << losses[0][1] << ", bf16 " << losses[1][0] << " to "
+                    << losses[1][1]);
+  CHECK(losses[1][0] == Approx(losses[0][0]).epsilon(0.01));
+  CHECK(losses[0][1] < 0.8 * losses[0][0]);
+  CHECK(losses[1][1] == Approx(losses[0][1]).epsilon(0.05));
+}
+
+TEST_CASE("a step that is not finite changes nothing and names sample and operation") {
+  const Data data;
+  const TrainConfig config = small();
+  const std::string weights =
+      kRoot + "evoformer/evoformer_iteration/msa_transition/transition1//weights";
+  TrainState state = fresh(config);
+  // Of the second block.
+  Tensor w = state.params.at(weights);
+  w.select(0, 1).view({-1}).data<float>()[3] = std::numeric_limits<float>::quiet_NaN();
+  {
+    Trainer trainer(config, state, 2);
+    const std::vector<TrainingSample> samples = data.samples(config, 0);
+    const StepReport report = trainer.step(samples);
+    CHECK(report.skipped);
+    CHECK(report.blamed == 0);
+    CHECK(report.fault == "linear at " + weights + ", block 1");
+    CHECK(trainer.state().step == 1);
+    CHECK(trainer.state().samples == 3);
+    CHECK(trainer.state().adam_step == 0);
+    CHECK(trainer.state().skipped == 1);
+    CHECK(same_bits(trainer.state().m, fresh(config).m));
+  }
+  // A label that is not finite: the network is, the loss is not.
+  Trainer trainer(config, fresh(config), 2);
+  std::vector<TrainingSample> samples = data.samples(config, 0);
+  const Tensor positions = samples[1].labels.at("atom14_gt_positions").clone();
+  samples[1].labels["atom14_gt_positions"] = positions;
+  std::fill_n(positions.data<float>(), positions.numel(), std::numeric_limits<float>::infinity());
+  const StepReport report = trainer.step(samples);
+  CHECK(report.skipped);
+  CHECK(report.blamed == 1);
+  CHECK_THAT(report.fault, Contains("loss"));
+  CHECK(same_bits(trainer.state().params, fresh(config).params));
+  // The next step goes on.
+  CHECK_FALSE(trainer.step(data.samples(config, 1)).skipped);
+  CHECK(trainer.state().adam_step == 1);
+  CHECK_FALSE(same_bits(trainer.state().params, fresh(config).params));
+}
