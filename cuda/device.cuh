@@ -69,7 +69,7 @@ struct Rows {
 #pragma unroll
     for (int i = 0; i < kMost; ++i) {
       if (i + 1 >= axes) return axes ? at + r * stride[i] : 0;
-      const int64_t q = r / size[i];
+      const int64_t q = n <= INT32_MAX ? uint32_t(r) / uint32_t(size[i]) : r / size[i];
       at += (r - q * size[i]) * stride[i];
       r = q;
     }

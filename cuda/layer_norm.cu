@@ -457,7 +457,7 @@ void layer_norm_channels_first_backward(const Tensor& x, const Tensor& scale, co
   const auto bytes = [&](int64_t width) { return (2 * c * width + 4 * kThreads + 2 * c) * 4; };
   const int width = std::min(32, widest(c, bytes));
   // As many blocks whatever the GPU: the sums' order is always the same.
-  const int64_t tiles = ceil_div(m, width), blocks = std::min<int64_t>(n * tiles, 660);
+  const int64_t tiles = ceil_div(m, width), blocks = std::min<int64_t>(n * tiles, 528);
   const bool along = in_packs(x) && in_packs(dx), across = in_packs(dy);
   const Scratch partial(blocks * 2 * c * 4);
   by_type(x, [&](auto zero) {

@@ -59,15 +59,16 @@ struct Ranges {
         // Rows of whole 16 bytes, which the matrix units want.
         padded(ceil_div(n_j, 8) * 8),
         weights(w.transpose(0, 1).contiguous().view({1, d * c, c_z})),
-        right_t(padded == n_j ? room({n_seq, d, padded}) : zeros({n_seq, d, padded})) {
+        right_t(padded == n_j ? room({n_seq, d, padded}) : zeros({n_seq, d, padded}, left)) {
     right_t.narrow(2, 0, n_j).copy_from(right.transpose(1, 2));
     const int64_t rows = std::max<int64_t>(1, most / (padded * c * d));
     step = ceil_div(n_i, ceil_div(n_i, rows));
     products = room({step * padded * c * d});
   }
   Tensor room(const Dims& shape) const { return Tensor::empty(shape, left.dtype(), left.device()); }
-  Tensor zeros(const Dims& shape) const {
-    return Tensor::zeros(shape, left.dtype(), left.device());
+  /// Of another tensor's dtype: gradients may be f32 where the operands are bf16.
+  static Tensor zeros(const Dims& shape, const Tensor& like) {
+    return Tensor::zeros(shape, like.dtype(), like.device());
   }
   /// left [1, n_seq, c n] of rows i to i + n.
   Tensor left_t(int64_t i, int64_t n) const {
@@ -120,19 +121,15 @@ void outer_product_mean_backward(const Tensor& left, const Tensor& right, const 
   const auto add_product = [](const Tensor& x, const Tensor& y, const Tensor& to) {
     linear(x, y, {}, Activation::kNone, true, to);
   };
-  // Sums over the ranges, in their gradients' precision.
-  const Tensor dw_t = dw.defined() ? Tensor::zeros({1, r.d * r.c, r.c_z}, dw.dtype(), dw.device())
-                                   : Tensor(),
-               dright_t = dright.defined()
-                              ? Tensor::zeros(r.right_t.shape(), dright.dtype(), dright.device())
-                              : Tensor(),
+  const Tensor dw_t = dw.defined() ? r.zeros({1, r.d * r.c, r.c_z}, dw) : Tensor(),
+               dright_t = dright.defined() ? r.zeros(r.right_t.shape(), dright) : Tensor(),
                by_pair = dleft.defined() ? r.room(r.products.shape()) : Tensor();
   for (int64_t i = 0; i < r.n_i; i += r.step) {
     const int64_t n = std::min(r.step, r.n_i - i);
     const Tensor l = r.left_t(i, n);
     Tensor g = dz.narrow(0, i, n);
     if (r.padded != r.n_j) {
-      g = r.zeros({n, r.padded, r.c_z});
+      g = r.zeros({n, r.padded, r.c_z}, dz);
       g.narrow(1, 0, r.n_j).copy_from(dz.narrow(0, i, n));
     }
     g = g.view({1, n * r.padded, r.c_z});
@@ -149,7 +146,7 @@ void outer_product_mean_backward(const Tensor& left, const Tensor& right, const 
         by_pair.narrow(0, 0, n * r.padded * r.c * r.d).view({r.c * n, r.d, r.padded});
     walk<1, 1, CopyRows, 2>("outer_product_mean_backward", {ordered.transpose(0, 1), r.by_d(n)},
                             {});
-    const Tensor sums = r.room({1, r.n_seq, r.c * n});
+    const Tensor sums = Tensor::empty({1, r.n_seq, r.c * n}, dleft.dtype(), dleft.device());
     matmul(r.right_t.view({1, r.n_seq, r.d * r.padded}),
            ordered.view({1, r.c * n, r.d * r.padded}).transpose(1, 2), sums);
     add(sums.view({r.n_seq, r.c, n}).transpose(1, 2).contiguous(), dleft.narrow(1, i, n));

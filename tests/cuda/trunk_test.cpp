@@ -284,8 +284,8 @@ TEST_CASE("GPU: the outer product mean") {
           return wanted & bit ? wide(twins.normal(like.cpu.shape(), dtype)) : Twin();
         };
         const Twin dz = wide(twins.normal({s.n_i, s.n_j, s.c_z}, type)),
-                   dleft = some(1, left, type), dright = some(2, right, type),
-                   dw = some(4, w, type), db = some(8, b, Dtype::f32), l = wide(left),
+                   dleft = some(1, left, type), dright = some(2, right, Dtype::f32),
+                   dw = some(4, w, Dtype::f32), db = some(8, b, Dtype::f32), l = wide(left),
                    r = wide(right), weights = wide(w);
         twins.run([&](const Kernels& k, auto at) {
           k.outer_product_mean_backward(at(l), at(r), at(weights), at(norm), at(dz), at(dleft),
