@@ -73,8 +73,8 @@ class AlphaFold {
 
   /// Every output, on the CPU, under the fixtures' names: "representations/pair",
   /// "structure_module/traj", "predicted_lddt/logits", ... plus "num_recycles" (i32, how many were
-  /// run). Under several ranks "predicted_aligned_error/logits" has the own rows; core/predict joins
-  /// what it makes of them.
+  /// run). Under several ranks "predicted_aligned_error/logits" has the own rows; core/predict
+  /// joins what it makes of them.
   Arrays run(const FeatureSource& features, const RunOptions& options) const;
 
   /// The pass of training: `num_recycle` passes without gradients, then one that the current tape
