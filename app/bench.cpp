@@ -339,6 +339,7 @@ int run(const Options& options) {
     const PassSizes sizes{options.n.n_res, options.n.n_seq, options.n.n_extra, 0};
     RunOptions run_options;
     run_options.num_recycle = 0;
+    run_options.keep = [](const std::string&) { return false; };
     bench.n.repeat = device.kind == Device::cpu ? 1 : 3;
     const std::string name = cat("whole pass, ", config.evoformer_num_block, " blocks");
     if (options.training)

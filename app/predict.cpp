@@ -49,6 +49,14 @@ const std::pair<const char*, const char*> kSaved[] = {{"single", "representation
                                                       {"confidence", "confidence/"},
                                                       {"all", ""}};
 
+/// Whether `--save names` asks for output `key`.
+bool is_saved(const std::vector<std::string>& names, const std::string& key) {
+  for (const auto& [name, prefix] : kSaved)
+    if (key.starts_with(prefix) && std::find(names.begin(), names.end(), name) != names.end())
+      return true;
+  return false;
+}
+
 struct Options {
   ComputeOptions compute;
   Device device;
@@ -110,6 +118,8 @@ std::vector<Model> load_models(const std::vector<std::string>& files, const Opti
     options.num_ensemble = o.num_ensemble < 0 ? config.data.num_ensemble : o.num_ensemble;
     options.recycle_early_stop_tolerance =
         o.tolerance.value_or(config.recycle_early_stop_tolerance);
+    // What is not saved need not come from the GPU either.
+    options.keep = [save = o.save](const std::string& key) { return is_saved(save, key); };
     const int count = ++taken[config.name];
     const std::string name = count == 1 ? config.name : cat(config.name, "_", count);
     const Params params(config, std::move(file.arrays), path);
@@ -160,11 +170,8 @@ std::string confidence_line(const Prediction& p) {
 
 Arrays saved_arrays(const Arrays& out, const std::vector<std::string>& names) {
   Arrays saved;
-  for (const std::string& name : names)
-    for (const auto& [saved_name, prefix] : kSaved)
-      if (name == saved_name)
-        for (const auto& [key, value] : out)
-          if (key.starts_with(prefix)) saved[key] = value;
+  for (const auto& [key, value] : out)
+    if (is_saved(names, key)) saved[key] = value;
   return saved;
 }
 
