@@ -27,12 +27,6 @@ struct Layout {
   static constexpr int kBytes = kGroups * kOwnBytes + 2 * kStageBytes;
 };
 
-/// One row's pair of channels: to += factor * (x, y).
-__device__ __forceinline__ void add_pair(__nv_bfloat16* to, float factor, float x, float y) {
-  auto* p = reinterpret_cast<uint32_t*>(to);
-  *p = pack_bf16(low_bf16(*p) + factor * x, high_bf16(*p) + factor * y);
-}
-
 /// `first` is dq, or dk; `second` is dv.
 template <int kC, bool kBias, bool kKeys>
 __global__ void __launch_bounds__(kThreads, 1)

@@ -136,6 +136,12 @@ __device__ __forceinline__ void pack(uint32_t (&to)[2][4], const float (&x)[2][2
     }
 }
 
+/// One row's pair of channels: to += factor * (x, y).
+__device__ __forceinline__ void add_pair(__nv_bfloat16* to, float factor, float x, float y) {
+  auto* p = reinterpret_cast<uint32_t*>(to);
+  *p = pack_bf16(low_bf16(*p) + factor * x, high_bf16(*p) + factor * y);
+}
+
 /// to += factor * sum, rows `row` + ... below n, channels below c.
 template <int kC>
 __device__ __forceinline__ void add_rows(const HeadView<__nv_bfloat16>& to,
@@ -151,10 +157,7 @@ __device__ __forceinline__ void add_rows(const HeadView<__nv_bfloat16>& to,
       for (int j = 0; j < kC / 8; ++j) {
         const int channel = 8 * j + lane % 4 * 2;
         if (channel >= c) continue;
-        auto* p = reinterpret_cast<uint32_t*>(to.at(b, r, h) + channel);
-        const uint32_t old = *p;
-        *p = pack_bf16(low_bf16(old) + factor * sum[m][j][2 * i],
-                       high_bf16(old) + factor * sum[m][j][2 * i + 1]);
+        add_pair(to.at(b, r, h) + channel, factor, sum[m][j][2 * i], sum[m][j][2 * i + 1]);
       }
     }
 }
