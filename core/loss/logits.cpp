@@ -6,17 +6,6 @@
 #include "core/loss/node.h"
 
 namespace ff {
-namespace {
-
-/// sums[i] of row i, added in order whatever thread made them.
-double in_order(const std::vector<double>& sums) {
-  double sum = 0;
-  for (const double x : sums) sum += x;
-  return sum;
-}
-
-}  // namespace
-
 Var cross_entropy(const Var& logits, const std::vector<int32_t>& classes,
                   const std::vector<double>& weights, double total) {
   const int64_t n = logits.size(logits.rank() - 1), rows = logits.value().numel() / n;
