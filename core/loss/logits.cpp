@@ -6,6 +6,7 @@
 #include "core/loss/node.h"
 
 namespace ff {
+
 Var cross_entropy(const Var& logits, const std::vector<int32_t>& classes,
                   const std::vector<double>& weights, double total) {
   const int64_t n = logits.size(logits.rank() - 1), rows = logits.value().numel() / n;

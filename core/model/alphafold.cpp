@@ -194,23 +194,28 @@ Var embed_extra_msa(const Pass& p, const Arrays& f) {
   const int64_t n = msa.size(1), c = p.config.extra_msa_channel;
   const Range own = p.dap.mine(msa.size(0));
   const Scope scope = p.scope / "extra_msa_activations";
+  for (int64_t i = own.start * n; i < own.end() * n; ++i) {
+    const int32_t letter = msa.data<int32_t>()[i];
+    check_input(letter >= 0 && letter < 23, "extra_msa holds ", letter,
+                "; residue types are 0 to 22");
+  }
   const auto rows_of = [&](int64_t first, int64_t rows) {
     const Tensor x = Tensor::zeros({rows, n, 25});
+#pragma omp parallel for
     for (int64_t i = 0; i < rows * n; ++i) {
       const int64_t at = first * n + i;
-      const int32_t letter = msa.data<int32_t>()[at];
-      check_input(letter >= 0 && letter < 23, "extra_msa holds ", letter,
-                  "; residue types are 0 to 22");
       float* row = x.data<float>() + i * 25;
-      row[letter] = 1;
+      row[msa.data<int32_t>()[at]] = 1;
       row[23] = has.data<float>()[at];
       row[24] = value.data<float>()[at];
     }
     return dense(scope, x, p);
   };
-  if (!NoGrad::active()) return rows_of(own.start, own.count);
+  // On a GPU in one piece, or in few.
+  const int64_t step =
+      std::max<int64_t>(1, (p.device.kind == Device::cpu ? 4096 : int64_t(1) << 18) / n);
+  if (!NoGrad::active() || step >= own.count) return rows_of(own.start, own.count);
   const Tensor e = Tensor::empty({own.count, n, c}, p.dtype, p.device);
-  const int64_t step = std::max<int64_t>(1, 4096 / n);
   for (int64_t first = 0; first < own.count; first += step) {
     const int64_t rows = std::min(step, own.count - first);
     e.narrow(0, first, rows).copy_from(rows_of(own.start + first, rows).value());
