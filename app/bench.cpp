@@ -18,7 +18,6 @@
 #include "core/model/alphafold.h"
 #include "core/model/evoformer.h"
 #include "core/model/flops.h"
-#include "core/ops/gemm.h"
 #include "core/ops/kernels.h"
 #include "core/train/trainer.h"
 #include "io/features.h"
@@ -55,6 +54,7 @@ struct Bench {
   const Params& params;
   Sizes n;
   Dtype dtype;
+  Device device;
   double ceiling;
   bool training;
   nlohmann::json rows = nlohmann::json::array();
@@ -69,33 +69,37 @@ struct Bench {
   template <class F>
   void row(const std::string& name, double flop, F f) {
     double forward = 1e9, backward = 1e9;
-    reset_memory_peak();
-    const int64_t before = memory_count().current;
+    const auto now = [&] {
+      synchronize(device);
+      return seconds();
+    };
+    reset_memory_peak(device.kind);
+    const int64_t before = memory_count(device.kind).current;
     for (int64_t i = 0; i < n.repeat; ++i) {
       if (training) {
         Tape tape;
-        const double start = seconds();
+        const double start = now();
         const Vars y = f();
-        const double middle = seconds();
+        const double middle = now();
         std::vector<Tensor> seeds;
-        for (const Var& v : y) seeds.push_back(ones(v.shape()).to(v.value().dtype()));
-        const double again = seconds();
+        for (const Var& v : y) seeds.push_back(ones(v.shape()).to(device).to(v.value().dtype()));
+        const double again = now();
         tape.backward(y, seeds);
-        backward = std::min(backward, seconds() - again);
+        backward = std::min(backward, now() - again);
         forward = std::min(forward, middle - start);
         for (const auto& [key, v] : params.all()) v.slot()->grad = Tensor();
       } else {
         const NoGrad no_grad;
-        const double start = seconds();
+        const double start = now();
         f();
-        forward = std::min(forward, seconds() - start);
+        forward = std::min(forward, now() - start);
       }
     }
     const double floor = flop / ceiling, took = forward + (training ? backward : 0),
-                 extra = double(memory_count().peak - before) / (1 << 20);
-    std::printf("%-28s %10.1f ", name.c_str(), forward * 1e3);
-    training ? std::printf("%10.1f ", backward * 1e3) : std::printf("%10s ", "");
-    std::printf("%10.1f %8.1f %8.0f %% %10.1f\n", floor * 1e3, flop * 1e-9, 100 * floor / took,
+                 extra = double(memory_count(device.kind).peak - before) / (1 << 20);
+    std::printf("%-28s %10.2f ", name.c_str(), forward * 1e3);
+    training ? std::printf("%10.2f ", backward * 1e3) : std::printf("%10s ", "");
+    std::printf("%10.2f %8.1f %8.0f %% %10.1f\n", floor * 1e3, flop * 1e-9, 100 * floor / took,
                 extra);
     std::fflush(stdout);
     rows.push_back({{"name", name},
@@ -124,10 +128,11 @@ struct Bench {
     const double o = double(e.num_outer_channel),
                  t = double(e.triangle_multiplication_outgoing_channel);
     const double heads = double(e.triangle_attention_starting_node.num_head);
-    Var m(noise({n_seq, n.n_res, c_m}, 2).to(dtype)),
-        z(noise({n.n_res, n.n_res, config.pair_channel}, 3).to(dtype));
+    Var m(noise({n_seq, n.n_res, c_m}, 2).to(dtype).to(device)),
+        z(noise({n.n_res, n.n_res, config.pair_channel}, 3).to(dtype).to(device));
     if (training) m.want_grad(), z.want_grad();
-    const Tensor msa_mask = ones({n_seq, n.n_res}), pair_mask = ones({n.n_res, n.n_res});
+    const Tensor msa_mask = ones({n_seq, n.n_res}).to(device),
+                 pair_mask = ones({n.n_res, n.n_res}).to(device);
     const std::string at = extra ? "extra: " : "";
     row(at + "row attention",
         Flops{10 * S * N * cm * cm + 2 * N * N * cz * double(e.msa_row_attention.num_head),
@@ -165,6 +170,11 @@ struct Bench {
     });
     row("pair transition", Flops{4 * double(e.pair_transition_factor) * N * N * cz * cz},
         [&] { return transition(s / "pair_transition", z); });
+    const Flops whole = evoformer_block_flops(config, {n.n_res, n_seq, n.n_extra, 0}, false);
+    row("block", whole.forward() + (training ? whole.backward() : 0), [&] {
+      const Representations y = evoformer_block(s, e, false, {m, z}, msa_mask, pair_mask, Trace());
+      return Vars{y.m, y.z};
+    });
   }
 
   /// Features of a made-up protein, every row and residue there.
@@ -304,7 +314,7 @@ int run(const Options& options) {
   if (launched().size > 1 && !options.comm.wanted)
     fail(Exit::kUsage,
          "fastfold bench works with one rank but for --comm; start it without mpirun");
-  options.compute.apply();
+  const Device device = options.compute.apply();
   if (options.featurisation) return run_featurisation(options);
   if (!options.inputs.inputs.empty())
     fail(Exit::kUsage, options.inputs.inputs[0], ": only --featurisation takes inputs");
@@ -318,15 +328,15 @@ int run(const Options& options) {
   Arrays values;
   uint64_t stream = 100;
   for (const ParamSpec& spec : param_specs(config)) values[spec.name] = noise(spec.shape, ++stream);
-  Params params(config, std::move(values), "bench");
+  Params params = Params(config, std::move(values), "bench").on(device);
   if (options.training) params.want_grads();
   const Params cast = params.in_precision(dtype);
-  const double ceiling = matrix_rate(dtype);
-  std::printf("kernels %s, matrix products at most %.0f GFLOP/s (2048^3, %s)\n", kernels({}).name,
+  const double ceiling = matrix_rate(dtype, device);
+  std::printf("kernels %s, matrix products at most %.0f GFLOP/s (%s)\n", kernels(device).name,
               ceiling * 1e-9, name_of(dtype));
   std::printf("n_res %lld, n_seq %lld, n_extra %lld\n", (long long)options.n.n_res,
               (long long)options.n.n_seq, (long long)options.n.n_extra);
-  Bench bench{config, cast, options.n, dtype, ceiling, options.training};
+  Bench bench{config, cast, options.n, dtype, device, ceiling, options.training};
   bench.head();
   bench.block(false);
   bench.block(true);
@@ -338,7 +348,8 @@ int run(const Options& options) {
     const PassSizes sizes{options.n.n_res, options.n.n_seq, options.n.n_extra, 0};
     RunOptions run_options;
     run_options.num_recycle = 0;
-    bench.n.repeat = 1;
+    run_options.keep = [](const std::string&) { return false; };
+    bench.n.repeat = device.kind == Device::cpu ? 1 : 3;
     const std::string name = cat("whole pass, ", config.evoformer_num_block, " blocks");
     if (options.training)
       // What a step runs but for its losses; blocks run forward twice.
@@ -356,7 +367,7 @@ int run(const Options& options) {
       });
     std::printf("%s\n", memory_line().c_str());
   }
-  write_json(options.json, {{"kernels", kernels({}).name},
+  write_json(options.json, {{"kernels", kernels(device).name},
                             {"ceiling_gflops", ceiling * 1e-9},
                             {"precision", name_of(dtype)},
                             {"n_res", options.n.n_res},
@@ -364,7 +375,8 @@ int run(const Options& options) {
                             {"n_extra", options.n.n_extra},
                             {"training", options.training},
                             {"rows", bench.rows},
-                            {"peak_rss_bytes", peak_rss()}});
+                            {"peak_rss_bytes", peak_rss()},
+                            {"peak_tensor_bytes", memory_count(device.kind).peak}});
   return int(Exit::kDone);
 }
 

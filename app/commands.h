@@ -4,6 +4,8 @@
 #include <functional>
 #include <string>
 
+#include "core/tensor/tensor.h"
+
 namespace CLI {
 class App;
 }
@@ -36,8 +38,8 @@ struct ComputeOptions {
 
   /// Adds --threads, --quiet, --device and --precision (f32, bf16 and, for tests, f64).
   void add_to(CLI::App& app, bool with_f64);
-  /// Sets threads and quiet; throws Exit::kDevice where the device cannot be had.
-  void apply() const;
+  /// Sets threads and quiet, and returns the device; throws Exit::kDevice where it cannot be had.
+  Device apply() const;
 };
 
 }  // namespace ff

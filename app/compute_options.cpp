@@ -20,10 +20,12 @@ void ComputeOptions::add_to(CLI::App& app, bool with_f64) {
       ->check(CLI::IsMember({"cpu", "cuda"}));
 }
 
-void ComputeOptions::apply() const {
-  if (device == "cuda") fail(Exit::kDevice, "--device cuda cannot be had: ", why_no_gpu());
+Device ComputeOptions::apply() const {
   set_quiet(quiet);
   set_threads(threads > 0 ? threads : available_threads());
+  if (device == "cpu") return {};
+  if (precision == "f64") fail(Exit::kUsage, "--precision f64 is for --device cpu");
+  return use_gpu();
 }
 
 }  // namespace ff

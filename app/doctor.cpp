@@ -126,7 +126,11 @@ Finding memory() {
 
 Finding gpu() {
   const GpuReport report = find_gpus();
-  Finding f{"gpu", "note", cat("none used: ", why_no_gpu()), {}};
+  Finding f{"gpu", "ok", report.gpus[0].name, {}};
+  if (*report.reason) {
+    f.state = "note";
+    f.text = cat("none used: ", report.reason);
+  }
   f.values["gpus"] = nlohmann::ordered_json::array();
   for (int i = 0; i < report.count; ++i)
     f.values["gpus"].push_back({{"name", report.gpus[i].name},

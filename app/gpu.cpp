@@ -6,16 +6,8 @@
 #include <cstdio>
 #include <filesystem>
 
-#include "core/base/error.h"
-
 namespace ff {
 namespace {
-
-GpuReport no_gpu(const std::string& reason) {
-  GpuReport report{};
-  std::snprintf(report.reason, sizeof report.reason, "%s", reason.c_str());
-  return report;
-}
 
 std::filesystem::path module_path() {
   std::error_code ignored;
@@ -27,32 +19,45 @@ std::filesystem::path module_path() {
   return {};
 }
 
-}  // namespace
-
-GpuReport find_gpus() {
+/// The module, or nullptr and the reason.
+const GpuModule* open_module(std::string& reason) {
   const auto path = module_path();
   if (path.empty()) {
-    return no_gpu(
-        "this build has no GPU module; build it where nvcc is installed (FASTFOLD_CUDA=ON)");
+    reason = "this build has no GPU module; build it where nvcc is installed (FASTFOLD_CUDA=ON)";
+    return nullptr;
   }
-  void* module = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);  // stays open: it holds driver state
-  if (!module) return no_gpu(cat("the GPU module cannot be opened: ", dlerror()));
-  const auto entry = reinterpret_cast<GpuEntryPoint>(dlsym(module, kGpuEntryPoint));
-  if (!entry) return no_gpu(cat(path.string(), " is no GPU module of fastfold; build it again"));
-  GpuReport report;
-  entry(&report);
-  if (std::string(report.version) != FASTFOLD_VERSION) {
-    return no_gpu(cat(path.string(), " is of another version than this program, ", FASTFOLD_VERSION,
-                      "; build both again"));
+  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);  // stays open: it holds the device
+  if (!library) {
+    reason = cat("the GPU module cannot be opened: ", dlerror());
+    return nullptr;
   }
+  const auto entry = reinterpret_cast<GpuEntryPoint>(dlsym(library, kGpuEntryPoint));
+  if (!entry || std::string(entry()->version) != FASTFOLD_VERSION) {
+    reason = cat(path.string(), " is not of this program's version, ", FASTFOLD_VERSION,
+                 "; build both again");
+    return nullptr;
+  }
+  return entry();
+}
+
+}  // namespace
+
+GpuReport find_gpus(int only) {
+  GpuReport report{};
+  std::string reason;
+  if (const GpuModule* module = open_module(reason))
+    module->report(&report, only);
+  else
+    std::snprintf(report.reason, sizeof report.reason, "%s", reason.c_str());
   return report;
 }
 
-std::string why_no_gpu() {
-  const GpuReport report = find_gpus();
-  if (*report.reason) return report.reason;
-  return cat("found ", report.gpus[0].name,
-             ", but this version computes on the CPU only; use --device cpu");
+Device use_gpu(int index) {
+  const GpuReport report = find_gpus(index);
+  if (*report.reason) fail(Exit::kDevice, "--device cuda cannot be had: ", report.reason);
+  std::string reason;
+  open_module(reason)->use(index);
+  return {Device::cuda, index};
 }
 
 }  // namespace ff

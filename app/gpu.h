@@ -1,17 +1,18 @@
 // Opens the GPU module when a GPU is asked for, and says in one sentence why none can be used.
 #pragma once
 
-#include <string>
-
+#include "core/tensor/tensor.h"
 #include "cuda/module.h"
 
 namespace ff {
 
-/// What the GPU module found. Where the module is missing or cannot be opened, an empty report with
-/// the reason. Looks beside the program, then in ../lib/fastfold (an installed program).
-GpuReport find_gpus();
+/// What the GPU module found, of all GPUs or of one. Where the module is missing or cannot be
+/// opened, an empty report with the reason. Looks beside the program, then in ../lib/fastfold (an
+/// installed program).
+GpuReport find_gpus(int only = -1);
 
-/// One sentence, without a final stop, on why `--device cuda` cannot be had.
-std::string why_no_gpu();
+/// Takes a GPU for this process: from then on tensors can live on the returned device. Throws
+/// Exit::kDevice with one sentence on why `--device cuda` cannot be had.
+Device use_gpu(int index = 0);
 
 }  // namespace ff

@@ -155,12 +155,13 @@ bool all_finite(const Arrays& arrays) {
 
 /// One pass with a tape: every loss and, where asked for, every parameter's gradient.
 void train_pass(const Options& o, const Configuration& config, Params params, const Slices& slices,
-                int64_t recycles, Dtype precision, const Dap& dap) {
+                int64_t recycles, Dtype precision, Device device, const Dap& dap) {
   const Slices all_labels(read_npz(o.labels, precision == Dtype::f64), config.model, o.labels);
   check_input(recycles <= all_labels.most_recycles() && slices.num_ensemble() == 1, o.labels,
               ": labels for ", all_labels.most_recycles(),
               " recycles and one ensemble member are needed");
   if (precision == Dtype::f64) params = params.in_precision(precision);
+  params = params.on(device);
   params.want_grads();
   const AlphaFold model(config.model, params, precision, dap);
   const HeadsConfig& heads = config.model.heads;
@@ -173,9 +174,10 @@ void train_pass(const Options& o, const Configuration& config, Params params, co
         objective(config.loss, heads, outputs, slices(recycles), all_labels(recycles));
     terms = losses.terms;
     if (outputs.logits.aligned_error) {
-      Arrays logits{{"predicted_lddt/logits", outputs.logits.lddt.value()},
-                    {"predicted_aligned_error/logits", outputs.logits.aligned_error.value()},
-                    {"predicted_aligned_error/breaks", aligned_error_breaks(heads)}};
+      Arrays logits{
+          {"predicted_lddt/logits", outputs.logits.lddt.value().to(Device{})},
+          {"predicted_aligned_error/logits", outputs.logits.aligned_error.value().to(Device{})},
+          {"predicted_aligned_error/breaks", aligned_error_breaks(heads)}};
       add_confidence(heads, logits, dap);
       for (const char* name : {"confidence/ptm", "confidence/max_predicted_aligned_error"})
         terms[name] = logits.at(name);
@@ -185,7 +187,10 @@ void train_pass(const Options& o, const Configuration& config, Params params, co
     tape.backward({losses.total},
                   {Tensor::of<double>({}, &share).to(losses.total.value().dtype())});
     gradients = params.take_grads();
-    for (const auto& [name, g] : gradients) dap.group().all_reduce(g, name).wait();
+    for (auto& [name, g] : gradients) {
+      g = g.to(Device{});
+      dap.group().all_reduce(g, name).wait();
+    }
   };
   const auto start = std::chrono::steady_clock::now();
   pass();
@@ -211,7 +216,7 @@ int run(const Options& o, const Group& world) {
   const Dap dap(world);
   if (o.labels.empty() != (o.losses.empty() && o.gradients.empty()))
     fail(Exit::kUsage, "--labels goes with --losses or --gradients");
-  o.compute.apply();
+  const Device device = o.compute.apply();
   const Dtype precision = dtype_of_precision(o.compute.precision);
   const bool f64 = precision == Dtype::f64;
   const Configuration configuration(o);
@@ -224,9 +229,10 @@ int run(const Options& o, const Group& world) {
   if (!o.compare.empty()) reference = read_npz(o.compare);
 
   const Params params(config, read_npz(o.params, f64), o.params);
-  if (!o.labels.empty()) train_pass(o, configuration, params, slices, recycles, precision, dap);
+  if (!o.labels.empty())
+    train_pass(o, configuration, params, slices, recycles, precision, device, dap);
   if (!o.labels.empty() && o.outputs.empty() && o.compare.empty()) return int(Exit::kDone);
-  AlphaFold model(config, params, precision, dap);
+  AlphaFold model(config, params.on(device), precision, dap);
   RunOptions options;
   options.num_recycle = recycles;
   options.num_ensemble = slices.num_ensemble();

@@ -15,6 +15,7 @@
 #include <optional>
 
 #include "app/commands.h"
+#include "app/gpu.h"
 #include "app/inputs.h"
 #include "app/model_file.h"
 #include "app/ranks.h"
@@ -49,8 +50,17 @@ const std::pair<const char*, const char*> kSaved[] = {{"single", "representation
                                                       {"confidence", "confidence/"},
                                                       {"all", ""}};
 
+/// Whether `--save names` asks for output `key`.
+bool is_saved(const std::vector<std::string>& names, const std::string& key) {
+  for (const auto& [name, prefix] : kSaved)
+    if (key.starts_with(prefix) && std::find(names.begin(), names.end(), name) != names.end())
+      return true;
+  return false;
+}
+
 struct Options {
   ComputeOptions compute;
+  Device device;
   InputOptions inputs;
   ConfigChanges changes;
   std::vector<std::string> params, save;
@@ -86,14 +96,6 @@ void resolve_aliases(Options& o) {
   if (o.save_outputs) o.save = {"all"};
 }
 
-bool is_saved(const std::string& output, const std::vector<std::string>& names) {
-  return std::any_of(names.begin(), names.end(), [&](const std::string& name) {
-    return std::any_of(std::begin(kSaved), std::end(kSaved), [&](const auto& saved) {
-      return saved.first == name && output.starts_with(saved.second);
-    });
-  });
-}
-
 /// A network with its parameters.
 struct Model {
   std::string name;  ///< its preset; with a number where two files are of one preset
@@ -119,13 +121,14 @@ std::vector<Model> load_models(const std::vector<std::string>& files, const Opti
     options.num_ensemble = o.num_ensemble < 0 ? config.data.num_ensemble : o.num_ensemble;
     options.recycle_early_stop_tolerance =
         o.tolerance.value_or(config.recycle_early_stop_tolerance);
-    options.keep = [&o](const std::string& name) { return is_saved(name, o.save); };
+    // What is not saved need not come from the GPU either.
+    options.keep = [save = o.save](const std::string& key) { return is_saved(save, key); };
     const int count = ++taken[config.name];
     const std::string name = count == 1 ? config.name : cat(config.name, "_", count);
-    Params params(config, std::move(file.arrays), path);
+    const Params params(config, std::move(file.arrays), path);
     models.push_back(
         {name, path, options,
-         AlphaFold(config, std::move(params), dtype_of_precision(o.compute.precision), dap)});
+         AlphaFold(config, params.on(o.device), dtype_of_precision(o.compute.precision), dap)});
   }
   return models;
 }
@@ -133,7 +136,9 @@ std::vector<Model> load_models(const std::vector<std::string>& files, const Opti
 /// Throws where the pair representation and what a triangle update needs beside it cannot fit, of
 /// which each of `ranks` holds a share.
 void check_memory(int64_t n_res, const ModelConfig& config, const Options& o, int ranks) {
-  const int64_t available = available_memory();
+  const int64_t available = o.device.kind == Device::cpu
+                                ? available_memory()
+                                : find_gpus(o.device.index).gpus[0].free_bytes;
   const int64_t bytes = o.compute.precision == "bf16" ? 2 : 4;
   const double least =
       3.0 * double(n_res) * double(n_res) * double(config.pair_channel * bytes) / ranks;
@@ -172,7 +177,7 @@ std::string confidence_line(const Prediction& p) {
 Arrays saved_arrays(const Arrays& out, const std::vector<std::string>& names) {
   Arrays saved;
   for (const auto& [key, value] : out)
-    if (is_saved(key, names)) saved[key] = value;
+    if (is_saved(names, key)) saved[key] = value;
   return saved;
 }
 
@@ -400,7 +405,7 @@ class Run {
     results.timings = {{"features", features},
                        {"total", seconds_since(start)},
                        {"peak_rss_bytes", peak_rss()},
-                       {"peak_tensor_bytes", memory_count().peak}};
+                       {"peak_tensor_bytes", memory_count(o_.device.kind).peak}};
     for (const Timing& t : timings) {
       results.timings["process_features_" + t.name] = t.process_features;
       results.timings["predict_" + t.name] = t.predict;
@@ -646,7 +651,7 @@ int run(Options& o, const Group& world) {
   if (o.compute.threads == 0)
     o.compute.threads = std::max(1, available_threads() / world.ranks_on_this_host());
   o.compute.quiet |= grid.dap.rank() != 0;
-  o.compute.apply();
+  o.device = o.compute.apply();
   if (grid.dap.rank() == 0) set_json_log(o.json_log);
   resolve_aliases(o);
   if (o.inputs.inputs.empty() && o.inputs.features.empty())

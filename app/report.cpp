@@ -7,7 +7,7 @@
 
 #include "core/base/log.h"
 #include "core/base/machine.h"
-#include "core/ops/gemm.h"
+#include "core/ops/kernels.h"
 
 namespace ff {
 
@@ -24,17 +24,19 @@ std::vector<std::string> command_line() {
   return arguments;
 }
 
-double matrix_rate(Dtype dtype) {
+double matrix_rate(Dtype dtype, Device device) {
   // f64 is for tests, whose products are plain loops.
-  const int64_t size = dtype == Dtype::f64 ? 128 : 2048;
+  const int64_t size = dtype == Dtype::f64 ? 128 : device.kind == Device::cpu ? 2048 : 8192;
   const Tensor values = Tensor::empty({1, size, size});
   for (int64_t i = 0; i < values.numel(); ++i)
     values.data<float>()[i] = float(i % 17) * 0.1f - 0.8f;
-  const Tensor a = values.to(dtype), c = Tensor::empty(values.shape(), dtype);
+  const Tensor a = values.to(dtype).to(device), c = Tensor::empty(values.shape(), dtype, device);
   double best = 1e9;
   for (int i = 0; i < 4; ++i) {
+    synchronize(device);
     const auto start = std::chrono::steady_clock::now();
-    cpu::gemm(a, a, {}, c);
+    kernels(device).matmul(a, a, c);
+    synchronize(device);
     best = std::min(
         best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   }
@@ -42,8 +44,9 @@ double matrix_rate(Dtype dtype) {
 }
 
 std::string memory_line() {
+  const int64_t gpu = memory_count(Device::cuda).peak;
   return cat("peak memory ", show_bytes(peak_rss()), " (tensors ", show_bytes(memory_count().peak),
-             ")");
+             gpu ? ", on the GPU " + show_bytes(gpu) : "", ")");
 }
 
 }  // namespace ff

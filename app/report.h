@@ -16,7 +16,7 @@ std::vector<std::string> command_line();
 
 /// Best rate of large matrix products on this machine's threads, FLOP/s: the ceiling that shares
 /// are counted with. Takes about a second.
-double matrix_rate(Dtype dtype);
+double matrix_rate(Dtype dtype, Device device = {});
 
 /// "peak memory 4.51 GiB (tensors 4.12 GiB)"
 std::string memory_line();

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "app/commands.h"
+#include "app/gpu.h"
 #include "app/model_file.h"
 #include "app/ranks.h"
 #include "app/replay.h"
@@ -26,7 +27,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 struct Options {
-  std::string config, logdir, resume, weights;
+  std::string config, logdir, resume, weights, device = "cpu";
   std::vector<std::string> overrides;
   int threads = 0;
   bool quiet = false, dry_run = false;
@@ -90,13 +91,14 @@ class Run {
  public:
   /// `folder` belongs to rank 0, which alone writes; the others have none.
   Run(const TrainConfig& config, const RunFolder* folder, TrainState state, int threads,
-      const Grid& grid)
+      const Grid& grid, Device device)
       : config_(config),
         folder_(folder),
         grid_(grid),
         dataset_(config.train.shards),
         sampler_(dataset_, sampler_config(config), uint64_t(config.seed)),
-        trainer_(config, std::move(state), threads, grid) {
+        trainer_(config, std::move(state), threads, grid, device),
+        peak_(matrix_rate(trainer_.precision(), device)) {
     if (folder_) {
       log_.emplace(folder_->path(), trainer_.state().step);
       events_.emplace(folder_->path(), trainer_.state().step);
@@ -269,7 +271,7 @@ class Run {
   Trainer trainer_;
   std::optional<TrainingLog> log_;
   std::optional<EventFile> events_;
-  const double peak_ = matrix_rate(trainer_.precision());
+  const double peak_;
   int replays_ = 0;
 };
 
@@ -351,7 +353,8 @@ int run(const Options& o, const Group& world) {
   });
   share(world, state);
   together(world, [&] {
-    training.emplace(config, folder ? &*folder : nullptr, std::move(state), threads, grid);
+    training.emplace(config, folder ? &*folder : nullptr, std::move(state), threads, grid,
+                     o.device == "cuda" ? use_gpu() : Device{});
     if (folder) write_text(folder->path() + "/config.yaml", train_config_yaml(config));
   });
   return int(training->go());
@@ -375,6 +378,8 @@ Command add_train(CLI::App& root) {
   app->add_option("--threads", o->threads,
                   "threads (default: what the machine or container allows)")
       ->check(CLI::Range(1, 4096));
+  app->add_option("--device", o->device, "cpu or cuda (default cpu)")
+      ->check(CLI::IsMember({"cpu", "cuda"}));
   app->add_flag("-q,--quiet", o->quiet, "no notices and no progress");
   app->add_flag("--dry-run", o->dry_run, "check the configuration and the data, then stop");
   o->ranks.add_to(*app, false);

@@ -1,5 +1,6 @@
 // The GPU module's one entry point. The program opens libfastfold_cuda.so only when a GPU is asked
-// for, so that one binary starts everywhere; module and program come from one build.
+// for, so that one binary starts everywhere; module and program come from one build, and the module
+// uses the program's own Tensor and Error, which the program exports to it.
 #pragma once
 
 #include <cstdint>
@@ -16,13 +17,22 @@ struct GpuInfo {
 /// What the module found.
 struct GpuReport {
   static constexpr int kMaxGpus = 64;
-  char version[32];  ///< the module's FASTFOLD_VERSION
   char reason[512];  ///< one sentence on why no GPU can be used; empty if one can
-  int count;         ///< entries of `gpus`
+  int first, count;  ///< number of the first described GPU, entries of `gpus`
   GpuInfo gpus[kMaxGpus];
 };
 
-inline constexpr char kGpuEntryPoint[] = "fastfold_cuda_report";
-using GpuEntryPoint = void (*)(GpuReport* report);
+struct GpuModule {
+  char version[32];  ///< the module's FASTFOLD_VERSION; first, so that any version can be read
+  /// Describes all GPUs, or GPU `only` alone where that is not negative (each costs a context on
+  /// it); never throws and never prints.
+  void (*report)(GpuReport* report, int only);
+  /// Takes GPU `index` for this process: makes its stream, finds cuBLASLt, registers its memory and
+  /// kernels. Throws Exit::kDevice with one sentence on what is missing.
+  void (*use)(int index);
+};
+
+inline constexpr char kGpuEntryPoint[] = "fastfold_cuda";
+using GpuEntryPoint = const GpuModule* (*)();
 
 }  // namespace ff

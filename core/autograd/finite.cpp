@@ -8,7 +8,8 @@ namespace {
 
 bool all_finite(const Tensor& t) {
   if (t.dtype() == Dtype::i32) return true;
-  const Tensor x = t.dtype() == Dtype::f64 ? t.contiguous() : t.to(Dtype::f32).contiguous();
+  const Tensor host = t.to(Device{}),
+               x = host.to(t.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32).contiguous();
   const auto look = [&](const auto* p) {
     for (int64_t i = 0; i < x.numel(); ++i)
       if (!std::isfinite(p[i])) return false;

@@ -16,8 +16,14 @@ class Deaf {
   Tape* tape_;
 };
 
-/// to += from, of any strides. Only seeds and what came from other ranks take this way.
+/// to += from, of any strides and devices, on the CPU. Only seeds and what came from other ranks
+/// take this way.
 void accumulate(const Tensor& from, const Tensor& to) {
+  if (to.device() != Device{}) {
+    const Tensor sum = to.to(Device{});
+    accumulate(from.to(Device{}), sum);
+    return to.copy_from(sum);
+  }
   if (from.dtype() == Dtype::f32 && to.dtype() == Dtype::f32 && from.is_contiguous() &&
       to.is_contiguous()) {
     const float* x = from.data<float>();
@@ -79,7 +85,9 @@ void Tape::backward(const Vars& outputs, const std::vector<Tensor>& seeds) {
     if (!seed.defined()) continue;
     check(seed.numel() == output.value().numel() && seed.dtype() == output.value().dtype(), "seed ",
           seed.shape(), " for output ", output.shape());
-    accumulate(seed.view(output.shape()), output.grad_into());
+    const bool first = output.slot()->untouched();
+    const Tensor to = output.grad_into();
+    first ? to.copy_from(seed.view(output.shape())) : accumulate(seed.view(output.shape()), to);
   }
   const Deaf deaf;
   while (!nodes_.empty()) {

@@ -20,14 +20,17 @@ namespace ff {
 struct GradSlot {
   Dims shape;
   Dtype dtype = Dtype::f32;
+  Device device;
   Tensor grad;                                ///< undefined as long as nothing was added
   std::shared_ptr<GradSlot> base;             ///< of a view
   std::function<Tensor(const Tensor&)> view;  ///< of the base's gradient
 
+  /// Whether nothing was added yet.
+  bool untouched() const { return base ? base->untouched() : !grad.defined(); }
   /// The gradient to add into, zeros at first.
   Tensor into() {
     if (base) return view(base->into());
-    if (!grad.defined()) grad = Tensor::zeros(shape, dtype);
+    if (!grad.defined()) grad = Tensor::zeros(shape, dtype, device);
     if (FiniteWatch* watch = FiniteWatch::active()) watch->adds_into(grad);
     return grad;
   }
@@ -63,6 +66,7 @@ class Var {
     auto slot = std::make_shared<GradSlot>();
     slot->shape = value.shape();
     slot->dtype = value.dtype();
+    slot->device = value.device();
     return slot;
   }
 

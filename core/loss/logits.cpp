@@ -6,16 +6,6 @@
 #include "core/loss/node.h"
 
 namespace ff {
-namespace {
-
-/// sums[i] of row i, added in order whatever thread made them.
-double in_order(const std::vector<double>& sums) {
-  double sum = 0;
-  for (const double x : sums) sum += x;
-  return sum;
-}
-
-}  // namespace
 
 Var cross_entropy(const Var& logits, const std::vector<int32_t>& classes,
                   const std::vector<double>& weights, double total) {
@@ -24,29 +14,13 @@ Var cross_entropy(const Var& logits, const std::vector<int32_t>& classes,
         logits.shape(), " with ", classes.size(), " classes");
   const double norm = 1 / total;
   LossNode node("cross-entropy loss", logits.shape());
-  const Tensor d = node.gradient(logits), x = logits.value().contiguous();
-  std::vector<double> sums(static_cast<size_t>(rows));
-  by_real_type(x, [&](auto zero) {
-    using T = decltype(zero);
-#pragma omp parallel for
-    for (int64_t r = 0; r < rows; ++r) {
-      const double weight = weights[size_t(r)];
-      if (weight == 0) continue;
-      const T* row = x.data<T>() + r * n;
-      const T high = *std::max_element(row, row + n);
-      double sum = 0;
-      for (int64_t k = 0; k < n; ++k) sum += double(std::exp(row[k] - high));
-      const int32_t truth = classes[size_t(r)];
-      sums[size_t(r)] = weight * (std::log(sum) + double(high) - double(row[truth]));
-      if (!d.defined()) continue;
-      T* to = d.data<T>() + r * n;
-      const T factor = T(weight * norm), each = T(weight * norm / sum);
-      for (int64_t k = 0; k < n; ++k) to[k] = each * std::exp(row[k] - high);
-      to[truth] -= factor;
-    }
-    return 0;
-  });
-  return node.done(in_order(sums) * norm, x.dtype());
+  const Device device = logits.value().device();
+  const Tensor d = node.gradient(logits), x = logits.value().contiguous(),
+               loss = Tensor::empty({1}, Dtype::f64, device);
+  kernels(device).cross_entropy(x, Tensor::of<int32_t>({rows}, classes.data()).to(device),
+                                Tensor::of<double>({rows}, weights.data()).to(device), norm, loss,
+                                d);
+  return node.done(loss.item(), x.dtype());
 }
 
 Var binary_cross_entropy(const Var& logits, const Tensor& labels, const Tensor& weights) {

@@ -26,7 +26,7 @@ class LossNode {
   /// Contiguous zeros for d loss / d x, undefined where it is not wanted.
   Tensor gradient(const Var& x) {
     if (!recording({&x})) return {};
-    const Tensor g = Tensor::zeros(x.shape(), x.value().dtype());
+    const Tensor g = Tensor::zeros(x.shape(), x.value().dtype(), x.value().device());
     grads_.emplace_back(x.gradient_only(), g);
     return g;
   }
@@ -43,14 +43,12 @@ class LossNode {
     Tape::current()->record(
         out,
         [grads = std::move(grads_)](const std::vector<Tensor>& dy) {
+          const double factor = dy[0].item();
           for (const auto& [x, g] : grads) {
-            by_real_type(g, [&, grad = g](auto t) {
-              using T = decltype(t);
-              const T factor = *dy[0].data<T>();
-              T* p = grad.template data<T>();
-              for (int64_t i = 0; i < grad.numel(); ++i) p[i] *= factor;
-              return 0;
-            });
+            // Every row of g times the same number.
+            const Tensor rows = g.rank() ? g.view({-1, g.size(-1)}) : g.view({1, 1}),
+                         one = Tensor::of<double>({1}, &factor).to(g.dtype()).to(g.device());
+            kernels(g.device()).scale_rows(one.expand(0, rows.size(0)), rows);
             const Tensor to = x.grad_into();  // the kernel wants an axis
             if (to.rank() == 0)
               kernels(g.device()).add(g.view({1}), to.view({1}));

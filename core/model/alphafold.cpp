@@ -44,11 +44,15 @@ struct Pass {
   const ModelConfig& config;
   Scope scope;  // .../evoformer
   Dtype dtype;
+  Device device;
   Trace trace;
   std::function<void(const std::string&)> step;  // progress: before each unit of work
   Dap dap;
   DropoutStream dropout = {};
   BlockDone block_done = {};
+
+  /// A feature where the network is; what is computed of features on the host goes the same way.
+  Tensor there(const Tensor& x) const { return x.to(device); }
 
   /// The masks' name in block `b` of a stack.
   DropoutStream dropout_at(DropoutStack stack, int64_t b) const {
@@ -59,8 +63,9 @@ struct Pass {
   }
 };
 
-Var dense(const Scope& scope, const Tensor& x, Dtype dtype) {
-  return linear(scope, Var(x.to(dtype)));
+/// A linear layer of a feature.
+Var dense(const Scope& scope, const Tensor& x, const Pass& p) {
+  return linear(scope, Var(p.there(x).to(p.dtype)));
 }
 
 /// mask[i] mask[j] of the rows i.
@@ -76,9 +81,8 @@ Tensor outer(const Tensor& mask, Range rows) {
 /// The rows of the alignment, without those of templates.
 Var embed_msa(const Pass& p, const Arrays& f, const Recycled& prev, Range rows) {
   Var m = dense(p.scope / "preprocess_msa",
-                feature(f, "msa_feat").narrow(0, rows.start, rows.count), p.dtype);
-  m = add(m,
-          repeat(dense(p.scope / "preprocess_1d", feature(f, "target_feat"), p.dtype), m.size(0)));
+                feature(f, "msa_feat").narrow(0, rows.start, rows.count), p);
+  m = add(m, repeat(dense(p.scope / "preprocess_1d", feature(f, "target_feat"), p), m.size(0)));
   if (!p.config.recycle_features || !p.dap.holds_first(rows)) return m;
   const Scope norm = p.scope / "prev_msa_first_row_norm";
   // The norm of the zeros that stand in for the first recycle is its offset.
@@ -102,25 +106,25 @@ Var embed_pair(const Pass& p, const Arrays& f, const Recycled& prev) {
   const Tensor& target = feature(f, "target_feat");
   const Scope relpos = p.scope / "pair_activiations", dgram = p.scope / "prev_pos_linear";
   const int64_t c_z = p.config.pair_channel;
-  Var table =
-      p.config.max_relative_feature ? relpos["weights"] : Var(Tensor::zeros({1, c_z}).to(p.dtype));
+  Var table = p.config.max_relative_feature ? relpos["weights"]
+                                            : Var(Tensor::zeros({1, c_z}, p.dtype, p.device));
   const int64_t rows = table.size(0);
   if (NoGrad::active()) table = Var(table.value().clone());  // add() works in place then
   if (p.config.max_relative_feature)
     table = add(table, repeat(cast(relpos["bias"], p.dtype), rows));
-  Var bins(Tensor::zeros({1, c_z}).to(p.dtype));
+  Var bins(Tensor::zeros({1, c_z}, p.dtype, p.device));
   Tensor beta, breaks = Tensor::zeros({1});
   if (p.config.recycle_pos) {
     table = add(table, repeat(cast(dgram["bias"], p.dtype), rows));
     bins = dgram["weights"];
     breaks = squared_breaks(p.config.prev_pos);
-    if (prev.positions.defined()) beta = pseudo_beta(feature(f, "aatype"), prev.positions);
+    if (prev.positions.defined()) beta = p.there(pseudo_beta(feature(f, "aatype"), prev.positions));
   }
   const Range own = p.dap.mine(target.size(0));
   Var z =
-      pair_embed(dense(p.scope / "left_single", target.narrow(0, own.start, own.count), p.dtype),
-                 dense(p.scope / "right_single", target, p.dtype), feature(f, "residue_index"),
-                 table, beta, bins, breaks, own.start);
+      pair_embed(dense(p.scope / "left_single", target.narrow(0, own.start, own.count), p),
+                 dense(p.scope / "right_single", target, p), p.there(feature(f, "residue_index")),
+                 table, beta, bins, p.there(breaks), own.start);
   if (!p.config.recycle_features) return z;
   const Scope norm = p.scope / "prev_pair_norm";
   const Var offset = prev.pair ? Var() : repeat(cast(norm["offset"], p.dtype), z.size(1));
@@ -153,7 +157,7 @@ Var embed_templates(const Pass& p, const Arrays& f, const Var& z, const Tensor& 
         [=, &config, pass = p](const Vars&) {
           const Tensor pair_features = template_pair_features(f, t, config, own.start, own.count);
           trace("embedding2d_input_features", pair_features);
-          Var x = dense(one / "embedding2d", pair_features, pass.dtype);
+          Var x = dense(one / "embedding2d", pair_features, pass);
           trace("embedding2d_output", x);
           for (int64_t b = 0; b < config.num_block; ++b)
             x = template_pair_block(
@@ -168,11 +172,11 @@ Var embed_templates(const Pass& p, const Arrays& f, const Var& z, const Tensor& 
       parts.push_back(x);
       continue;
     }
-    if (!all.defined()) all = Tensor::empty({own.count, n, n_templ, c_t}, p.dtype);
+    if (!all.defined()) all = Tensor::empty({own.count, n, n_templ, c_t}, p.dtype, p.device);
     all.select(2, t).copy_from(x.value());
   }
   const Var every = parts.empty() ? Var(all) : stack(parts, 2);
-  const Tensor mask = template_mask.unsqueeze(0);
+  const Tensor mask = p.there(template_mask).unsqueeze(0);
   return by_rows(z, [&](const Var& rows, int64_t start) {
     const int64_t pairs = rows.size(0) * n;
     const Var query = view(rows, {pairs, 1, z.size(2)});
@@ -190,23 +194,28 @@ Var embed_extra_msa(const Pass& p, const Arrays& f) {
   const int64_t n = msa.size(1), c = p.config.extra_msa_channel;
   const Range own = p.dap.mine(msa.size(0));
   const Scope scope = p.scope / "extra_msa_activations";
+  for (int64_t i = own.start * n; i < own.end() * n; ++i) {
+    const int32_t letter = msa.data<int32_t>()[i];
+    check_input(letter >= 0 && letter < 23, "extra_msa holds ", letter,
+                "; residue types are 0 to 22");
+  }
   const auto rows_of = [&](int64_t first, int64_t rows) {
     const Tensor x = Tensor::zeros({rows, n, 25});
+#pragma omp parallel for
     for (int64_t i = 0; i < rows * n; ++i) {
       const int64_t at = first * n + i;
-      const int32_t letter = msa.data<int32_t>()[at];
-      check_input(letter >= 0 && letter < 23, "extra_msa holds ", letter,
-                  "; residue types are 0 to 22");
       float* row = x.data<float>() + i * 25;
-      row[letter] = 1;
+      row[msa.data<int32_t>()[at]] = 1;
       row[23] = has.data<float>()[at];
       row[24] = value.data<float>()[at];
     }
-    return dense(scope, x, p.dtype);
+    return dense(scope, x, p);
   };
-  if (!NoGrad::active()) return rows_of(own.start, own.count);
-  const Tensor e = Tensor::empty({own.count, n, c}, p.dtype);
-  const int64_t step = std::max<int64_t>(1, 4096 / n);
+  // On a GPU in one piece, or in few.
+  const int64_t step =
+      std::max<int64_t>(1, (p.device.kind == Device::cpu ? 4096 : int64_t(1) << 18) / n);
+  if (!NoGrad::active() || step >= own.count) return rows_of(own.start, own.count);
+  const Tensor e = Tensor::empty({own.count, n, c}, p.dtype, p.device);
   for (int64_t first = 0; first < own.count; first += step) {
     const int64_t rows = std::min(step, own.count - first);
     e.narrow(0, first, rows).copy_from(rows_of(own.start + first, rows).value());
@@ -244,20 +253,20 @@ void append_template_rows(const Pass& p, const TemplateTorsions& torsions, Range
                           Tensor& mask) {
   p.trace("embed/template_torsion_features", torsions.features);
   const Tensor features = torsions.features.narrow(0, own.start, own.count);
-  const Var hidden =
-      linear(p.scope / "template_single_embedding", Var(features.to(p.dtype)), Activation::kRelu);
+  const Var hidden = linear(p.scope / "template_single_embedding",
+                            Var(p.there(features).to(p.dtype)), Activation::kRelu);
   const Var rows = linear(p.scope / "template_projection", hidden);
   p.trace("embed/template_projection", rows);
   m = concat_rows(m, rows);
-  mask = concat_rows(Var(mask), Var(torsions.mask.to(mask.dtype()))).value();
+  mask = concat_rows(Var(mask), Var(p.there(torsions.mask.to(mask.dtype())))).value();
 }
 
 Trunk run_trunk(const Pass& p, const Arrays& f, const Recycled& prev) {
   const ModelConfig& config = p.config;
   const Dap& dap = p.dap;
   const Tensor& seq_mask = feature(f, "seq_mask");
-  const Tensor pair_mask = outer(seq_mask, dap.mine(seq_mask.numel()));
-  Tensor mask = feature(f, "msa_mask").to(Dtype::f32);
+  const Tensor pair_mask = p.there(outer(seq_mask, dap.mine(seq_mask.numel())));
+  Tensor mask = p.there(feature(f, "msa_mask").to(Dtype::f32));
   TemplateTorsions torsions;
   MsaRows rows{mask.size(0), mask.size(0)};
   if (config.templates.enabled && config.templates.embed_torsion_angles) {
@@ -271,7 +280,7 @@ Trunk run_trunk(const Pass& p, const Arrays& f, const Recycled& prev) {
   Representations extra{embed_extra_msa(p, f), z};
   z = Var();
   p.trace("embed/extra_msa_activations", extra.m);
-  const Tensor extra_mask = feature(f, "extra_msa_mask").to(Dtype::f32);
+  const Tensor extra_mask = p.there(feature(f, "extra_msa_mask").to(Dtype::f32));
   for (int64_t b = 0; b < config.extra_msa_stack_num_block; ++b)
     extra = block(p, kExtraMsa, b, extra, extra_mask, pair_mask);
 
@@ -314,7 +323,7 @@ double distance_change(const Tensor& a, const Tensor& b, const Tensor& seq_mask)
 void scale(const Var& x, double factor) {
   const Tensor all = Tensor::empty(Dims(std::span(x.shape().begin(), size_t(x.rank() - 1))));
   for (int64_t i = 0; i < all.numel(); ++i) all.data<float>()[i] = float(factor);
-  scale_rows(x, all);
+  scale_rows(x, all.to(x.value().device()));
 }
 
 }  // namespace
@@ -345,7 +354,7 @@ Arrays AlphaFold::run(const FeatureSource& features, const RunOptions& options) 
       options.progress(cat("recycle ", cycle, ", ", what), double(steps) / total_steps);
       if (!what.starts_with("template")) ++steps;
     };
-    const Pass pass{config_, root / "evoformer", dtype_, trace, step, dap_};
+    const Pass pass{config_, root / "evoformer", dtype_, params_.device(), trace, step, dap_};
 
     const Arrays f = features(cycle * options.num_ensemble);
     Trunk trunk = run_trunk(pass, f, prev);
@@ -364,7 +373,7 @@ Arrays AlphaFold::run(const FeatureSource& features, const RunOptions& options) 
     const Var pair = cast(trunk.pair, head_type);
     Arrays out = structure_module(root / "structure_module", config_.structure, single, pair, f,
                                   trace, {}, dap_);
-    const Tensor positions = out.at("structure_module/final_atom_positions");
+    const Tensor positions = out.at("structure_module/final_atom_positions").to(Device{});
     const bool settled = options.recycle_early_stop_tolerance >= 0 && cycle > 0 &&
                          distance_change(prev.positions, positions, feature(f, "seq_mask")) <
                              options.recycle_early_stop_tolerance;
@@ -381,6 +390,7 @@ Arrays AlphaFold::run(const FeatureSource& features, const RunOptions& options) 
     join_rows(trunk.msa_rows, options, out);
     const int32_t recycles = int32_t(cycle);
     out["num_recycles"] = Tensor::of<int32_t>({}, &recycles);
+    for (auto& [name, value] : out) value = value.to(Device{});
     return out;
   }
 }
@@ -390,7 +400,8 @@ Outputs AlphaFold::forward(const FeatureSource& features, int64_t num_recycle,
   check(num_recycle >= 0, "forward with ", num_recycle, " recycles");
   const Dtype head_type = dtype_ == Dtype::f64 ? Dtype::f64 : Dtype::f32;
   const Scope root(params_, kRoot);
-  Pass pass{config_, root / "evoformer", dtype_, Trace(), [](const std::string&) {}, dap_, dropout};
+  Pass pass{config_, root / "evoformer",        dtype_, params_.device(),
+            Trace(), [](const std::string&) {}, dap_,   dropout};
   Recycled prev;
   for (int64_t cycle = 0; cycle < num_recycle; ++cycle) {
     const NoGrad no_grad;
@@ -401,7 +412,7 @@ Outputs AlphaFold::forward(const FeatureSource& features, int64_t num_recycle,
                                         cast(trunk.single, head_type), cast(trunk.pair, head_type),
                                         f, Trace(), pass.dropout_at(kStructure, 0), dap_);
     prev = {trunk.first_row, trunk.pair,
-            out.at("structure_module/final_atom_positions").to(Dtype::f32)};
+            out.at("structure_module/final_atom_positions").to(Device{}).to(Dtype::f32)};
   }
   pass.dropout.recycle = uint64_t(num_recycle);
   pass.block_done = done;

@@ -67,12 +67,14 @@ class AlphaFold {
  public:
   /// `activations`: f32, bf16 (trunk activations; statistics, structure module and heads in f32) or
   /// f64 (tests). bf16 rounds the parameters' present values; their gradients are summed in f32.
-  /// The ranks of `dap` share every protein: all call with the same arguments.
+  /// Computes where the parameters are; features are on the CPU. The ranks of `dap` share every
+  /// protein: all call with the same arguments.
   AlphaFold(ModelConfig config, Params params, Dtype activations = Dtype::f32, Dap dap = {});
 
-  /// Every output under the fixtures' names: "representations/pair", "structure_module/traj",
-  /// "predicted_lddt/logits", ... plus "num_recycles" (i32, how many were run). Under several ranks
-  /// "predicted_aligned_error/logits" has the own rows; core/predict joins what it makes of them.
+  /// Every output, on the CPU, under the fixtures' names: "representations/pair",
+  /// "structure_module/traj", "predicted_lddt/logits", ... plus "num_recycles" (i32, how many were
+  /// run). Under several ranks "predicted_aligned_error/logits" has the own rows; core/predict
+  /// joins what it makes of them.
   Arrays run(const FeatureSource& features, const RunOptions& options) const;
 
   /// The pass of training: `num_recycle` passes without gradients, then one that the current tape

@@ -34,7 +34,7 @@ struct ModuleDropout {
   uint64_t place = 0;
   /// The factors for an update like x, whose axis 0 shares them.
   Tensor factors(const Var& x) const {
-    return stream.factors(rate, place, x.size(1), x.size(2), x.value().dtype());
+    return stream.factors(rate, place, x.size(1), x.size(2), x.value().dtype(), x.value().device());
   }
 };
 

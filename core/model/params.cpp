@@ -405,6 +405,17 @@ Params Params::in_precision(Dtype activations) const {
   return out;
 }
 
+Params Params::on(Device device) const {
+  Params out;
+  for (const auto& [name, var] : vars_) {
+    const bool there = var.value().device() == device;
+    check(there || !var.requires_grad(), name,
+          ": its gradient is wanted, which a copy on another device would lose");
+    out.vars_.emplace(name, there ? var : Var(var.value().to(device)));
+  }
+  return out;
+}
+
 Var Scope::operator[](const std::string& name) const {
   const Var& var = params_->at(path_ + "//" + name);
   if (FiniteWatch::active())

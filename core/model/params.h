@@ -46,6 +46,10 @@ class Params {
   /// in bf16 and everything else in f32. Copies of now, whose gradients are summed in these
   /// parameters' own precision and place.
   Params in_precision(Dtype activations) const;
+  /// The same parameters on another device; before their gradients are asked for.
+  Params on(Device device) const;
+  /// Where they are.
+  Device device() const { return vars_.begin()->second.value().device(); }
   const std::map<std::string, Var>& all() const { return vars_; }
 
  private:

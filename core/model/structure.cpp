@@ -20,7 +20,7 @@ const Tensor& feature(const Arrays& features, const std::string& name, const Dim
   return found->second;
 }
 
-/// A feature of indices in [0, end).
+/// A feature of indices in [0, end), on the host.
 Tensor indices(const Arrays& features, const std::string& name, const Dims& shape, int end) {
   const Tensor t = feature(features, name, shape).contiguous();
   check_input(t.dtype() == Dtype::i32, "feature '", name, "' is ", name_of(t.dtype()),
@@ -31,15 +31,12 @@ Tensor indices(const Arrays& features, const std::string& name, const Dims& shap
   return t;
 }
 
-const AtomTables& atom_tables() {
-  static const AtomTables tables = [] {
-    const ResidueConstants& c = residue_constants();
-    return AtomTables{Tensor::of({21, 8, 4, 4}, &c.rigid_group_default_frame[0][0][0][0]),
-                      Tensor::of({21, 14}, &c.atom14_to_rigid_group[0][0]),
-                      Tensor::of({21, 14, 3}, &c.atom14_rigid_group_positions[0][0][0]),
-                      Tensor::of({21, 14}, &c.atom14_mask[0][0])};
-  }();
-  return tables;
+AtomTables atom_tables(Device device) {
+  const ResidueConstants& c = residue_constants();
+  return {Tensor::of({21, 8, 4, 4}, &c.rigid_group_default_frame[0][0][0][0]).to(device),
+          Tensor::of({21, 14}, &c.atom14_to_rigid_group[0][0]).to(device),
+          Tensor::of({21, 14, 3}, &c.atom14_rigid_group_positions[0][0][0]).to(device),
+          Tensor::of({21, 14}, &c.atom14_mask[0][0]).to(device)};
 }
 
 Tensor identity_affines(int64_t n, Dtype dtype) {
@@ -53,6 +50,7 @@ struct Shared {
   Dap dap;
   Var initial_act, z, bias;  // after the layer norms; the pair bias is the same in every layer
   Tensor mask, aatype;
+  AtomTables tables;
 };
 
 Var attention(const Scope& scope, const Shared& shared, const Var& act, const Var& affine) {
@@ -99,8 +97,8 @@ FoldLayer side_chains(const Scope& scope, const StructureConfig& config, const S
   layer.affine = affine;
   layer.unnormalized_angles = linear(scope / "unnormalized_angles", relu(x));
   layer.angles = normalize_angles(layer.unnormalized_angles);
-  layer.frames = torsions_to_frames(affine, layer.angles, shared.aatype, atom_tables());
-  layer.atoms = frames_to_atom14(layer.frames, shared.aatype, atom_tables());
+  layer.frames = torsions_to_frames(affine, layer.angles, shared.aatype, shared.tables);
+  layer.atoms = frames_to_atom14(layer.frames, shared.aatype, shared.tables);
   return layer;
 }
 
@@ -108,7 +106,7 @@ FoldLayer side_chains(const Scope& scope, const StructureConfig& config, const S
 Tensor stack(const Fold& f, Var FoldLayer::*part, const Dims& shape) {
   Dims all{int64_t(f.layers.size())};
   for (int64_t d : shape) all.push_back(d);
-  const Tensor t = Tensor::empty(all, f.act.value().dtype());
+  const Tensor t = Tensor::empty(all, f.act.value().dtype(), f.act.value().device());
   for (size_t i = 0; i < f.layers.size(); ++i)
     t.select(0, int64_t(i)).copy_from((f.layers[i].*part).value().view(shape));
   return t;
@@ -121,12 +119,14 @@ Fold fold(const Scope& scope, const StructureConfig& config, const Var& single, 
   const Span span("structure module");
   const int64_t n = single.size(0);
   const Dtype dtype = single.value().dtype();
+  const Device device = single.value().device();
   check(config.num_layer > 0, "a structure module without layers");
   const Trace outer = trace / "structure_module";
   Shared shared;
   shared.dap = dap;
-  shared.mask = feature(features, "seq_mask", {n}).to(dtype).contiguous();
-  shared.aatype = indices(features, "aatype", {n}, kUnknownRestype + 1);
+  shared.mask = feature(features, "seq_mask", {n}).to(dtype).contiguous().to(device);
+  shared.aatype = indices(features, "aatype", {n}, kUnknownRestype + 1).to(device);
+  shared.tables = atom_tables(device);
   shared.initial_act = layer_norm(scope / "single_layer_norm", single);
   outer("single_layer_norm", shared.initial_act);
   Var act = linear(scope / "initial_projection", shared.initial_act);
@@ -140,10 +140,10 @@ Fold fold(const Scope& scope, const StructureConfig& config, const Var& single, 
   const auto drop = [&](const Var& x, int64_t l, uint64_t place) {
     DropoutStream at = stream;
     at.block = uint64_t(l);
-    return dropout(x, at.factors(config.dropout, place, n, x.size(1), dtype));
+    return dropout(x, at.factors(config.dropout, place, n, x.size(1), dtype, device));
   };
 
-  Var affine(identity_affines(n, dtype));
+  Var affine(identity_affines(n, dtype).to(device));
   Fold out;
   for (int64_t l = 0; l < config.num_layer; ++l) {
     const Trace t = trace / cat("fold", l), sidechain = t / "sidechain";
@@ -194,7 +194,9 @@ Arrays structure_module(const Scope& scope, const StructureConfig& config, const
   out[side + "atom_pos"] = stack(f, &FoldLayer::atoms, {n, kAtom14, 3});
   out[path + "final_atom14_positions"] = last.atoms.value();
   out[path + "final_atom14_mask"] = mask14;
-  out[path + "final_atom_positions"] = atom14_to_atom37(last.atoms, index, mask37).value();
+  const Device device = last.atoms.value().device();
+  out[path + "final_atom_positions"] =
+      atom14_to_atom37(last.atoms, index.to(device), mask37.to(device)).value();
   out[path + "final_atom_mask"] = mask37;
   out[path + "final_affines"] = last.affine.value();
   return out;

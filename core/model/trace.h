@@ -18,7 +18,7 @@ class Trace {
     return Trace(sink_, sink_ ? path_ + name + "/" : "");
   }
   void operator()(const char* name, const Var& value) const {
-    if (sink_) sink_(path_ + name, value.value());
+    if (sink_) sink_(path_ + name, value.value().to(Device{}));
   }
 
  private:

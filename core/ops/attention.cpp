@@ -19,12 +19,16 @@ Var attention(const Var& q, const Var& k, const Var& v, const Var& gate, const V
   const Tensor o = Tensor::empty({q.size(0), q.size(1), q.size(2), v.size(3)}, q.value().dtype(),
                                  q.value().device());
   check(!gate || gate.shape() == o.shape(), "attention: gate ", gate.shape(), " for ", o.shape());
+  // The GPU's backward begins from the forward's log-sum-exp; the CPU's computes the softmax again.
+  const bool keep = o.device().kind == Device::cuda && recording({&q, &k, &v, &gate, &bias});
+  const Tensor lse =
+      keep ? Tensor::empty({q.size(0), q.size(2), q.size(1)}, Dtype::f32, o.device()) : Tensor();
   kernels(o.device())
-      .attention(q.value(), k.value(), v.value(), gate.value(), bias.value(), mask, o);
+      .attention(q.value(), k.value(), v.value(), gate.value(), bias.value(), mask, o, lse);
   return result("attention", o, {&q, &k, &v, &gate, &bias}, [=](const Tensor& dy) {
     kernels(dy.device())
-        .attention_backward(q.value(), k.value(), v.value(), gate.value(), bias.value(), mask, dy,
-                            q.grad_into(), k.grad_into(), v.grad_into(), gate.grad_into(),
+        .attention_backward(q.value(), k.value(), v.value(), gate.value(), bias.value(), mask, o,
+                            lse, dy, q.grad_into(), k.grad_into(), v.grad_into(), gate.grad_into(),
                             bias.grad_into());
   });
 }

@@ -19,8 +19,8 @@ void dropout_backward(const Var& x, const Tensor& factors, const Tensor& dy) {
 
 }  // namespace
 
-Tensor DropoutStream::factors(double rate, uint64_t place, int64_t n, int64_t c,
-                              Dtype dtype) const {
+Tensor DropoutStream::factors(double rate, uint64_t place, int64_t n, int64_t c, Dtype dtype,
+                              Device device) const {
   if (!active || rate == 0) return {};
   check(rate > 0 && rate < 1, "a dropout rate of ", rate);
   const Rng rng(seed, {step, sample, recycle, stack, block, place});
@@ -35,13 +35,13 @@ Tensor DropoutStream::factors(double rate, uint64_t place, int64_t n, int64_t c,
     for (int64_t i = 0; i < n * c; ++i) p[i] = std::decay_t<decltype(*p)>(p[i] / (1 - rate));
   };
   dtype == Dtype::f64 ? scale(to.data<double>()) : scale(to.data<float>());
-  return to;
+  return to.to(device);
 }
 
 Var dropout(const Var& x, const Tensor& factors) {
   if (!factors.defined()) return x;
   check_factors(x, factors);
-  const Tensor y = Tensor::zeros(x.shape(), x.value().dtype());
+  const Tensor y = Tensor::zeros(x.shape(), x.value().dtype(), x.value().device());
   kernels(y.device()).add_dropped(x.value(), factors, y);
   return result("dropout", y, {&x}, [factors, to = x.gradient_only()](const Tensor& dy) {
     dropout_backward(to, factors, dy);

@@ -15,7 +15,8 @@ struct DropoutStream {
   /// [n, c], f32 (f64 for `dtype` f64): 0 with probability `rate`, else 1 / (1 - rate). An element
   /// follows from this name, `place` and its own index j c + k alone. Undefined where nothing is
   /// dropped.
-  Tensor factors(double rate, uint64_t place, int64_t n, int64_t c, Dtype dtype) const;
+  Tensor factors(double rate, uint64_t place, int64_t n, int64_t c, Dtype dtype,
+                 Device device = {}) const;
 };
 
 /// x [.., n, c] times factors [n, c]; x itself for undefined factors. Keeps the factors alone.

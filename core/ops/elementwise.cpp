@@ -102,12 +102,20 @@ Var cast(const Var& x, Dtype dtype) {
                 [to = x.gradient_only()](const Tensor& dy) { pass_on(to, dy); });
 }
 
+Var to_device(const Var& x, Device device) {
+  if (x.value().device() == device) return x;
+  return result("to_device", x.value().to(device), {&x},
+                [from = x.value().device(), to = x.gradient_only()](const Tensor& dy) {
+                  pass_on(to, dy.to(from));
+                });
+}
+
 Var repeat(const Var& x, int64_t n) {
   return result("repeat", x.value().unsqueeze(0).expand(0, n), {&x},
                 [n, shape = x.shape(), to = x.gradient_only()](const Tensor& dy) {
                   // Summed before it is rounded: a table's bias is repeated thousands of times.
-                  const Tensor sum =
-                      Tensor::zeros(shape, dy.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32);
+                  const Tensor sum = Tensor::zeros(
+                      shape, dy.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32, dy.device());
                   kernels(dy.device()).add_column_sums(dy.view({n, -1}), sum.view({-1}));
                   pass_on(to, sum);
                 });

@@ -13,7 +13,8 @@ class Gradient {
  public:
   explicit Gradient(const Var& x) : to_(x.grad_into()) {
     if (to_.defined())
-      room_ = Tensor::zeros(to_.shape(), to_.dtype() == Dtype::bf16 ? Dtype::f32 : to_.dtype());
+      room_ = Tensor::zeros(to_.shape(), to_.dtype() == Dtype::bf16 ? Dtype::f32 : to_.dtype(),
+                            to_.device());
   }
   ~Gradient() {
     if (to_.defined()) kernels(to_.device()).add(room_.to(to_.dtype()), to_);

@@ -4,15 +4,30 @@
 // list). An undefined tensor stands for an absent operand.
 #pragma once
 
+#include <span>
+
 #include "core/tensor/tensor.h"
 
 namespace ff {
 
-enum class Activation;
+enum class Activation { kNone, kRelu, kSigmoid };
 
 /// What invariant point attention reads; core/ops/invariant_point_attention.h has the shapes.
 struct IpaTensors {
   Tensor q_scalar, kv_scalar, q_point, kv_point, affine, bias, z, query_mask, mask, point_weights;
+};
+
+/// Arrays of all parameters in one order: f32, contiguous; sums of gradients f64 too, on the CPU.
+using TensorList = std::span<const Tensor>;
+
+/// Adam's numbers of one step; core/train/optimizer.h has its formula.
+struct AdamNumbers {
+  float beta1, beta2, keep1, keep2;  ///< keep = 1 - beta
+  float step, root, eps;             ///< rate / (1 - beta1^t), 1 / sqrt(1 - beta2^t)
+  float mean, follow;                ///< of the gradient's sum; of the moving average
+};
+struct AdamLists {
+  TensorList gradient, params, m, v, ema;  ///< an empty `ema` is left out
 };
 
 struct Kernels {
@@ -26,6 +41,10 @@ struct Kernels {
   /// The same over axis 0 of x [c, n, m], into y [n, m, c].
   void (*layer_norm_channels_first)(const Tensor& x, const Tensor& scale, const Tensor& offset,
                                     const Tensor& y);
+  /// Its gradients, added; each may be undefined.
+  void (*layer_norm_channels_first_backward)(const Tensor& x, const Tensor& scale, const Tensor& dy,
+                                             const Tensor& dx, const Tensor& dscale,
+                                             const Tensor& doffset);
   /// y [b, m, n] = act(x [b, m, k] w [k, n] + bias), or y += x w + bias; y may be f32 where x and w
   /// are bf16.
   void (*linear)(const Tensor& x, const Tensor& w, const Tensor& bias, Activation act,
@@ -36,17 +55,19 @@ struct Kernels {
   void (*add_column_sums)(const Tensor& x, const Tensor& sums);
   /// c [b, m, n] = a [b, m, k] b [b, k, n], any strides with one contiguous axis.
   void (*matmul)(const Tensor& a, const Tensor& b, const Tensor& c);
-  /// Gated attention; see core/ops/attention.h.
+  /// Gated attention; see core/ops/attention.h. lse, where it is defined, takes what the backward
+  /// wants of the softmax: the GPU's log-sum-exp.
   void (*attention)(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
-                    const Tensor& bias, const Tensor& mask, const Tensor& o);
+                    const Tensor& bias, const Tensor& mask, const Tensor& o, const Tensor& lse);
   /// Global attention (one query a column, keys and values shared by the heads); same header.
   void (*global_attention)(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
                            const Tensor& mask, const Tensor& o);
   /// Their gradients, added; each of the last may be undefined.
   void (*attention_backward)(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
-                             const Tensor& bias, const Tensor& mask, const Tensor& dy,
-                             const Tensor& dq, const Tensor& dk, const Tensor& dv,
-                             const Tensor& dgate, const Tensor& dbias);
+                             const Tensor& bias, const Tensor& mask, const Tensor& o,
+                             const Tensor& lse, const Tensor& dy, const Tensor& dq,
+                             const Tensor& dk, const Tensor& dv, const Tensor& dgate,
+                             const Tensor& dbias);
   void (*global_attention_backward)(const Tensor& q, const Tensor& k, const Tensor& v,
                                     const Tensor& gate, const Tensor& mask, const Tensor& dy,
                                     const Tensor& dq, const Tensor& dk, const Tensor& dv,
@@ -77,6 +98,10 @@ struct Kernels {
   /// z[i, j] += (sum_{c,d} (sum_s left[s,i,c] right[s,j,d]) w[c,d] + b) / (1e-3 + norm[i,j]).
   void (*outer_product_mean)(const Tensor& left, const Tensor& right, const Tensor& w,
                              const Tensor& b, const Tensor& norm, const Tensor& z);
+  /// Its gradients, added; each of the last four may be undefined. dz is overwritten.
+  void (*outer_product_mean_backward)(const Tensor& left, const Tensor& right, const Tensor& w,
+                                      const Tensor& norm, const Tensor& dz, const Tensor& dleft,
+                                      const Tensor& dright, const Tensor& dw, const Tensor& db);
   /// Input and recycled pair embedding; see core/ops/embed.h.
   void (*pair_embed)(const Tensor& left, const Tensor& right, const Tensor& residue_index,
                      const Tensor& relpos, const Tensor& beta, const Tensor& dgram,
@@ -122,6 +147,16 @@ struct Kernels {
   void (*relu)(const Tensor& x, const Tensor& out);
   /// out[i, j] = x[i, j] + x[j, i].
   void (*symmetrize)(const Tensor& x, const Tensor& out);
+  /// loss [1] f64 = norm sum_r weight[r] (logsumexp(logits[r]) - logits[r, class[r]]), weights f64;
+  /// the gradient's rows are written where the weight is not 0. Contiguous.
+  void (*cross_entropy)(const Tensor& logits, const Tensor& classes, const Tensor& weights,
+                        double norm, const Tensor& loss, const Tensor& gradient);
+  /// norm [1] f64 = sqrt of the sum of all squares, in a fixed order.
+  void (*global_norm)(TensorList arrays, const Tensor& norm);
+  /// sum += gradient, scaled to the norm `limit` where it is longer (0: never); nothing where its
+  /// norm is not finite.
+  void (*add_clipped)(TensorList gradient, const Tensor& norm, double limit, TensorList sum);
+  void (*adam_step)(const AdamNumbers& numbers, const AdamLists& lists);
 };
 
 /// The table for a device. The CPU's is chosen once by what the processor has; FASTFOLD_ISA=v3 in

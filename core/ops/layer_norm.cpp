@@ -32,14 +32,9 @@ Var layer_norm_channels_first(const Var& x, const Var& scale, const Var& offset)
   const Tensor y = Tensor::empty({xv.size(1), xv.size(2), xv.size(0)}, xv.dtype(), xv.device());
   kernels(xv.device()).layer_norm_channels_first(xv, scale.value(), offset.value(), y);
   return result("layer_norm_channels_first", y, {&x, &scale, &offset}, [=](const Tensor& dy) {
-    const Kernels& k = kernels(dy.device());
-    const auto channels_last = [](const Tensor& t) { return t.transpose(0, 1).transpose(1, 2); };
-    const auto channels_first = [](const Tensor& t) { return t.transpose(1, 2).transpose(0, 1); };
-    const Tensor to = x.grad_into();
-    const Tensor dx = to ? Tensor::zeros(dy.shape(), dy.dtype()) : Tensor();
-    k.layer_norm_backward(channels_last(x.value()).contiguous(), scale.value(), dy, dx,
-                          scale.grad_into(), offset.grad_into());
-    if (to) k.add(channels_first(dx).contiguous(), to);
+    kernels(dy.device())
+        .layer_norm_channels_first_backward(x.value(), scale.value(), dy, x.grad_into(),
+                                            scale.grad_into(), offset.grad_into());
   });
 }
 

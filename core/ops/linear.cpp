@@ -1,7 +1,6 @@
 // Linear: collapses the leading axes to at most two strided ones and calls the matrix product.
 #include "core/ops/linear.h"
 
-#include "core/ops/kernels.h"
 #include "core/ops/views.h"
 
 namespace ff {

@@ -2,10 +2,9 @@
 #pragma once
 
 #include "core/autograd/tape.h"
+#include "core/ops/kernels.h"
 
 namespace ff {
-
-enum class Activation { kNone, kRelu, kSigmoid };
 
 /// y[..., o] = act(sum_c x[..., c] w[c, o] + b[o])
 /// x  [..., c_in]   f32, bf16 or f64, last axis contiguous

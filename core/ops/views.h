@@ -33,15 +33,23 @@ Var stack(const Vars& parts, int axis);
 /// A copy in another dtype; itself when it is that already.
 Var cast(const Var& x, Dtype dtype);
 
+/// A copy on another device, with the gradient copied back; itself when it is there already.
+Var to_device(const Var& x, Device device);
+
 /// Calls f(start, count) for ranges of `step` that cover [0, n): on the CPU's threads at once, in
 /// order on a GPU. For NoGrad only.
 void for_ranges(Device device, int64_t n, int64_t step,
                 const std::function<void(int64_t, int64_t)>& f);
 
-/// Rows of x's axis 0 that pass through a module at a time under NoGrad: enough for full matrix
-/// products, few enough for their temporaries to stay in a core's cache.
+/// Rows of x's axis 0 that pass through a module at a time under NoGrad. On the CPU enough for full
+/// matrix products, few enough for their temporaries to stay in a core's cache; on a GPU enough to
+/// fill it, few enough to bound the temporaries, in ranges of one size.
 inline int64_t rows_at_once(const Var& x) {
-  return std::max<int64_t>(1, 1024 / std::max<int64_t>(1, x.size(1)));
+  const int64_t row = std::max<int64_t>(1, x.size(1)), n = std::max<int64_t>(1, x.size(0));
+  if (x.value().device().kind == Device::cpu) return std::max<int64_t>(1, 1024 / row);
+  constexpr int64_t kMost = int64_t(1) << 18;  // times 4 x 256 channels of bf16: 512 MiB
+  const int64_t most = std::max<int64_t>(1, kMost / row), ranges = (n + most - 1) / most;
+  return (n + ranges - 1) / ranges;
 }
 
 /// f(rows, start) returns its rows of x's axis 0 plus an update that depends on no other row; this
@@ -64,6 +72,10 @@ Var map_rows(const Var& x, int axis, F f) {
   std::once_flag allocated;
   for_ranges(x.value().device(), x.size(0), rows_at_once(x), [&](int64_t start, int64_t count) {
     const Tensor part = f(narrow(x, 0, start, count), start).value();
+    if (count == x.size(0)) {
+      all = part;
+      return;
+    }
     std::call_once(allocated, [&] {
       Dims shape = part.shape();
       shape[axis] = x.size(0);

@@ -51,7 +51,17 @@ void* cpu_allocate(int64_t bytes, int) {
 }
 void cpu_release(void* p, int64_t, int) { std::free(p); }
 
-Allocator g_allocators[kKinds] = {{cpu_allocate, cpu_release}, {nullptr, nullptr}};
+void cpu_zero(void* p, int64_t bytes) { std::memset(p, 0, size_t(bytes)); }
+
+/// upload, download and copy are never asked of the CPU.
+DeviceMemory g_memory[kKinds] = {
+    {cpu_allocate, cpu_release, cpu_zero, nullptr, nullptr, nullptr, [] {}}, {}};
+
+const DeviceMemory& memory_of(Device device) {
+  const DeviceMemory& memory = g_memory[device.kind];
+  check(memory.allocate != nullptr, "no memory is registered for this kind of device");
+  return memory;
+}
 
 }  // namespace
 
@@ -61,23 +71,23 @@ MemoryCount memory_count(Device::Kind kind) {
 void reset_memory_peak(Device::Kind kind) {
   g_counters[kind].peak.store(g_counters[kind].current.load());
 }
-void register_allocator(Device::Kind kind, Allocator allocator) { g_allocators[kind] = allocator; }
+void register_memory(Device::Kind kind, const DeviceMemory& memory) { g_memory[kind] = memory; }
+void synchronize(Device device) { memory_of(device).synchronize(); }
 
 struct Tensor::Storage {
   Storage(int64_t bytes_, Device device_) : bytes(bytes_), device(device_) {
-    const Allocator& a = g_allocators[device.kind];
-    check(a.allocate != nullptr, "no allocator for this kind of device");
-    p = a.allocate(std::max<int64_t>(bytes, 1), device.index);
+    p = memory_of(device).allocate(std::max<int64_t>(bytes, 1), device.index);
     if (!p) {
       const MemoryCount m = memory_count(device.kind);
       fail(Exit::kDevice, "out of memory: ", bytes, " bytes asked for with ", m.current,
-           " bytes of tensors alive; use fewer MSA rows (--max-msa) or a machine with more memory");
+           " bytes of tensors alive; use fewer MSA rows (--max-msa) or a ",
+           device.kind == Device::cpu ? "machine" : "GPU", " with more memory");
     }
     g_counters[device.kind].add(bytes);
   }
   ~Storage() {
     g_counters[device.kind].add(-bytes);
-    g_allocators[device.kind].release(p, bytes, device.index);
+    g_memory[device.kind].release(p, bytes, device.index);
   }
   Storage(const Storage&) = delete;
   Storage& operator=(const Storage&) = delete;
@@ -108,9 +118,9 @@ Tensor Tensor::empty(const Dims& shape, Dtype dtype, Device device) {
   return t;
 }
 
-Tensor Tensor::zeros(const Dims& shape, Dtype dtype) {
-  Tensor t = empty(shape, dtype);
-  std::memset(t.raw(), 0, t.numel() * size_of(dtype));
+Tensor Tensor::zeros(const Dims& shape, Dtype dtype, Device device) {
+  Tensor t = empty(shape, dtype, device);
+  if (t.numel()) memory_of(device).zero(t.raw(), t.numel() * size_of(dtype));
   return t;
 }
 
@@ -130,6 +140,7 @@ bool Tensor::is_contiguous() const {
 
 double Tensor::item() const {
   check(numel() == 1, "item() of a tensor of shape ", shape_);
+  if (device_.kind != Device::cpu) return to(Device{}).item();
   switch (dtype_) {
     case Dtype::f32:
       return *data<float>();
@@ -294,30 +305,50 @@ void with_type(Dtype dtype, F f) {
 
 void Tensor::copy_from(const Tensor& source) const {
   check(shape_ == source.shape_, "copy of ", source.shape_, " into ", shape_);
-  check(device_.kind == Device::cpu && source.device_.kind == Device::cpu,
-        "copy_from is for the CPU");
   if (!numel()) return;
-  if (dtype_ == source.dtype_ && is_contiguous() && source.is_contiguous()) {
-    std::memcpy(raw(), source.raw(), numel() * size_of(dtype_));
-    return;
-  }
-  with_type(dtype_, [&](auto to) {
-    with_type(source.dtype_, [&](auto from) {
-      copy_axis(data<decltype(to)>(), source.data<decltype(from)>(), shape_, strides_,
-                source.strides_, 0);
+  const int64_t bytes = numel() * size_of(dtype_);
+  const bool alike = dtype_ == source.dtype_ && is_contiguous() && source.is_contiguous();
+  const bool from_cpu = source.device_.kind == Device::cpu, to_cpu = device_.kind == Device::cpu;
+  if (!from_cpu && !to_cpu) {
+    check(device_ == source.device_, "copy from one GPU to another");
+    memory_of(device_).copy(source, *this);
+  } else if (alike && !to_cpu) {
+    memory_of(device_).upload(raw(), source.raw(), bytes);
+  } else if (alike && !from_cpu) {
+    memory_of(source.device_).download(raw(), source.raw(), bytes);
+  } else if (alike) {
+    std::memcpy(raw(), source.raw(), size_t(bytes));
+  } else if (!to_cpu) {
+    // What crosses is contiguous; it is made so where the values are.
+    const Tensor ready = source.to(dtype_).contiguous();
+    copy_from(is_contiguous() ? ready : ready.to(device_));
+  } else if (!from_cpu) {
+    copy_from(source.contiguous().to(device_));
+  } else {
+    with_type(dtype_, [&](auto to) {
+      with_type(source.dtype_, [&](auto from) {
+        copy_axis(data<decltype(to)>(), source.data<decltype(from)>(), shape_, strides_,
+                  source.strides_, 0);
+      });
     });
-  });
+  }
 }
 
 Tensor Tensor::clone() const {
-  Tensor t = empty(shape_, dtype_);
+  Tensor t = empty(shape_, dtype_, device_);
   t.copy_from(*this);
   return t;
 }
 Tensor Tensor::contiguous() const { return is_contiguous() ? *this : clone(); }
 Tensor Tensor::to(Dtype dtype) const {
   if (dtype == dtype_) return *this;
-  Tensor t = empty(shape_, dtype);
+  Tensor t = empty(shape_, dtype, device_);
+  t.copy_from(*this);
+  return t;
+}
+Tensor Tensor::to(Device device) const {
+  if (device == device_) return *this;
+  Tensor t = empty(shape_, dtype_, device);
   t.copy_from(*this);
   return t;
 }

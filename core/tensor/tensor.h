@@ -105,12 +105,21 @@ struct MemoryCount {
 MemoryCount memory_count(Device::Kind kind = Device::cpu);
 void reset_memory_peak(Device::Kind kind = Device::cpu);
 
-/// How a device hands out memory; the CPU's is built in, the CUDA module registers its own.
-struct Allocator {
-  void* (*allocate)(int64_t bytes, int index);
+/// What a device can do with memory; the CPU's is built in, the CUDA module registers its own.
+/// Calls are ordered with each other and with the device's kernels; errors are thrown.
+struct DeviceMemory {
+  void* (*allocate)(int64_t bytes, int index);  ///< nullptr where there is none left
   void (*release)(void* p, int64_t bytes, int index);
+  void (*zero)(void* p, int64_t bytes);
+  void (*upload)(void* to, const void* from, int64_t bytes);  ///< `from` is read before it returns
+  void (*download)(void* to, const void* from, int64_t bytes);     ///< has arrived when it returns
+  void (*copy)(const class Tensor& from, const class Tensor& to);  ///< any strides and dtypes
+  void (*synchronize)();
 };
-void register_allocator(Device::Kind kind, Allocator allocator);
+void register_memory(Device::Kind kind, const DeviceMemory& memory);
+
+/// Waits until the device has done all that was asked of it.
+void synchronize(Device device);
 
 class Tensor {
  public:
@@ -118,7 +127,7 @@ class Tensor {
 
   /// Uninitialised, row-major. Throws Exit::kDevice when there is no memory for it.
   static Tensor empty(const Dims& shape, Dtype dtype = Dtype::f32, Device device = {});
-  static Tensor zeros(const Dims& shape, Dtype dtype = Dtype::f32);
+  static Tensor zeros(const Dims& shape, Dtype dtype = Dtype::f32, Device device = {});
   /// A copy of `values` in `shape`, on the CPU.
   template <class T>
   static Tensor of(const Dims& shape, const T* values) {
@@ -149,7 +158,7 @@ class Tensor {
     return static_cast<T*>(raw());
   }
   void* raw() const;
-  /// The value of a tensor of one element, as double.
+  /// The value of a tensor of one element, as double. Waits for the device.
   double item() const;
 
   // Views on the same storage.
@@ -163,12 +172,14 @@ class Tensor {
   /// their strides allow it; throws otherwise.
   Tensor view(const Dims& shape) const;
 
-  /// Itself when already row-major, else a row-major copy. CPU only.
+  /// Itself when already row-major, else a row-major copy.
   Tensor contiguous() const;
   Tensor clone() const;
-  /// Copy in another dtype (itself when the same). CPU only.
+  /// Copy in another dtype, or on another device; itself when the same. A copy to the CPU waits for
+  /// the device.
   Tensor to(Dtype dtype) const;
-  /// Copies the values of `source` (same shape, any strides and dtype) into this view. CPU only.
+  Tensor to(Device device) const;
+  /// Copies the values of `source` (same shape, any strides, dtype and device) into this view.
   void copy_from(const Tensor& source) const;
 
  private:

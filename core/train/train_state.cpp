@@ -59,7 +59,7 @@ TrainState initial_state(Arrays params) {
 void write_train_state(const std::string& path, const TrainState& state) {
   Arrays arrays;
   for (const auto& [prefix, group] : groups(state))
-    for (const auto& [name, t] : *group) arrays.emplace(prefix + name, t);
+    for (const auto& [name, t] : *group) arrays.emplace(prefix + name, t.to(Device{}));
   Attributes texts = {{"kind", "training"},
                       {"model", state.model},
                       {"config", state.config},

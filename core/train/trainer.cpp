@@ -80,7 +80,7 @@ SamplerConfig sampler_config(const TrainConfig& c) {
   return s;
 }
 
-Trainer::Trainer(const TrainConfig& config, TrainState state, int threads, Grid grid)
+Trainer::Trainer(const TrainConfig& config, TrainState state, int threads, Grid grid, Device device)
     : config_(config),
       precision_(config.run.precision == "bf16"  ? Dtype::bf16
                  : config.run.precision == "f64" ? Dtype::f64
@@ -95,9 +95,13 @@ Trainer::Trainer(const TrainConfig& config, TrainState state, int threads, Grid 
         cat("run.global_batch is ", config.run.global_batch, ", fewer samples than the ",
             grid_.dp.size(), " groups of ranks; raise it or run.dap"),
         grid_.world.rank() == 0);
-  // The ranks that share a sample meet in its collectives: one at a time.
-  const int64_t batch =
-      grid_.dap.single() ? config.run.accumulate.value_or(own_samples().count) : 1;
+  for (Arrays* arrays : {&state_.params, &state_.m, &state_.v, &state_.ema})
+    for (auto& [name, t] : *arrays) t = t.to(device);
+  // The ranks that share a sample meet in its collectives, and a GPU's work in one stream: one at a
+  // time.
+  const int64_t batch = grid_.dap.single() && device.kind == Device::cpu
+                            ? config.run.accumulate.value_or(own_samples().count)
+                            : 1;
   for (int64_t w = 0; w < std::min<int64_t>(threads, std::max<int64_t>(1, batch)); ++w) {
     workers_.emplace_back(config.model, state_.params, "the state");
     workers_.back().want_grads();
@@ -143,7 +147,7 @@ Trainer::Result Trainer::run(Params& worker, const TrainingSample& sample) const
   shares.finish();
   const Tensor mask = sample.labels.at("all_atom_mask").select(1, kAtomCa).contiguous();
   const std::vector<double> lddt =
-      lddt_ca(outputs.fold.layers.back().atoms.value().select(1, 1),
+      lddt_ca(outputs.fold.layers.back().atoms.value().to(Device{}).select(1, 1),
               sample.labels.at("all_atom_positions").select(1, kAtomCa), mask);
   double sum = 0, count = 1e-10;
   for (size_t i = 0; i < lddt.size(); ++i) {

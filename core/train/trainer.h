@@ -33,8 +33,10 @@ class Trainer {
  public:
   /// `threads` work on as many samples at a time as a step has, the others within a sample. The
   /// result does not depend on their number. The state's parameters must be those of config.model,
-  /// and the same on all ranks of the grid.
-  Trainer(const TrainConfig& config, TrainState state, int threads, Grid grid = {});
+  /// and the same on all ranks of the grid. On a GPU the state lives there and samples go one by
+  /// one.
+  Trainer(const TrainConfig& config, TrainState state, int threads, Grid grid = {},
+          Device device = {});
 
   /// Which of a step's samples are this rank's.
   Range own_samples() const {

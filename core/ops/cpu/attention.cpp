@@ -165,7 +165,7 @@ void run_global(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor&
 }  // namespace
 
 void attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
-               const Tensor& bias, const Tensor& mask, const Tensor& o) {
+               const Tensor& bias, const Tensor& mask, const Tensor& o, const Tensor&) {
   by_type(q, [&](auto t) { run<decltype(t)>(q, k, v, gate, bias, mask, o); });
 }
 

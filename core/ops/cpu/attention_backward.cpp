@@ -241,9 +241,9 @@ void run_backward(const Tensor& q, const Tensor& k, const Tensor& v, const Tenso
 }  // namespace
 
 void attention_backward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
-                        const Tensor& bias, const Tensor& mask, const Tensor& dy, const Tensor& dq,
-                        const Tensor& dk, const Tensor& dv, const Tensor& dgate,
-                        const Tensor& dbias) {
+                        const Tensor& bias, const Tensor& mask, const Tensor&, const Tensor&,
+                        const Tensor& dy, const Tensor& dq, const Tensor& dk, const Tensor& dv,
+                        const Tensor& dgate, const Tensor& dbias) {
   by_type(q, [&](auto t) {
     run_backward<decltype(t)>(q, k, v, gate, bias, mask, dy, dq, dk, dv, dgate, dbias);
   });

@@ -132,4 +132,14 @@ void layer_norm_channels_first(const Tensor& x, const Tensor& scale, const Tenso
   });
 }
 
+void layer_norm_channels_first_backward(const Tensor& x, const Tensor& scale, const Tensor& dy,
+                                        const Tensor& dx, const Tensor& dscale,
+                                        const Tensor& doffset) {
+  const auto channels_last = [](const Tensor& t) { return t.transpose(0, 1).transpose(1, 2); };
+  const auto channels_first = [](const Tensor& t) { return t.transpose(1, 2).transpose(0, 1); };
+  const Tensor last = dx.defined() ? Tensor::zeros(dy.shape(), dy.dtype()) : Tensor();
+  layer_norm_backward(channels_last(x).contiguous(), scale, dy, last, dscale, doffset);
+  if (dx.defined()) add(channels_first(last).contiguous(), dx);
+}
+
 }  // namespace ff::cpu::FF_ISA

@@ -51,4 +51,38 @@ void outer_product_mean(const Tensor& left, const Tensor& right, const Tensor& w
   });
 }
 
+/// The products of one row i of left with all of right, [c, n_j, d], exist at a time.
+void outer_product_mean_backward(const Tensor& left, const Tensor& right, const Tensor& w,
+                                 const Tensor& norm, const Tensor& dz, const Tensor& dleft,
+                                 const Tensor& dright, const Tensor& dw, const Tensor& db) {
+  const Tensor factor = norm.clone();
+  const auto invert = [&](auto* f) {
+    for (int64_t i = 0; i < factor.numel(); ++i) f[i] = 1 / (decltype(+*f)(1e-3) + f[i]);
+  };
+  factor.dtype() == Dtype::f64 ? invert(factor.data<double>()) : invert(factor.data<float>());
+  scale_rows(factor, dz);
+  const int64_t n_seq = left.size(0), n_j = right.size(1), c = left.size(2), d = right.size(2);
+  const Tensor r = right.contiguous(), rows = r.view({n_seq, n_j * d});
+  if (db.defined()) add_column_sums(dz.view({-1, dz.size(2)}), db);
+  const Tensor product = Tensor::empty({c, n_j, d}, dz.dtype());
+  const Tensor flat = product.view({c, n_j * d});
+  const auto add_product = [&](const Tensor& x, const Tensor& y, const Tensor& to) {
+    gemm(x, y, {}, to, Activation::kNone, true);
+  };
+  for (int64_t i = 0; i < left.size(1); ++i) {
+    const Tensor li = left.select(1, i), g = dz.narrow(0, i, 1);  // [n_seq, c], [1, n_j, c_z]
+    if (dw.defined()) {
+      gemm(li.transpose(0, 1).unsqueeze(0), rows.unsqueeze(0), {}, flat.unsqueeze(0));
+      add_product(product.transpose(1, 2), g, dw);
+    }
+    if (!dleft.defined() && !dright.defined()) continue;
+    gemm(g, w.transpose(1, 2), {}, product);
+    if (dleft.defined())
+      add_product(rows.unsqueeze(0), flat.transpose(0, 1).unsqueeze(0),
+                  dleft.select(1, i).unsqueeze(0));
+    if (dright.defined())
+      add_product(li.unsqueeze(0), flat.unsqueeze(0), dright.view({1, n_seq, n_j * d}));
+  }
+}
+
 }  // namespace ff::cpu::FF_ISA

@@ -21,6 +21,7 @@ const Kernels kTable = {
     .layer_norm = layer_norm,
     .layer_norm_backward = layer_norm_backward,
     .layer_norm_channels_first = layer_norm_channels_first,
+    .layer_norm_channels_first_backward = layer_norm_channels_first_backward,
     .linear = linear,
     .activation_backward = activation_backward,
     .add_column_sums = add_column_sums,
@@ -39,6 +40,7 @@ const Kernels kTable = {
     .add_dropped = add_dropped,
     .scale_rows = scale_rows,
     .outer_product_mean = outer_product_mean,
+    .outer_product_mean_backward = outer_product_mean_backward,
     .pair_embed = pair_embed,
     .pair_embed_backward = pair_embed_backward,
     .invariant_point_attention = invariant_point_attention,
@@ -60,6 +62,10 @@ const Kernels kTable = {
     .atom14_to_atom37_backward = atom14_to_atom37_backward,
     .relu = relu,
     .symmetrize = symmetrize,
+    .cross_entropy = cross_entropy,
+    .global_norm = global_norm,
+    .add_clipped = add_clipped,
+    .adam_step = adam_step,
 };
 
 }  // namespace ff::cpu::FF_ISA

@@ -18,15 +18,18 @@ void add_gated_backward(const Tensor& x, const Tensor& gate, const Tensor& dy, c
                         const Tensor& dgate);
 void layer_norm_channels_first(const Tensor& x, const Tensor& scale, const Tensor& offset,
                                const Tensor& y);
+void layer_norm_channels_first_backward(const Tensor& x, const Tensor& scale, const Tensor& dy,
+                                        const Tensor& dx, const Tensor& dscale,
+                                        const Tensor& doffset);
 void attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
-               const Tensor& bias, const Tensor& mask, const Tensor& o);
+               const Tensor& bias, const Tensor& mask, const Tensor& o, const Tensor& lse);
 void global_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
                       const Tensor& mask, const Tensor& o);
 void masked_mean(const Tensor& x, const Tensor& mask, const Tensor& y);
 void attention_backward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
-                        const Tensor& bias, const Tensor& mask, const Tensor& dy, const Tensor& dq,
-                        const Tensor& dk, const Tensor& dv, const Tensor& dgate,
-                        const Tensor& dbias);
+                        const Tensor& bias, const Tensor& mask, const Tensor& o, const Tensor& lse,
+                        const Tensor& dy, const Tensor& dq, const Tensor& dk, const Tensor& dv,
+                        const Tensor& dgate, const Tensor& dbias);
 void global_attention_backward(const Tensor& q, const Tensor& k, const Tensor& v,
                                const Tensor& gate, const Tensor& mask, const Tensor& dy,
                                const Tensor& dq, const Tensor& dk, const Tensor& dv,
@@ -44,6 +47,9 @@ void add_dropped(const Tensor& x, const Tensor& factors, const Tensor& y);
 void scale_rows(const Tensor& mask, const Tensor& y);
 void outer_product_mean(const Tensor& left, const Tensor& right, const Tensor& w, const Tensor& b,
                         const Tensor& norm, const Tensor& z);
+void outer_product_mean_backward(const Tensor& left, const Tensor& right, const Tensor& w,
+                                 const Tensor& norm, const Tensor& dz, const Tensor& dleft,
+                                 const Tensor& dright, const Tensor& dw, const Tensor& db);
 void pair_embed(const Tensor& left, const Tensor& right, const Tensor& residue_index,
                 const Tensor& relpos, const Tensor& beta, const Tensor& dgram, const Tensor& breaks,
                 int64_t first_row, const Tensor& z);
@@ -79,5 +85,10 @@ void atom14_to_atom37_backward(const Tensor& index, const Tensor& mask, const Te
                                const Tensor& datoms);
 void relu(const Tensor& x, const Tensor& out);
 void symmetrize(const Tensor& x, const Tensor& out);
+void cross_entropy(const Tensor& logits, const Tensor& classes, const Tensor& weights, double norm,
+                   const Tensor& loss, const Tensor& gradient);
+void global_norm(TensorList arrays, const Tensor& norm);
+void add_clipped(TensorList gradient, const Tensor& norm, double limit, TensorList sum);
+void adam_step(const AdamNumbers& numbers, const AdamLists& lists);
 
 }  // namespace ff::cpu::FF_ISA

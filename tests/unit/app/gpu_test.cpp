@@ -6,7 +6,8 @@
 using namespace ff;
 
 TEST_CASE("the reason why there is no GPU is one sentence") {
-  const std::string reason = why_no_gpu();
+  const std::string reason = find_gpus().reason;
+  if (reason.empty()) return;
   INFO(reason);
   CHECK(reason.size() > 20);
   CHECK(reason.find('\n') == std::string::npos);

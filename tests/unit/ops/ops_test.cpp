@@ -302,7 +302,7 @@ TEST_CASE("the AVX2 kernels agree with the ones chosen at run time", "[ops]") {
                bias = random({4, 50, 50}, Dtype::f32), mask = random.mask({3, 50});
   const Tensor a = attention(q, q, g, g, bias, mask).value();
   const Tensor b = Tensor::empty(a.shape());
-  cpu::v3::kTable.attention(q, q, g, g, bias, mask, b);
+  cpu::v3::kTable.attention(q, q, g, g, bias, mask, b, {});
   require_close(b, a, 1e-6);
 }
 

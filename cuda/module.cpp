@@ -1,4 +1,4 @@
-// The GPU module: says which GPUs there are, or why none can be used.
+// The GPU module: says which GPUs there are, or why none can be used; takes one.
 #include "cuda/module.h"
 
 #include <cuda_runtime_api.h>
@@ -8,6 +8,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+
+#include "cuda/module_parts.h"
+#include "cuda/table.h"
 
 namespace ff {
 namespace {
@@ -48,14 +51,8 @@ cudaError_t describe(int device, GpuInfo* gpu) {
   return cudaSuccess;
 }
 
-}  // namespace
-}  // namespace ff
-
-/// Fills `report`; never throws and never prints.
-extern "C" __attribute__((visibility("default"))) void fastfold_cuda_report(ff::GpuReport* report) {
-  using namespace ff;
+void report_gpus(GpuReport* report, int only) {
   std::memset(report, 0, sizeof *report);
-  std::snprintf(report->version, sizeof report->version, "%s", FASTFOLD_VERSION);
   int count = 0;
   const cudaError_t found = cudaGetDeviceCount(&count);
   if (found == cudaErrorInsufficientDriver) return explain_driver(report);
@@ -68,8 +65,11 @@ extern "C" __attribute__((visibility("default"))) void fastfold_cuda_report(ff::
   if (found != cudaSuccess) {
     return explain(report, "the NVIDIA driver failed: %s", cudaGetErrorString(found));
   }
+  if (only >= count) return explain(report, "GPU %d was asked for, and there are %d", only, count);
   bool usable = false;
-  for (int i = 0; i < std::min(count, GpuReport::kMaxGpus); ++i) {
+  report->first = std::max(only, 0);
+  const int end = only < 0 ? std::min(count, GpuReport::kMaxGpus) : only + 1;
+  for (int i = report->first; i < end; ++i) {
     GpuInfo* gpu = &report->gpus[report->count++];
     if (const cudaError_t e = describe(i, gpu)) {
       explain(report, "GPU %d failed: %s", i, cudaGetErrorString(e));
@@ -81,4 +81,19 @@ extern "C" __attribute__((visibility("default"))) void fastfold_cuda_report(ff::
     }
   }
   if (usable) report->reason[0] = 0;
+}
+
+void use_gpu(int index) {
+  cuda::start(index);
+  cuda::open_blas();
+  register_kernels(Device::cuda, &cuda::kTable);
+}
+
+constexpr GpuModule kModule = {FASTFOLD_VERSION, report_gpus, use_gpu};
+
+}  // namespace
+}  // namespace ff
+
+extern "C" __attribute__((visibility("default"))) const ff::GpuModule* fastfold_cuda() {
+  return &ff::kModule;
 }

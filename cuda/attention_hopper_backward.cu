@@ -1,0 +1,248 @@
+// Attention backward on Hopper, dq and dk with dv: as attention_mma_backward.cu, by the
+// asynchronous matrix unit. Each warpgroup of a block takes a row of the batch of its own, and of
+// it 64 queries (for dq) or keys (for dk and dv), and passes over the other side in tiles of 64;
+// the warpgroups share the bias's tiles.
+#include "cuda/attention_mma.cuh"
+#include "cuda/wgmma.cuh"
+
+namespace ff::cuda {
+namespace {
+
+constexpr int kTileRows = 64, kGroups = 3, kGroupThreads = 128, kThreads = kGroups * kGroupThreads;
+
+/// kKeys: a warpgroup owns keys, and passes over queries.
+template <int kC, bool kBias, bool kKeys>
+struct Layout {
+  static constexpr int kTileBytes = kTileRows * kC * 2;
+  static constexpr int kOwnBytes = 2 * kTileBytes;  ///< k and v, or q and d_out
+  /// Of a warpgroup: the same of the other side, and [lse, delta] of queries or the mask of keys.
+  static constexpr int kOtherBytes = 2 * kTileBytes, kRowsBytes = 1024;
+  static constexpr int kGroupBytes = kOtherBytes + kRowsBytes;
+  /// Rows are queries; a warp's 8-byte reads of 8 rows, or its reads of 8 columns of 4 rows, meet
+  /// no bank twice.
+  static constexpr int kBiasPitch = kTileRows + (kKeys ? 4 : 8);
+  static constexpr int kBiasAt = kGroups * kGroupBytes;
+  static constexpr int kBiasBytes = kTileRows * kBiasPitch * 4;
+  static constexpr int kStageBytes = kBiasAt + (kBias ? (kBiasBytes + 1023) / 1024 * 1024 : 0);
+  static constexpr int kBytes = kGroups * kOwnBytes + 2 * kStageBytes;
+};
+
+/// `first` is dq, or dk; `second` is dv.
+template <int kC, bool kBias, bool kKeys>
+__global__ void __launch_bounds__(kThreads, 1)
+    backward_kernel(Operands a, HeadView<__nv_bfloat16> first, HeadView<__nv_bfloat16> second) {
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  using L = Layout<kC, kBias, kKeys>;
+  extern __shared__ __align__(1024) unsigned char shared[];
+  const int lane = threadIdx.x % 32, group = threadIdx.x / kGroupThreads,
+            thread = threadIdx.x % kGroupThreads;
+  const int n_own = kKeys ? a.n_key : a.n_query, n_other = kKeys ? a.n_query : a.n_key;
+  const int tiles = (n_own + kTileRows - 1) / kTileRows,
+            batches = (a.batch + kGroups - 1) / kGroups;
+  const int row0 = blockIdx.x % tiles * kTileRows;
+  const int wanted = int(blockIdx.x / tiles % batches) * kGroups + group;
+  const int64_t h = blockIdx.x / tiles / batches, b = min(wanted, a.batch - 1);
+  const int local = thread / 32 * 16 + lane / 4, row = row0 + local;  // and 8 rows on
+  const auto &own_c = kKeys ? a.k : a.q, &own_v = kKeys ? a.v : a.d_out,
+             &other_c = kKeys ? a.q : a.k, &other_v = kKeys ? a.d_out : a.v;
+
+  const uint32_t base = shared_address(shared), own = base + group * L::kOwnBytes;
+  const uint32_t stages = base + kGroups * L::kOwnBytes;
+  unsigned char* const stage_memory = shared + kGroups * L::kOwnBytes;
+  const auto copy_rows = [&](uint32_t to, const HeadView<const __nv_bfloat16>& view, int from,
+                             int n, int c) {
+    constexpr int kChunks = kC / 8;
+#pragma unroll
+    for (int i = 0; i < kTileRows * kChunks; i += kGroupThreads) {
+      const int r = (i + thread) / kChunks, chunk = (i + thread) % kChunks;
+      const bool there = from + r < n && chunk * 8 < c;
+      const __nv_bfloat16* p = view.at(b, there ? from + r : 0, h) + (there ? chunk * 8 : 0);
+      copy_async16(to + chunk_offset<kC>(r, chunk), p, there ? 16 : 0);
+    }
+  };
+  const auto copy = [&](int other0, int stage) {
+    const uint32_t at = stages + stage * L::kStageBytes, mine = at + group * L::kGroupBytes;
+    copy_rows(mine, other_c, other0, n_other, a.c);
+    copy_rows(mine + L::kTileBytes, other_v, other0, n_other, a.c_v);
+    if constexpr (kKeys) {
+      const int query = other0 + thread % kTileRows;
+      auto* to = reinterpret_cast<float*>(stage_memory + stage * L::kStageBytes +
+                                          group * L::kGroupBytes + L::kOtherBytes);
+      const int64_t from = (b * a.n_head + h) * a.n_query + query;
+      // A query that does not exist has weights 0.
+      to[thread] = thread < kTileRows ? (query < a.n_query ? a.lse[from] : INFINITY)
+                                      : (query < a.n_query ? a.delta[from] : 0.0f);
+    } else if (a.mask && thread < kTileRows) {
+      const int key = other0 + thread;
+      const float* from = a.mask + b * a.mask_batch;
+      copy_async4(mine + L::kOtherBytes + thread * 4,
+                  key < a.n_key ? from + key * a.mask_key : from, key < a.n_key ? 4 : 0);
+    }
+    if constexpr (kBias)
+      copy_bias<kTileRows, kTileRows, L::kBiasPitch>(at + L::kBiasAt, a, h, kKeys ? other0 : row0,
+                                                     kKeys ? row0 : other0, threadIdx.x, kThreads);
+  };
+  copy_rows(own, own_c, row0, n_own, a.c);
+  copy_rows(own + L::kTileBytes, own_v, row0, n_own, a.c_v);
+  copy(0, 0);
+  copy_commit();
+
+  // Of the two rows of this thread: queries' sums, or whether the keys are there and kept.
+  float lse[2] = {}, delta[2] = {};
+  bool kept[2] = {true, true};
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int r = row + 8 * i;
+    if constexpr (kKeys) {
+      kept[i] = r < a.n_key && (!a.mask || a.mask[b * a.mask_batch + int64_t(r) * a.mask_key] != 0);
+    } else {
+      const int64_t at = (b * a.n_head + h) * a.n_query + r;
+      lse[i] = r < a.n_query ? a.lse[at] : INFINITY;
+      delta[i] = r < a.n_query ? a.delta[at] : 0;
+    }
+  }
+  const bool all_kept = __all_sync(~0u, kept[0] && kept[1]);
+  float sum_first[kC / 2] = {}, sum_second[kC / 2] = {}, w[32] = {}, dx[32] = {};
+
+  int stage = 0;
+  for (int other0 = 0; other0 < n_other; other0 += kTileRows, stage ^= 1) {
+    copy_wait<0>();
+    fence_shared();
+    __syncthreads();  // this tile is there, and all are done with the one before
+    if (other0 + kTileRows < n_other) copy(other0 + kTileRows, stage ^ 1);
+    copy_commit();
+    const uint32_t other = stages + stage * L::kStageBytes + group * L::kGroupBytes;
+    const uint64_t own_tile = wgmma_tile<kC>(own), own_tile_v = wgmma_tile<kC>(own + L::kTileBytes),
+                   tile = wgmma_tile<kC>(other), tile_v = wgmma_tile<kC>(other + L::kTileBytes);
+    wgmma_fence();
+    wgmma_rows<true>(w, own_tile, tile);
+#pragma unroll
+    for (int k = 1; k < kC / 16; ++k) wgmma_rows<false>(w, own_tile + 2 * k, tile + 2 * k);
+    wgmma_rows<true>(dx, own_tile_v, tile_v);
+#pragma unroll
+    for (int k = 1; k < kC / 16; ++k) wgmma_rows<false>(dx, own_tile_v + 2 * k, tile_v + 2 * k);
+    wgmma_commit();
+    const auto* rows = reinterpret_cast<const float*>(stage_memory + stage * L::kStageBytes +
+                                                      group * L::kGroupBytes + L::kOtherBytes);
+    const auto* bias =
+        reinterpret_cast<const float*>(stage_memory + stage * L::kStageBytes + L::kBiasAt);
+    unsigned there[2] = {~0u, ~0u};  // of keys that are passed over
+    if (!kKeys && (a.mask || other0 + kTileRows > a.n_key)) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        there[i] = __ballot_sync(
+            ~0u, other0 + 32 * i + lane < a.n_key && (!a.mask || rows[32 * i + lane] != 0));
+    }
+    wgmma_wait<0>();
+    keep_registers(w);
+    keep_registers(dx);
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+      const int column = 8 * n + lane % 4 * 2;
+      float2 column_lse = {0, 0}, column_delta = {0, 0};
+      if constexpr (kKeys) {
+        column_lse = *reinterpret_cast<const float2*>(rows + column);
+        column_delta = *reinterpret_cast<const float2*>(rows + kTileRows + column);
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        float2 shift =
+            kKeys ? make_float2(-column_lse.x, -column_lse.y) : make_float2(-lse[i], -lse[i]);
+        if constexpr (kBias) {
+          float2 value;
+          if constexpr (kKeys) {
+            const float* from = bias + column * L::kBiasPitch + local + 8 * i;
+            value = make_float2(from[0], from[L::kBiasPitch]);
+          } else {
+            value =
+                *reinterpret_cast<const float2*>(bias + (local + 8 * i) * L::kBiasPitch + column);
+          }
+          shift.x = fmaf(value.x, kLog2e, shift.x);
+          shift.y = fmaf(value.y, kLog2e, shift.y);
+        }
+        const int e = 4 * n + 2 * i;
+        w[e] = exp2_fast(fmaf(w[e], a.scale2, shift.x));
+        w[e + 1] = exp2_fast(fmaf(w[e + 1], a.scale2, shift.y));
+        dx[e] = w[e] * (dx[e] - (kKeys ? column_delta.x : delta[i]));
+        dx[e + 1] = w[e + 1] * (dx[e + 1] - (kKeys ? column_delta.y : delta[i]));
+      }
+    }
+    if constexpr (kKeys) {
+      if (!all_kept) {
+#pragma unroll
+        for (int e = 0; e < 32; ++e)
+          if (!kept[e / 2 % 2]) {
+            const float column_lse = rows[e / 4 * 8 + lane % 4 * 2 + e % 2];
+            w[e] = column_lse == INFINITY ? 1 / float(a.n_key) : 0.0f;
+            dx[e] = 0;
+          }
+      }
+    } else if ((there[0] & there[1]) != ~0u) {
+#pragma unroll
+      for (int e = 0; e < 32; ++e)
+        if (!(there[e / 16] >> ((e / 4 * 8 + lane % 4 * 2 + e % 2) & 31) & 1)) dx[e] = 0;
+    }
+    uint32_t packed[4][4], packed_d[4][4];
+#pragma unroll
+    for (int k = 0; k < 4; ++k)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        if constexpr (kKeys) packed[k][e] = pack_bf16(w[8 * k + 2 * e], w[8 * k + 2 * e + 1]);
+        packed_d[k][e] = pack_bf16(dx[8 * k + 2 * e], dx[8 * k + 2 * e + 1]);
+      }
+    keep_registers(sum_first);
+    if constexpr (kKeys) keep_registers(sum_second);
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      if constexpr (kKeys) wgmma_channels(sum_second, packed[k], tile_v + k * 2 * kC);
+      wgmma_channels(sum_first, packed_d[k], tile + k * 2 * kC);
+    }
+    wgmma_commit();
+    wgmma_wait<0>();
+    keep_registers(sum_first);
+    if constexpr (kKeys) keep_registers(sum_second);
+  }
+  if (wanted >= a.batch) return;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int r = row + 8 * i;
+    if (r >= n_own) continue;
+#pragma unroll
+    for (int j = 0; j < kC / 8; ++j) {
+      const int channel = 8 * j + lane % 4 * 2, e = 4 * j + 2 * i;
+      if (first.base && channel < a.c)
+        add_pair(first.at(b, r, h) + channel, a.scale, sum_first[e], sum_first[e + 1]);
+      if (second.base && channel < a.c_v)
+        add_pair(second.at(b, r, h) + channel, 1, sum_second[e], sum_second[e + 1]);
+    }
+  }
+#endif
+}
+
+template <int kC, bool kBias>
+void backward(const Operands& a, const AttentionGradients<__nv_bfloat16>& d) {
+  const int64_t batches = ceil_div(a.batch, kGroups) * int64_t(a.n_head);
+  if (d.k.base || d.v.base)
+    launch<backward_kernel<kC, kBias, true>>("attention's backward of keys and values",
+                                             ceil_div(a.n_key, kTileRows) * batches, kThreads,
+                                             Layout<kC, kBias, true>::kBytes, a, d.k, d.v);
+  if (d.q.base)
+    launch<backward_kernel<kC, kBias, false>>(
+        "attention's backward of queries", ceil_div(a.n_query, kTileRows) * batches, kThreads,
+        Layout<kC, kBias, false>::kBytes, a, d.q, HeadView<__nv_bfloat16>());
+}
+
+}  // namespace
+
+bool attention_hopper_backward(const Operands& a, const AttentionGradients<__nv_bfloat16>& d) {
+  const int c = std::max(a.c, a.c_v);
+  if (c > 32 || a.n_query < kTileRows || a.n_key < kTileRows) return false;
+  if (c <= 16)
+    a.bias ? backward<16, true>(a, d) : backward<16, false>(a, d);
+  else
+    a.bias ? backward<32, true>(a, d) : backward<32, false>(a, d);
+  return true;
+}
+
+}  // namespace ff::cuda

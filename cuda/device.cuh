@@ -1,0 +1,96 @@
+// What every kernel needs: element types, rows of strided tensors, sums over a warp.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include "cuda/runtime.h"
+
+namespace ff::cuda {
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+template <class T>
+__device__ __forceinline__ T from_float(float x) {
+  if constexpr (sizeof(T) == 2)
+    return __float2bfloat16_rn(x);
+  else
+    return x;
+}
+
+/// First element; __nv_bfloat16 has ff::bf16's bits.
+template <class T>
+T* data(const Tensor& t) {
+  if constexpr (sizeof(T) == 2)
+    return reinterpret_cast<T*>(t.data<bf16>());
+  else
+    return t.data<T>();
+}
+/// The same, nullptr for an absent operand.
+template <class T>
+T* data_or_null(const Tensor& t) {
+  return t.defined() ? data<T>(t) : nullptr;
+}
+
+/// Calls f with a value of the element type of the tensor: float or __nv_bfloat16.
+template <class F>
+void by_type(const Tensor& t, F f) {
+  switch (t.dtype()) {
+    case Dtype::f32:
+      return f(float());
+    case Dtype::bf16:
+      return f(__nv_bfloat16());
+    case Dtype::f64:
+    case Dtype::i32:
+      break;
+  }
+  fail(Exit::kBug, "no such GPU kernel for ", name_of(t.dtype()));
+}
+
+/// The rows of a tensor, everything but its last axis, by one number: for kernels, passed by value.
+/// Neighbouring axes whose strides chain are merged, so that a contiguous tensor costs no division.
+struct Rows {
+  explicit Rows(const Tensor& t) : c(t.rank() ? t.size(-1) : 1) {
+    check(c <= 1 || t.stride(-1) == 1, "a tensor of shape ", t.shape(),
+          " whose last axis is strided");
+    for (int i = t.rank() - 2; i >= 0; --i) {
+      n *= t.size(i);
+      if (t.size(i) == 1) continue;
+      if (axes && t.stride(i) == stride[axes - 1] * size[axes - 1]) {
+        size[axes - 1] *= t.size(i);
+        continue;
+      }
+      size[axes] = t.size(i);
+      stride[axes++] = t.stride(i);
+    }
+  }
+  /// Elements from the tensor's first to the first of row r.
+  __device__ __forceinline__ int64_t offset(int64_t r) const {
+    int64_t at = 0;
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) {
+      if (i + 1 >= axes) return axes ? at + r * stride[i] : 0;
+      const int64_t q = n <= INT32_MAX ? uint32_t(r) / uint32_t(size[i]) : r / size[i];
+      at += (r - q * size[i]) * stride[i];
+      r = q;
+    }
+    return at;
+  }
+  static constexpr int kMost = Dims::kMax - 1;
+  int64_t c = 1, n = 1;  ///< elements of a row, rows
+  int axes = 0;
+  int64_t size[kMost] = {}, stride[kMost] = {};  ///< innermost first
+};
+
+template <class T>
+__device__ __forceinline__ T warp_sum(T x) {
+#pragma unroll
+  for (int d = 16; d; d /= 2) x += __shfl_xor_sync(~0u, x, d);
+  return x;
+}
+__device__ __forceinline__ float warp_max(float x) {
+#pragma unroll
+  for (int d = 16; d; d /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, d));
+  return x;
+}
+
+}  // namespace ff::cuda

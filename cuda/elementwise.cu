@@ -1,0 +1,138 @@
+// Element-wise kernels.
+#include "cuda/table.h"
+#include "cuda/walk.cuh"
+
+namespace ff::cuda {
+namespace {
+
+struct Add {
+  static constexpr bool kByRow = false;
+  template <int V>
+  __device__ void operator()(float (&v)[2][V], int64_t, int64_t) const {
+#pragma unroll
+    for (int i = 0; i < V; ++i) v[0][i] += v[1][i];
+  }
+};
+
+/// y, x, gate
+struct AddGated {
+  static constexpr bool kByRow = false;
+  template <int V>
+  __device__ void operator()(float (&v)[3][V], int64_t, int64_t) const {
+#pragma unroll
+    for (int i = 0; i < V; ++i) v[0][i] += v[1][i] * sigmoid(v[2][i]);
+  }
+};
+
+/// dx, dgate, x, gate, dy
+struct AddGatedBackward {
+  static constexpr bool kByRow = false;
+  template <int V>
+  __device__ void operator()(float (&v)[5][V], int64_t, int64_t) const {
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      const float s = sigmoid(v[3][i]), g = v[4][i] * s;
+      v[0][i] += g;
+      v[1][i] += g * v[2][i] * (1 - s);
+    }
+  }
+};
+
+/// dy, y
+struct ActivationBackward {
+  static constexpr bool kByRow = false;
+  bool relu;
+  template <int V>
+  __device__ void operator()(float (&v)[2][V], int64_t, int64_t) const {
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      const float y = v[1][i];
+      v[0][i] *= relu ? float(y > 0) : y * (1 - y);
+    }
+  }
+};
+
+struct ScaleRows {
+  static constexpr bool kByRow = true;
+  View<float> mask;  ///< its last axis is one long
+  template <int V>
+  __device__ void operator()(float (&v)[1][V], int64_t r, int64_t) const {
+    const float factor = *mask.row(r);
+#pragma unroll
+    for (int i = 0; i < V; ++i) v[0][i] *= factor;
+  }
+};
+
+/// out, x
+struct Relu {
+  static constexpr bool kByRow = false;
+  template <int V>
+  __device__ void operator()(float (&v)[2][V], int64_t, int64_t) const {
+#pragma unroll
+    for (int i = 0; i < V; ++i) v[0][i] = v[1][i] > 0 ? v[1][i] : 0.0f;
+  }
+};
+
+/// out, x
+struct Symmetrize {
+  static constexpr bool kByRow = true;
+  const float* x;
+  int64_t n, c;
+  template <int V>
+  __device__ void operator()(float (&v)[2][V], int64_t r, int64_t j) const {
+    float mirrored[V];
+    load_floats<V>(x + (r % n * n + r / n) * c + j, mirrored);
+#pragma unroll
+    for (int i = 0; i < V; ++i) v[0][i] = v[1][i] + mirrored[i];
+  }
+};
+
+/// y [.., n, c], x
+struct AddDropped {
+  static constexpr bool kByRow = true;
+  const float* factors;
+  int64_t n, c;
+  template <int V>
+  __device__ void operator()(float (&v)[2][V], int64_t r, int64_t j) const {
+    float f[V];
+    load_floats<V>(factors + r % n * c + j, f);
+#pragma unroll
+    for (int i = 0; i < V; ++i) v[0][i] += v[1][i] * f[i];
+  }
+};
+
+}  // namespace
+
+void add(const Tensor& x, const Tensor& y) { walk<1, 0, Add, 2>("add", {y, x}, {}); }
+
+void add_gated(const Tensor& x, const Tensor& gate, const Tensor& y) {
+  walk<1, 0, AddGated, 3>("add_gated", {y, x, gate}, {});
+}
+
+void add_gated_backward(const Tensor& x, const Tensor& gate, const Tensor& dy, const Tensor& dx,
+                        const Tensor& dgate) {
+  walk<2, 0, AddGatedBackward, 5>("add_gated_backward", {dx, dgate, x, gate, dy}, {});
+}
+
+void activation_backward(const Tensor& y, Activation act, const Tensor& dy) {
+  walk<1, 0, ActivationBackward, 2>("activation_backward", {dy, y}, {act == Activation::kRelu});
+}
+
+void scale_rows(const Tensor& mask, const Tensor& y) {
+  walk<1, 0, ScaleRows, 1>("scale_rows", {y}, {View<float>(mask.unsqueeze(-1))});
+}
+
+void relu(const Tensor& x, const Tensor& out) { walk<1, 1, Relu, 2>("relu", {out, x}, {}); }
+
+void symmetrize(const Tensor& x, const Tensor& out) {
+  const Symmetrize f{x.data<float>(), x.size(0), x.size(2)};
+  walk<1, 1, Symmetrize, 2>("symmetrize", {out, x}, f);
+}
+
+void add_dropped(const Tensor& x, const Tensor& factors, const Tensor& y) {
+  walk<1, 0, AddDropped, 2>("add_dropped", {y, x},
+                            {factors.data<float>(), factors.size(0), factors.size(1)},
+                            reinterpret_cast<uintptr_t>(factors.raw()) % 16 == 0);
+}
+
+}  // namespace ff::cuda

@@ -1,0 +1,172 @@
+// The pair embedding: its one-hot products are gathers, and so are their gradients.
+#include "cuda/sums.h"
+#include "cuda/table.h"
+#include "cuda/walk.cuh"
+
+namespace ff::cuda {
+namespace {
+
+constexpr int kThreads = 256, kKeys = 64;  // j's whose rows are looked up at a time
+
+/// Which rows of the tables a pair reads.
+struct Lookup {
+  const int32_t* index;
+  const float *beta, *edges;  ///< beta nullptr: no distances
+  int far, bins;
+
+  /// Row of the relative positions' table.
+  __device__ int position(int64_t i, int64_t j) const {
+    const int64_t d = int64_t(index[i]) - index[j] + far;
+    return int(d < 0 ? 0 : d > 2 * far ? 2 * far : d);
+  }
+  /// Bin of the distance between pseudo-beta positions i and j; -1 for none.
+  __device__ int bin(int64_t i, int64_t j) const {
+    if (!beta) return -1;
+    const float *a = beta + 3 * i, *b = beta + 3 * j;
+    const float x = a[0] - b[0], y = a[1] - b[1], z = a[2] - b[2], dist2 = x * x + y * y + z * z;
+    for (int k = bins - 1; k >= 0; --k)
+      if (dist2 > edges[k] && dist2 < (k + 1 < bins ? edges[k + 1] : 1e8f)) return k;
+    return -1;
+  }
+};
+
+/// Block (tile of j, row i).
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads)
+    embed_kernel(const T* left, const T* right, const T* relpos, const T* dgram,
+                 const __grid_constant__ Lookup lookup, int64_t first_row, int64_t n, int c, T* z,
+                 int64_t stride_i, int64_t stride_j) {
+  __shared__ int positions[kKeys], bins[kKeys];
+  const int64_t tiles = (n + kKeys - 1) / kKeys, row = blockIdx.x / tiles,
+                j0 = blockIdx.x % tiles * kKeys, i = first_row + row;
+  const int keys = int(min(int64_t(kKeys), n - j0));
+  if (threadIdx.x < keys) {
+    positions[threadIdx.x] = lookup.position(i, j0 + threadIdx.x);
+    bins[threadIdx.x] = lookup.bin(i, j0 + threadIdx.x);
+  }
+  __syncthreads();
+  const int packs = c / V;
+  for (int e = threadIdx.x; e < keys * packs; e += kThreads) {
+    const int j = e / packs, k = e % packs * V;
+    float sum[V], v[V];
+    load_floats<V>(left + row * c + k, sum);
+    load_floats<V>(right + (j0 + j) * c + k, v);
+#pragma unroll
+    for (int q = 0; q < V; ++q) sum[q] += v[q];
+    load_floats<V>(relpos + int64_t(positions[j]) * c + k, v);
+#pragma unroll
+    for (int q = 0; q < V; ++q) sum[q] += v[q];
+    if (bins[j] >= 0) {
+      load_floats<V>(dgram + int64_t(bins[j]) * c + k, v);
+#pragma unroll
+      for (int q = 0; q < V; ++q) sum[q] += v[q];
+    }
+    store_floats<V>(z + row * stride_i + (j0 + j) * stride_j + k, sum);
+  }
+}
+
+/// Block (part of the rows i, kThreads channels): dleft, and the part's sums for both tables,
+/// partial [parts, rows, c], a channel a thread.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    embed_backward_kernel(const T* dz, const __grid_constant__ Lookup lookup, int64_t first_row,
+                          int64_t rows, int64_t n, int c, float* dleft, int table_rows,
+                          float* partial) {
+  extern __shared__ float sums[];  // [table_rows, blockDim.x]
+  __shared__ int positions[kKeys], bins[kKeys];
+  const int channel = blockIdx.y * blockDim.x + threadIdx.x;
+  const bool inside = channel < c;
+  for (int k = 0; k < table_rows; ++k) sums[k * blockDim.x + threadIdx.x] = 0;
+  const int relative = 2 * lookup.far + 1;
+  const int64_t first = rows * blockIdx.x / gridDim.x, last = rows * (blockIdx.x + 1) / gridDim.x;
+  for (int64_t i = first; i < last; ++i) {
+    float left = 0;
+    for (int64_t j0 = 0; j0 < n; j0 += kKeys) {
+      const int keys = int(min(int64_t(kKeys), n - j0));
+      __syncthreads();
+      for (int j = threadIdx.x; j < keys && partial; j += blockDim.x) {
+        positions[j] = lookup.position(first_row + i, j0 + j);
+        bins[j] = lookup.bin(first_row + i, j0 + j);
+      }
+      __syncthreads();
+      if (!inside) continue;
+#pragma unroll 8
+      for (int j = 0; j < keys; ++j) {
+        const float d = to_float(dz[(i * n + j0 + j) * c + channel]);
+        left += d;
+        if (!partial) continue;
+        sums[positions[j] * blockDim.x + threadIdx.x] += d;
+        if (bins[j] >= 0) sums[(relative + bins[j]) * blockDim.x + threadIdx.x] += d;
+      }
+    }
+    if (inside && dleft) dleft[i * c + channel] += left;
+  }
+  if (inside && partial)
+    for (int k = 0; k < table_rows; ++k)
+      partial[(int64_t(blockIdx.x) * table_rows + k) * c + channel] =
+          sums[k * blockDim.x + threadIdx.x];
+}
+
+Lookup lookup_of(const Tensor& residue_index, const Tensor& beta, const Tensor& breaks,
+                 int64_t relative) {
+  return {residue_index.data<int32_t>(), data_or_null<float>(beta), data_or_null<float>(breaks),
+          int((relative - 1) / 2), breaks.defined() ? int(breaks.size(0)) : 0};
+}
+
+}  // namespace
+
+void pair_embed(const Tensor& left, const Tensor& right, const Tensor& residue_index,
+                const Tensor& relpos, const Tensor& beta, const Tensor& dgram, const Tensor& breaks,
+                int64_t first_row, const Tensor& z) {
+  if (!z.numel()) return;
+  const int64_t n = right.size(0), c = right.size(1);
+  bool packed = in_packs(z);
+  for (const Tensor* t : {&left, &right, &relpos, &dgram}) packed = packed && in_packs(*t);
+  by_type(left, [&](auto zero) {
+    using T = decltype(zero);
+    const auto kernel = packed ? embed_kernel<T, 16 / int(sizeof(T))> : embed_kernel<T, 1>;
+    kernel<<<unsigned(z.size(0) * ceil_div(n, kKeys)), kThreads, 0, stream()>>>(
+        data<T>(left), data<T>(right), data<T>(relpos), data<T>(dgram),
+        lookup_of(residue_index, beta, breaks, relpos.size(0)), first_row, n, int(c), data<T>(z),
+        z.stride(0), z.stride(1));
+  });
+  check_launch("pair_embed", z.shape());
+}
+
+void pair_embed_backward(const Tensor& residue_index, const Tensor& beta, const Tensor& breaks,
+                         int64_t first_row, const Tensor& dz, const Tensor& dleft,
+                         const Tensor& dright, const Tensor& drelpos, const Tensor& ddgram) {
+  if (!dz.numel()) return;
+  const int64_t n_row = dz.size(0), n = dz.size(1), c = dz.size(2);
+  if (dright.defined()) add_column_sums(dz.view({n_row, n * c}), dright);
+  const bool tables = drelpos.defined() || (ddgram.defined() && beta.defined());
+  if (!tables && !dleft.defined()) return;
+  // Without a table of positions all pairs fall into one row, which nobody reads.
+  const Lookup lookup =
+      lookup_of(residue_index, beta, breaks, drelpos.defined() ? drelpos.size(0) : 1);
+  const int64_t relative = 2 * lookup.far + 1, rows = tables ? relative + lookup.bins : 0;
+  int64_t threads = kThreads;
+  while (threads > 32 && (threads / 2 >= c || rows * threads * 4 > 64 << 10)) threads /= 2;
+  const int64_t shared = rows * threads * 4;
+  check(shared <= device_info().shared_bytes, "pair embedding's tables of ", rows,
+        " rows: too many for a GPU");
+  const int64_t parts = std::min<int64_t>(n_row, 264);
+  const Scratch partial(parts * rows * c * 4);
+  by_type(dz, [&](auto zero) {
+    using T = decltype(zero);
+    const auto kernel = embed_backward_kernel<T>;
+    check_cuda(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)),
+        "cudaFuncSetAttribute", shared, " bytes of shared memory");
+    kernel<<<dim3(unsigned(parts), unsigned(ceil_div(c, threads))), unsigned(threads),
+             size_t(shared), stream()>>>(data<T>(dz), lookup, first_row, n_row, n, int(c),
+                                         data_or_null<float>(dleft), int(rows),
+                                         tables ? partial.data<float>() : nullptr);
+  });
+  check_launch("pair_embed_backward", dz.shape());
+  add_partials(partial.data<float>(), parts, rows * c, relative * c, drelpos);
+  if (beta.defined())
+    add_partials(partial.data<float>() + relative * c, parts, rows * c, lookup.bins * c, ddgram);
+}
+
+}  // namespace ff::cuda

@@ -1,0 +1,482 @@
+// Layer norm. A group of lanes holds a row in registers: one read of x, whatever the statistics
+// need. The gradients of scale and offset are summed in registers over a block's rows, then over
+// the blocks in a second pass.
+#include <algorithm>
+
+#include "cuda/sums.h"
+#include "cuda/table.h"
+#include "cuda/walk.cuh"
+
+namespace ff::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr float kEpsilon = 1e-5f;
+
+template <int kLanes>
+__device__ __forceinline__ float lanes_sum(float x) {
+#pragma unroll
+  for (int d = kLanes / 2; d; d /= 2) x += __shfl_xor_sync(~0u, x, d);
+  return x;
+}
+
+/// What a lane holds of a row: kPacks packs of V columns, kLanes packs apart.
+template <int V, int kLanes, int kPacks>
+struct Columns {
+  __device__ __forceinline__ explicit Columns(int64_t c_)
+      : lane(threadIdx.x % kLanes), c(int(c_)) {}
+  __device__ __forceinline__ int operator[](int p) const { return (p * kLanes + lane) * V; }
+  __device__ __forceinline__ bool has(int p) const { return (*this)[p] < c; }
+  template <class T>
+  __device__ __forceinline__ void load(const T* row, Pack<T, V> (&v)[kPacks]) const {
+#pragma unroll
+    for (int p = 0; p < kPacks; ++p)
+      if (has(p)) v[p] = load_pack<V>(row + (*this)[p]);
+  }
+  template <class T>
+  __device__ __forceinline__ void load_floats(const T* row, float (&v)[kPacks][V]) const {
+#pragma unroll
+    for (int p = 0; p < kPacks; ++p) {
+      if (has(p)) {
+        cuda::load_floats<V>(row + (*this)[p], v[p]);
+      } else {
+#pragma unroll
+        for (int i = 0; i < V; ++i) v[p][i] = 0;
+      }
+    }
+  }
+  /// Mean and 1/std of the row, in two passes over the registers.
+  template <class T>
+  __device__ __forceinline__ float2 statistics(const Pack<T, V> (&v)[kPacks]) const {
+    float sum = 0, squares = 0;
+#pragma unroll
+    for (int p = 0; p < kPacks; ++p)
+      if (has(p))
+#pragma unroll
+        for (int i = 0; i < V; ++i) sum += to_float(v[p].at[i]);
+    const float mean = lanes_sum<kLanes>(sum) / float(c);
+#pragma unroll
+    for (int p = 0; p < kPacks; ++p)
+      if (has(p))
+#pragma unroll
+        for (int i = 0; i < V; ++i) {
+          const float d = to_float(v[p].at[i]) - mean;
+          squares += d * d;
+        }
+    return {mean, rsqrtf(lanes_sum<kLanes>(squares) / float(c) + kEpsilon)};
+  }
+  int lane, c;
+};
+
+template <class T, int V, int kLanes, int kPacks>
+__global__ void __launch_bounds__(kThreads, 1)
+    norm_kernel(const __grid_constant__ View<T> x, const float* scale, const float* offset,
+                const __grid_constant__ View<T> y) {
+  constexpr int kRows = V * kPacks <= 8 ? 2 : 1, kGroups = kThreads / kLanes;
+  const Columns<V, kLanes, kPacks> columns(x.rows.c);
+  float s[kPacks][V], o[kPacks][V];
+  columns.load_floats(scale, s);
+  columns.load_floats(offset, o);
+  const int64_t n = x.rows.n, step = int64_t(gridDim.x) * kGroups * kRows;
+  // All lanes of a warp take part in the sums: a group beyond the last row works on zeros.
+  for (int64_t tile = int64_t(blockIdx.x) * kGroups * kRows; tile < n; tile += step) {
+    Pack<T, V> v[kRows][kPacks] = {};
+    const int64_t first = tile + threadIdx.x / kLanes;
+#pragma unroll
+    for (int k = 0; k < kRows; ++k)
+      if (const int64_t r = first + k * kGroups; r < n) columns.load(x.row(r), v[k]);
+#pragma unroll
+    for (int k = 0; k < kRows; ++k) {
+      const float2 stats = columns.statistics(v[k]);
+      const int64_t r = first + k * kGroups;
+      if (r >= n) continue;
+      T* to = y.row(r);
+#pragma unroll
+      for (int p = 0; p < kPacks; ++p) {
+        if (!columns.has(p)) continue;
+        float out[V];
+#pragma unroll
+        for (int i = 0; i < V; ++i)
+          out[i] = (to_float(v[k][p].at[i]) - stats.x) * stats.y * s[p][i] + o[p][i];
+        store_floats<V>(to + columns[p], out);
+      }
+    }
+  }
+}
+
+/// Of the backward's blocks on a multiprocessor, by what a lane holds of a row.
+constexpr int blocks_at_once(int width, int packs) { return width * packs <= 8 ? 3 : 1; }
+
+/// partial [blocks, 2, c]: the blocks' sums of dscale and doffset, or nullptr.
+template <class T, int V, int kLanes, int kPacks>
+__global__ void __launch_bounds__(kThreads, blocks_at_once(V, kPacks))
+    norm_backward_kernel(const __grid_constant__ View<T> x, const float* scale,
+                         const __grid_constant__ View<T> dy, const __grid_constant__ View<T> dx,
+                         float* partial) {
+  constexpr int kGroups = kThreads / kLanes;
+  const Columns<V, kLanes, kPacks> columns(x.rows.c);
+  const int c = columns.c;
+  float s[kPacks][V], dscale[kPacks][V] = {}, doffset[kPacks][V] = {};
+  columns.load_floats(scale, s);
+  const int64_t n = x.rows.n, step = int64_t(gridDim.x) * kGroups;
+  for (int64_t tile = int64_t(blockIdx.x) * kGroups; tile < n; tile += step) {
+    const int64_t r = tile + threadIdx.x / kLanes;
+    const bool inside = r < n;
+    Pack<T, V> v[kPacks] = {}, d[kPacks] = {}, old[kPacks] = {};
+    if (inside) {
+      columns.load(x.row(r), v);
+      columns.load(dy.row(r), d);
+      if (dx.base) columns.load(dx.row(r), old);
+    }
+    const float2 stats = columns.statistics(v);
+    float g_mean = 0, gx_mean = 0;
+#pragma unroll
+    for (int p = 0; p < kPacks; ++p)
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+        const float up = to_float(d[p].at[i]), h = (to_float(v[p].at[i]) - stats.x) * stats.y;
+        g_mean += up * s[p][i];
+        gx_mean += up * s[p][i] * h;
+        dscale[p][i] += up * h;
+        doffset[p][i] += up;
+      }
+    if (!dx.base) continue;
+    g_mean = lanes_sum<kLanes>(g_mean) / float(c);
+    gx_mean = lanes_sum<kLanes>(gx_mean) / float(c);
+    if (!inside) continue;
+    T* to = dx.row(r);
+#pragma unroll
+    for (int p = 0; p < kPacks; ++p) {
+      if (!columns.has(p)) continue;
+      float out[V];
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+        const float h = (to_float(v[p].at[i]) - stats.x) * stats.y;
+        out[i] = to_float(old[p].at[i]) +
+                 stats.y * (to_float(d[p].at[i]) * s[p][i] - g_mean - h * gx_mean);
+      }
+      store_floats<V>(to + columns[p], out);
+    }
+  }
+  if (!partial) return;
+  // The block's groups one after the other, a pack of columns for each lane at a time.
+  __shared__ float room[kThreads][V];
+#pragma unroll
+  for (int set = 0; set < 2; ++set)
+#pragma unroll
+    for (int p = 0; p < kPacks; ++p) {
+      __syncthreads();
+#pragma unroll
+      for (int i = 0; i < V; ++i) room[threadIdx.x][i] = set ? doffset[p][i] : dscale[p][i];
+      __syncthreads();
+      for (int k = threadIdx.x; k < kLanes * V; k += kThreads) {
+        const int column = p * kLanes * V + k;
+        if (column >= c) continue;
+        float sum = 0;
+        for (int g = 0; g < kGroups; ++g) sum += room[g * kLanes + k / V][k % V];
+        partial[(int64_t(blockIdx.x) * 2 + set) * c + column] = sum;
+      }
+    }
+}
+
+template <int V, int kLanes, int kPacks>
+struct Shape {
+  static constexpr int kV = V, kL = kLanes, kP = kPacks;
+};
+
+/// Calls f with the Shape that holds rows of c columns.
+template <class T, class F>
+void by_shape(int64_t c, bool packed, F f) {
+  constexpr int V = 16 / int(sizeof(T));
+  if (packed) {
+    const int64_t packs = c / V;
+    if (packs <= 8) return f(Shape<V, 8, 1>());
+    if (packs <= 16) return f(Shape<V, 16, 1>());
+    if (packs <= 32) return f(Shape<V, 32, 1>());
+    if (packs == 48) return f(Shape<V, 16, 3>());
+    if (packs <= 64) return f(Shape<V, 32, 2>());
+    if (packs <= 128) return f(Shape<V, 32, 4>());
+  }
+  if (c <= 64) return f(Shape<1, 32, 2>());
+  if (c <= 256) return f(Shape<1, 32, 8>());
+  check(c <= 1024, "layer norm on a GPU is for at most 1024 channels, not ", c);
+  f(Shape<1, 32, 32>());
+}
+
+/// Where element (k, i, j) of x [c, n, m] waits in shared memory: rows of positions, swapped so
+/// that neither those who write along j nor those who read along k meet in a bank.
+__device__ __forceinline__ int place(int k, int j, int width) {
+  return k * width + (j ^ (k >> 3 & 31 & (width - 1)));
+}
+
+/// Block (tile of positions j, row i): x [c, n, m] into y [n, m, c] through shared memory.
+template <class T, int VX, int VY>
+__global__ void __launch_bounds__(kThreads)
+    channels_first_kernel(const T* x, int64_t stride_c, int64_t stride_n, int64_t n, int64_t m,
+                          int c, const float* scale, const float* offset, T* y, int64_t to_n,
+                          int64_t to_m, int width, int64_t tiles) {
+  extern __shared__ float tile[];  // [c, width], then [kThreads] sums, [2, width] statistics
+  float* sums = tile + c * width;
+  float *means = sums + kThreads, *rstds = means + width;
+  const int64_t i = blockIdx.x / tiles, j0 = blockIdx.x % tiles * width;
+  const int valid = int(min(int64_t(width), m - j0));
+  const T* from = x + i * stride_n + j0;
+  const int packs = width / VX;
+  // Eight lanes take one channel; a warp's channels lie eight apart.
+  for (int e = threadIdx.x; e < packs * ((c + 31) / 32 * 32); e += kThreads) {
+    const int row = e / packs, j = e % packs * VX;
+    const int k = row / 32 * 32 + row % 4 * 8 + row % 32 / 4;
+    if (k >= c || j >= valid) continue;
+    float v[VX];
+    load_floats<VX>(from + k * stride_c + j, v);
+#pragma unroll
+    for (int q = 0; q < VX; ++q) tile[place(k, j + q, width)] = v[q];
+  }
+  __syncthreads();
+  const int j = threadIdx.x % width, part = threadIdx.x / width, parts = kThreads / width;
+  float sum = 0;
+  for (int k = part; k < c; k += parts) sum += tile[place(k, j, width)];
+  sums[threadIdx.x] = sum;
+  __syncthreads();
+  sum = 0;
+  for (int p = 0; p < parts; ++p) sum += sums[p * width + j];
+  const float mean = sum / float(c);
+  sum = 0;
+  for (int k = part; k < c; k += parts) {
+    const float d = tile[place(k, j, width)] - mean;
+    sum += d * d;
+  }
+  __syncthreads();
+  sums[threadIdx.x] = sum;
+  __syncthreads();
+  if (part == 0) {
+    sum = 0;
+    for (int p = 0; p < parts; ++p) sum += sums[p * width + j];
+    means[j] = mean;
+    rstds[j] = rsqrtf(sum / float(c) + kEpsilon);
+  }
+  __syncthreads();
+  T* to = y + i * to_n + j0 * to_m;
+  const int out_packs = c / VY;
+  for (int e = threadIdx.x; e < out_packs * valid; e += kThreads) {
+    const int p = e / out_packs, k = e % out_packs * VY;
+    float s[VY], o[VY], v[VY];
+    load_floats<VY>(scale + k, s);
+    load_floats<VY>(offset + k, o);
+#pragma unroll
+    for (int q = 0; q < VY; ++q)
+      v[q] = (tile[place(k + q, p, width)] - means[p]) * rstds[p] * s[q] + o[q];
+    store_floats<VY>(to + p * to_m + k, v);
+  }
+}
+
+/// Block (rows i and tiles of positions j in turn): the gradients of the above. dx [c, n, m] is
+/// added to where it is wanted; partial [blocks, 2, c]: the block's sums of dscale and doffset.
+template <class T, int VX, int VY>
+__global__ void __launch_bounds__(kThreads)
+    channels_first_backward_kernel(const T* x, int64_t stride_c, int64_t stride_n, int64_t n,
+                                   int64_t m, int c, const float* scale, const T* dy, int64_t up_n,
+                                   int64_t up_m, T* dx, int64_t to_c, int64_t to_n, int width,
+                                   int64_t tiles, float* partial) {
+  // x and dy [c, width], sums [4, kThreads], dscale and doffset [c].
+  extern __shared__ float tile[];
+  float *up = tile + c * width, *sums = up + c * width, *dscale = sums + 4 * kThreads,
+        *doffset = dscale + c;
+  for (int k = threadIdx.x; k < c; k += kThreads) dscale[k] = doffset[k] = 0;
+  const int j = threadIdx.x % width, part = threadIdx.x / width, parts = kThreads / width;
+  // The sum over a position's parts, in order; `slot` is free for the next sum.
+  const auto whole = [&](float mine, int slot) {
+    sums[slot * kThreads + threadIdx.x] = mine;
+    __syncthreads();
+    float sum = 0;
+    for (int p = 0; p < parts; ++p) sum += sums[slot * kThreads + p * width + j];
+    return sum;
+  };
+  for (int64_t at = blockIdx.x; at < n * tiles; at += gridDim.x) {
+    const int64_t i = at / tiles, j0 = at % tiles * width;
+    const int valid = int(min(int64_t(width), m - j0));
+    __syncthreads();
+    const int packs = width / VX, out_packs = c / VY;
+    for (int e = threadIdx.x; e < packs * ((c + 31) / 32 * 32); e += kThreads) {
+      const int row = e / packs, q = e % packs * VX;
+      const int k = row / 32 * 32 + row % 4 * 8 + row % 32 / 4;
+      if (k >= c) continue;
+      float v[VX] = {};
+      if (q < valid) load_floats<VX>(x + k * stride_c + i * stride_n + j0 + q, v);
+#pragma unroll
+      for (int b = 0; b < VX; ++b) tile[place(k, q + b, width)] = v[b];
+    }
+    for (int e = threadIdx.x; e < out_packs * width; e += kThreads) {
+      const int p = e / out_packs, k = e % out_packs * VY;
+      float v[VY] = {};
+      if (p < valid) load_floats<VY>(dy + i * up_n + (j0 + p) * up_m + k, v);
+#pragma unroll
+      for (int b = 0; b < VY; ++b) up[place(k + b, p, width)] = v[b];
+    }
+    __syncthreads();
+    float sum = 0;
+    for (int k = part; k < c; k += parts) sum += tile[place(k, j, width)];
+    const float mean = whole(sum, 0) / float(c);
+    sum = 0;
+    for (int k = part; k < c; k += parts) {
+      const float d = tile[place(k, j, width)] - mean;
+      sum += d * d;
+    }
+    const float rstd = rsqrtf(whole(sum, 1) / float(c) + kEpsilon);
+    float g_sum = 0, gx_sum = 0;
+    for (int k = part; k < c; k += parts) {
+      const int here = place(k, j, width);
+      const float h = (tile[here] - mean) * rstd, g = up[here] * scale[k];
+      tile[here] = h;
+      g_sum += g;
+      gx_sum += g * h;
+    }
+    const float g_mean = whole(g_sum, 2) / float(c), gx_mean = whole(gx_sum, 3) / float(c);
+    // A warp a channel: its sums over the positions, of which those beyond the last give zeros.
+    for (int k = threadIdx.x / 32; k < c; k += kThreads / 32) {
+      float by_scale = 0, by_offset = 0;
+      for (int q = threadIdx.x % 32; q < width; q += 32) {
+        const int here = place(k, q, width);
+        by_scale += up[here] * tile[here];
+        by_offset += up[here];
+      }
+      by_scale = warp_sum(by_scale);
+      by_offset = warp_sum(by_offset);
+      if (threadIdx.x % 32 == 0) {
+        dscale[k] += by_scale;
+        doffset[k] += by_offset;
+      }
+    }
+    if (!dx) continue;
+    __syncthreads();
+    for (int k = part; k < c; k += parts) {
+      const int here = place(k, j, width);
+      tile[here] = rstd * (up[here] * scale[k] - g_mean - tile[here] * gx_mean);
+    }
+    __syncthreads();
+    for (int e = threadIdx.x; e < packs * ((c + 31) / 32 * 32); e += kThreads) {
+      const int row = e / packs, q = e % packs * VX;
+      const int k = row / 32 * 32 + row % 4 * 8 + row % 32 / 4;
+      if (k >= c || q >= valid) continue;
+      T* to = dx + k * to_c + i * to_n + j0 + q;
+      float v[VX];
+      load_floats<VX>(to, v);
+#pragma unroll
+      for (int b = 0; b < VX; ++b) v[b] += tile[place(k, q + b, width)];
+      store_floats<VX>(to, v);
+    }
+  }
+  __syncthreads();
+  for (int k = threadIdx.x; k < 2 * c; k += kThreads)
+    partial[int64_t(blockIdx.x) * 2 * c + k] = dscale[k];
+}
+
+/// The widest tile of positions whose shared memory, `bytes` of it, a block can have.
+template <class F>
+int widest(int64_t c, F bytes) {
+  int width = 64;
+  while (width > 8 && bytes(width) > device_info().shared_bytes) width /= 2;
+  check(bytes(width) <= device_info().shared_bytes, "layer norm of ", c,
+        " channels first: too many for a GPU");
+  return width;
+}
+
+}  // namespace
+
+void layer_norm(const Tensor& x, const Tensor& scale, const Tensor& offset, const Tensor& y) {
+  if (!x.numel()) return;
+  const bool packed =
+      in_packs(x) && in_packs(y) && in_packs(scale.view({-1})) && in_packs(offset.view({-1}));
+  by_type(x, [&](auto zero) {
+    using T = decltype(zero);
+    const View<T> from(x), to(y);
+    by_shape<T>(from.rows.c, packed, [&](auto shape) {
+      using S = decltype(shape);
+      const int64_t blocks =
+          std::min<int64_t>(ceil_div(from.rows.n, kThreads / S::kL), 8 * device_info().sm_count);
+      norm_kernel<T, S::kV, S::kL, S::kP><<<unsigned(blocks), kThreads, 0, stream()>>>(
+          from, scale.data<float>(), offset.data<float>(), to);
+    });
+  });
+  check_launch("layer_norm", x.shape());
+}
+
+void layer_norm_backward(const Tensor& x, const Tensor& scale, const Tensor& dy, const Tensor& dx,
+                         const Tensor& dscale, const Tensor& doffset) {
+  if (!x.numel()) return;
+  const bool packed = in_packs(x) && in_packs(dy) && in_packs(dx) && in_packs(scale.view({-1}));
+  const bool sums = dscale.defined() || doffset.defined();
+  by_type(x, [&](auto zero) {
+    using T = decltype(zero);
+    const View<T> from(x), up(dy), to(dx);
+    const int64_t c = from.rows.c;
+    by_shape<T>(c, packed, [&](auto shape) {
+      using S = decltype(shape);
+      // As many blocks whatever the GPU: the sums' order is always the same.
+      const int64_t blocks = std::min<int64_t>(ceil_div(from.rows.n, kThreads / S::kL), 396);
+      const Scratch partial(sums ? blocks * 2 * c * 4 : 0);
+      norm_backward_kernel<T, S::kV, S::kL, S::kP><<<unsigned(blocks), kThreads, 0, stream()>>>(
+          from, scale.data<float>(), up, to, sums ? partial.data<float>() : nullptr);
+      check_launch("layer_norm_backward", x.shape());
+      add_partials(partial.data<float>(), blocks, 2 * c, c, dscale, doffset);
+    });
+  });
+}
+
+void layer_norm_channels_first(const Tensor& x, const Tensor& scale, const Tensor& offset,
+                               const Tensor& y) {
+  if (!x.numel()) return;
+  const int64_t c = x.size(0), n = x.size(1), m = x.size(2);
+  const auto bytes = [&](int64_t width) { return (c * width + kThreads + 2 * width) * 4; };
+  const int width = widest(c, bytes);
+  const int64_t tiles = ceil_div(m, width);
+  const bool along = in_packs(x),
+             across = in_packs(y) && in_packs(scale.view({-1})) && in_packs(offset.view({-1}));
+  by_type(x, [&](auto zero) {
+    using T = decltype(zero);
+    constexpr int V = 16 / int(sizeof(T));
+    const auto kernel = along && across ? channels_first_kernel<T, V, V>
+                        : along         ? channels_first_kernel<T, V, 1>
+                        : across        ? channels_first_kernel<T, 1, V>
+                                        : channels_first_kernel<T, 1, 1>;
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    int(bytes(width))),
+               "cudaFuncSetAttribute", bytes(width), " bytes of shared memory");
+    kernel<<<unsigned(n * tiles), kThreads, size_t(bytes(width)), stream()>>>(
+        data<T>(x), x.stride(0), x.stride(1), n, m, int(c), scale.data<float>(),
+        offset.data<float>(), data<T>(y), y.stride(0), y.stride(1), width, tiles);
+  });
+  check_launch("layer_norm_channels_first", x.shape());
+}
+
+void layer_norm_channels_first_backward(const Tensor& x, const Tensor& scale, const Tensor& dy,
+                                        const Tensor& dx, const Tensor& dscale,
+                                        const Tensor& doffset) {
+  if (!x.numel()) return;
+  const int64_t c = x.size(0), n = x.size(1), m = x.size(2);
+  const auto bytes = [&](int64_t width) { return (2 * c * width + 4 * kThreads + 2 * c) * 4; };
+  const int width = std::min(32, widest(c, bytes));
+  // As many blocks whatever the GPU: the sums' order is always the same.
+  const int64_t tiles = ceil_div(m, width), blocks = std::min<int64_t>(n * tiles, 528);
+  const bool along = in_packs(x) && in_packs(dx), across = in_packs(dy);
+  const Scratch partial(blocks * 2 * c * 4);
+  by_type(x, [&](auto zero) {
+    using T = decltype(zero);
+    constexpr int V = 16 / int(sizeof(T));
+    const auto kernel = along && across ? channels_first_backward_kernel<T, V, V>
+                        : along         ? channels_first_backward_kernel<T, V, 1>
+                        : across        ? channels_first_backward_kernel<T, 1, V>
+                                        : channels_first_backward_kernel<T, 1, 1>;
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    int(bytes(width))),
+               "cudaFuncSetAttribute", bytes(width), " bytes of shared memory");
+    kernel<<<unsigned(blocks), kThreads, size_t(bytes(width)), stream()>>>(
+        data<T>(x), x.stride(0), x.stride(1), n, m, int(c), scale.data<float>(), data<T>(dy),
+        dy.stride(0), dy.stride(1), data_or_null<T>(dx), dx.defined() ? dx.stride(0) : 0,
+        dx.defined() ? dx.stride(1) : 0, width, tiles, partial.data<float>());
+  });
+  check_launch("layer_norm_channels_first_backward", x.shape());
+  add_partials(partial.data<float>(), blocks, 2 * c, c, dscale, doffset);
+}
+
+}  // namespace ff::cuda

@@ -1,0 +1,15 @@
+// What cuda/module.cpp puts together.
+#pragma once
+
+#include "core/tensor/tensor.h"
+
+namespace ff::cuda {
+
+/// cuda/runtime.cpp: takes GPU `index` and registers its memory.
+void start(int index);
+/// cuda/copy.cu: copies between tensors on the GPU, any strides and dtypes.
+void copy(const Tensor& from, const Tensor& to);
+/// cuda/blas.cpp: finds and opens cuBLASLt; throws Exit::kDevice with where it was looked for.
+void open_blas();
+
+}  // namespace ff::cuda

@@ -1,0 +1,166 @@
+// The optimizer's passes over all parameters: one launch for hundreds of arrays, whose pointers
+// travel as a kernel parameter.
+#include <algorithm>
+
+#include "cuda/table.h"
+#include "cuda/walk.cuh"
+
+namespace ff::cuda {
+namespace {
+
+constexpr int kThreads = 256, kMostArrays = 600;
+constexpr int64_t kPiece = 32 * kThreads;  // elements of a block
+
+/// The same arrays of N lists; nullptr in a list that is left out.
+template <int N>
+struct Lists {
+  float* p[N][kMostArrays];
+  int64_t n[kMostArrays];
+  int first[kMostArrays + 1];  ///< block of each array, and their number
+  int count;
+};
+
+/// A block's part of one array: f(i, V) for each pack of V elements.
+template <int N, class F>
+__device__ __forceinline__ void each_pack(const Lists<N>& lists, F f) {
+  int low = 0, high = lists.count;
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    (int(blockIdx.x) < lists.first[middle] ? high : low) = middle;
+  }
+  float* p[N];
+  bool packed = true;
+#pragma unroll
+  for (int k = 0; k < N; ++k) {
+    p[k] = lists.p[k][low];
+    packed = packed && reinterpret_cast<uintptr_t>(p[k]) % 16 == 0;
+  }
+  const int64_t first = (blockIdx.x - lists.first[low]) * kPiece,
+                last = min(first + kPiece, lists.n[low]);
+  if (packed && last == first + kPiece) {
+#pragma unroll 2
+    for (int64_t i = first + 4 * threadIdx.x; i < last; i += 4 * kThreads)
+      f(p, i, std::integral_constant<int, 4>());
+  } else {
+    for (int64_t i = first + threadIdx.x; i < last; i += kThreads)
+      f(p, i, std::integral_constant<int, 1>());
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    squares_kernel(const __grid_constant__ Lists<1> lists, double* partial) {
+  double sum = 0;
+  each_pack(lists, [&](float* const* p, int64_t i, auto width) {
+    constexpr int V = decltype(width)::value;
+    float v[V];
+    load_floats<V>(p[0] + i, v);
+    // In f64, so that squares of large values stay finite.
+#pragma unroll
+    for (int k = 0; k < V; ++k) sum += double(v[k]) * double(v[k]);
+  });
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+__global__ void __launch_bounds__(1024)
+    norm_kernel(const double* partial, int64_t count, double* norm) {
+  double sum = 0;
+  for (int64_t k = threadIdx.x; k < count; k += 1024) sum += partial[k];
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) *norm = sqrt(sum);
+}
+
+__global__ void __launch_bounds__(kThreads)
+    add_clipped_kernel(const __grid_constant__ Lists<2> lists, const double* norm, double limit) {
+  const double length = *norm;
+  if (!isfinite(length)) return;
+  const float scale = limit > 0 && length > limit ? float(limit / length) : 1.0f;
+  each_pack(lists, [&](float* const* p, int64_t i, auto width) {
+    constexpr int V = decltype(width)::value;
+    float x[V], sum[V];
+    load_floats<V>(p[0] + i, x);
+    load_floats<V>(p[1] + i, sum);
+#pragma unroll
+    for (int k = 0; k < V; ++k) sum[k] += scale * x[k];
+    store_floats<V>(p[1] + i, sum);
+  });
+}
+
+__global__ void __launch_bounds__(kThreads)
+    adam_kernel(const __grid_constant__ Lists<5> lists, const __grid_constant__ AdamNumbers c) {
+  each_pack(lists, [&](float* const* p, int64_t i, auto width) {
+    constexpr int V = decltype(width)::value;
+    float g[V], x[V], m[V], v[V], average[V];
+    load_floats<V>(p[0] + i, g);
+    load_floats<V>(p[1] + i, x);
+    load_floats<V>(p[2] + i, m);
+    load_floats<V>(p[3] + i, v);
+    if (p[4]) load_floats<V>(p[4] + i, average);
+#pragma unroll
+    for (int k = 0; k < V; ++k) {
+      const float mean = c.mean * g[k];
+      m[k] = c.beta1 * m[k] + c.keep1 * mean;
+      v[k] = c.beta2 * v[k] + c.keep2 * (mean * mean);
+      x[k] -= c.step * m[k] / (sqrtf(v[k]) * c.root + c.eps);
+      average[k] += c.follow * (x[k] - average[k]);
+    }
+    store_floats<V>(p[1] + i, x);
+    store_floats<V>(p[2] + i, m);
+    store_floats<V>(p[3] + i, v);
+    if (p[4]) store_floats<V>(p[4] + i, average);
+  });
+}
+
+/// f(lists, blocks) for up to kMostArrays arrays at a time.
+template <int N, class F>
+void each_launch(const std::array<TensorList, N>& all, F f) {
+  for (size_t first = 0; first < all[0].size(); first += kMostArrays) {
+    Lists<N> lists;
+    lists.count = int(std::min<size_t>(kMostArrays, all[0].size() - first));
+    int64_t blocks = 0;
+    for (int a = 0; a < lists.count; ++a) {
+      lists.n[a] = all[0][first + size_t(a)].numel();
+      lists.first[a] = int(blocks);
+      blocks += ceil_div(lists.n[a], kPiece);
+      for (int k = 0; k < N; ++k)
+        lists.p[k][a] = all[size_t(k)].empty()
+                            ? nullptr
+                            : all[size_t(k)][first + size_t(a)].template data<float>();
+    }
+    lists.first[lists.count] = int(blocks);
+    if (blocks) f(lists, blocks);
+  }
+}
+
+}  // namespace
+
+void global_norm(TensorList arrays, const Tensor& norm) {
+  int64_t blocks = 0;
+  for (const Tensor& t : arrays) blocks += ceil_div(t.numel(), kPiece);
+  const Scratch room(blocks * 8);
+  double* partial = room.data<double>();
+  each_launch<1>({arrays}, [&](const Lists<1>& lists, int64_t count) {
+    squares_kernel<<<unsigned(count), kThreads, 0, stream()>>>(lists, partial);
+    partial += count;
+  });
+  norm_kernel<<<1, 1024, 0, stream()>>>(room.data<double>(), blocks, norm.data<double>());
+  check_launch("global_norm", arrays.size(), " arrays");
+}
+
+void add_clipped(TensorList gradient, const Tensor& norm, double limit, TensorList sum) {
+  each_launch<2>({gradient, sum}, [&](const Lists<2>& lists, int64_t blocks) {
+    add_clipped_kernel<<<unsigned(blocks), kThreads, 0, stream()>>>(lists, norm.data<double>(),
+                                                                    limit);
+  });
+  check_launch("add_clipped", gradient.size(), " arrays");
+}
+
+void adam_step(const AdamNumbers& numbers, const AdamLists& a) {
+  each_launch<5>({a.gradient, a.params, a.m, a.v, a.ema},
+                 [&](const Lists<5>& lists, int64_t blocks) {
+                   adam_kernel<<<unsigned(blocks), kThreads, 0, stream()>>>(lists, numbers);
+                 });
+  check_launch("adam_step", a.gradient.size(), " arrays");
+}
+
+}  // namespace ff::cuda

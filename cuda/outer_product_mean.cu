@@ -1,0 +1,158 @@
+// Outer product mean, and its gradients: the outer products of some rows i at a time, as [d, c, i,
+// j]. So they are one batch of matrix products, whose result the next product reads as it lies.
+#include <algorithm>
+
+#include "cuda/table.h"
+#include "cuda/walk.cuh"
+
+namespace ff::cuda {
+namespace {
+
+/// Elements of the outer products that exist at a time. The forward's stay in the L2 cache; the
+/// backward rounds its sums once for each range of rows.
+constexpr int64_t kMostForward = int64_t(1) << 24, kMostBackward = int64_t(1) << 26;
+
+/// z, update; rows are pairs.
+struct AddMean {
+  static constexpr bool kByRow = true;
+  View<float> norm;  ///< its last axis is one long
+  template <int V>
+  __device__ void operator()(float (&v)[2][V], int64_t r, int64_t) const {
+    const float factor = 1 / (1e-3f + *norm.row(r));
+#pragma unroll
+    for (int i = 0; i < V; ++i) v[0][i] += v[1][i] * factor;
+  }
+};
+
+/// dz
+struct DivideByNorm {
+  static constexpr bool kByRow = true;
+  View<float> norm;
+  template <int V>
+  __device__ void operator()(float (&v)[1][V], int64_t r, int64_t) const {
+    const float factor = 1 / (1e-3f + *norm.row(r));
+#pragma unroll
+    for (int i = 0; i < V; ++i) v[0][i] *= factor;
+  }
+};
+
+/// to, from
+struct CopyRows {
+  static constexpr bool kByRow = true;
+  template <int V>
+  __device__ void operator()(float (&v)[2][V], int64_t, int64_t) const {
+#pragma unroll
+    for (int i = 0; i < V; ++i) v[0][i] = v[1][i];
+  }
+};
+
+/// The operands of a range of rows after the other.
+struct Ranges {
+  Ranges(const Tensor& left_, const Tensor& right, const Tensor& w, int64_t most)
+      : left(left_),
+        n_seq(left.size(0)),
+        n_i(left.size(1)),
+        n_j(right.size(1)),
+        c(left.size(2)),
+        d(right.size(2)),
+        c_z(w.size(2)),
+        // Rows of whole 16 bytes, which the matrix units want.
+        padded(ceil_div(n_j, 8) * 8),
+        weights(w.transpose(0, 1).contiguous().view({1, d * c, c_z})),
+        right_t(padded == n_j ? room({n_seq, d, padded}) : zeros({n_seq, d, padded}, left)) {
+    right_t.narrow(2, 0, n_j).copy_from(right.transpose(1, 2));
+    const int64_t rows = std::max<int64_t>(1, most / (padded * c * d));
+    step = ceil_div(n_i, ceil_div(n_i, rows));
+    products = room({step * padded * c * d});
+  }
+  Tensor room(const Dims& shape) const { return Tensor::empty(shape, left.dtype(), left.device()); }
+  /// Of another tensor's dtype: gradients may be f32 where the operands are bf16.
+  static Tensor zeros(const Dims& shape, const Tensor& like) {
+    return Tensor::zeros(shape, like.dtype(), like.device());
+  }
+  /// left [1, n_seq, c n] of rows i to i + n.
+  Tensor left_t(int64_t i, int64_t n) const {
+    return left.narrow(1, i, n).transpose(1, 2).contiguous().view({1, n_seq, c * n});
+  }
+  Tensor of(int64_t n, const Dims& shape) const {
+    return products.narrow(0, 0, n * padded * c * d).view(shape);
+  }
+  /// The outer products of n rows, channels of right outermost, or one row for each two channels.
+  Tensor by_d(int64_t n) const { return of(n, {d, c * n, padded}); }
+  Tensor by_channels(int64_t n) const { return of(n, {1, d * c, n * padded}); }
+
+  void multiply(const Tensor& l, int64_t n) const {
+    matmul(l.transpose(1, 2), right_t.transpose(0, 1), by_d(n));
+  }
+
+  const Tensor& left;
+  int64_t n_seq, n_i, n_j, c, d, c_z, padded;
+  Tensor weights, right_t, products;
+  int64_t step = 0;
+};
+
+}  // namespace
+
+void outer_product_mean(const Tensor& left, const Tensor& right, const Tensor& w, const Tensor& b,
+                        const Tensor& norm, const Tensor& z) {
+  if (!z.numel()) return;
+  const Ranges r(left, right, w, kMostForward);
+  const Tensor updates = r.room({r.step, r.padded, r.c_z});
+  for (int64_t i = 0; i < r.n_i; i += r.step) {
+    const int64_t n = std::min(r.step, r.n_i - i);
+    const Tensor update = updates.narrow(0, 0, n);
+    r.multiply(r.left_t(i, n), n);
+    linear(r.by_channels(n).transpose(1, 2), r.weights, b, Activation::kNone, false,
+           update.view({1, n * r.padded, r.c_z}));
+    walk<1, 0, AddMean, 2>("outer_product_mean", {z.narrow(0, i, n), update.narrow(1, 0, r.n_j)},
+                           {View<float>(norm.narrow(0, i, n).unsqueeze(-1))});
+  }
+}
+
+void outer_product_mean_backward(const Tensor& left, const Tensor& right, const Tensor& w,
+                                 const Tensor& norm, const Tensor& dz, const Tensor& dleft,
+                                 const Tensor& dright, const Tensor& dw, const Tensor& db) {
+  if (!dz.numel()) return;
+  walk<1, 0, DivideByNorm, 1>("outer_product_mean_backward", {dz},
+                              {View<float>(norm.unsqueeze(-1))});
+  if (db.defined()) add_column_sums(dz.view({-1, dz.size(2)}), db);
+  if (!left.numel() || !right.numel()) return;
+  const Ranges r(left, right, w, kMostBackward);
+  const auto add_product = [](const Tensor& x, const Tensor& y, const Tensor& to) {
+    linear(x, y, {}, Activation::kNone, true, to);
+  };
+  const Tensor dw_t = dw.defined() ? r.zeros({1, r.d * r.c, r.c_z}, dw) : Tensor(),
+               dright_t = dright.defined() ? r.zeros(r.right_t.shape(), dright) : Tensor(),
+               by_pair = dleft.defined() ? r.room(r.products.shape()) : Tensor();
+  for (int64_t i = 0; i < r.n_i; i += r.step) {
+    const int64_t n = std::min(r.step, r.n_i - i);
+    const Tensor l = r.left_t(i, n);
+    Tensor g = dz.narrow(0, i, n);
+    if (r.padded != r.n_j) {
+      g = r.zeros({n, r.padded, r.c_z}, dz);
+      g.narrow(1, 0, r.n_j).copy_from(dz.narrow(0, i, n));
+    }
+    g = g.view({1, n * r.padded, r.c_z});
+    if (dw.defined()) {
+      r.multiply(l, n);
+      add_product(r.by_channels(n), g, dw_t);
+    }
+    if (!dleft.defined() && !dright.defined()) continue;
+    // The gradient of the outer products, in their place.
+    matmul(r.weights, g.transpose(1, 2), r.by_channels(n));
+    if (dright.defined()) add_product(l, r.by_d(n), dright_t.transpose(0, 1));
+    if (!dleft.defined()) continue;
+    const Tensor ordered =
+        by_pair.narrow(0, 0, n * r.padded * r.c * r.d).view({r.c * n, r.d, r.padded});
+    walk<1, 1, CopyRows, 2>("outer_product_mean_backward", {ordered.transpose(0, 1), r.by_d(n)},
+                            {});
+    const Tensor sums = Tensor::empty({1, r.n_seq, r.c * n}, dleft.dtype(), dleft.device());
+    matmul(r.right_t.view({1, r.n_seq, r.d * r.padded}),
+           ordered.view({1, r.c * n, r.d * r.padded}).transpose(1, 2), sums);
+    add(sums.view({r.n_seq, r.c, n}).transpose(1, 2).contiguous(), dleft.narrow(1, i, n));
+  }
+  if (dw.defined()) add(dw_t.view({r.d, r.c, r.c_z}).transpose(0, 1), dw);
+  if (dright.defined()) add(dright_t.narrow(2, 0, r.n_j).transpose(1, 2).contiguous(), dright);
+}
+
+}  // namespace ff::cuda

@@ -1,0 +1,60 @@
+// The GPU module's runtime: the stream, checked calls, temporary memory, what the device is. The
+// program exports core's symbols, so that Tensor and ff::Error are the same on both sides.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "core/tensor/tensor.h"
+
+namespace ff::cuda {
+
+/// The stream of all work of this process, in order whatever thread gives it. Also makes the
+/// process's GPU current on the calling thread: ask for it before any other CUDA call.
+cudaStream_t stream();
+
+/// The GPU in use.
+struct DeviceInfo {
+  int index = 0, major = 0, minor = 0;
+  int sm_count = 0;
+  int64_t l2_bytes = 0;
+  int64_t shared_bytes = 0;  ///< of a block at most, after cudaFuncSetAttribute
+  /// Whether code of sm_90a (wgmma, TMA, setmaxnreg) runs on it.
+  bool hopper() const { return major == 9 && minor == 0; }
+};
+const DeviceInfo& device_info();
+
+/// Throws Exit::kDevice with the call, `what` of it (sizes) and the device's free memory.
+[[noreturn]] void fail_cuda(cudaError_t status, const char* call, const std::string& what);
+
+/// check_cuda(cudaMemcpyAsync(...), "cudaMemcpyAsync", bytes, " bytes").
+template <class... What>
+void check_cuda(cudaError_t status, const char* call, const What&... what) {
+  if (status != cudaSuccess) [[unlikely]]
+    fail_cuda(status, call, cat("", what...));
+}
+
+/// After every launch: check_launch("layer_norm", x.shape()).
+template <class... What>
+void check_launch(const char* kernel, const What&... what) {
+  if (const cudaError_t status = cudaGetLastError()) [[unlikely]]
+    fail_cuda(status, kernel, cat("", what...));
+}
+
+/// Temporary device memory for the kernels of one operation, aligned to 256 bytes, uninitialised
+/// and counted. Freed in stream order: it may go out of scope right after the launches that use it.
+class Scratch {
+ public:
+  explicit Scratch(int64_t bytes);
+  template <class T>
+  T* data() const {
+    return memory_.defined() ? static_cast<T*>(memory_.raw()) : nullptr;
+  }
+
+ private:
+  Tensor memory_;
+};
+
+/// ceil(a / b)
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace ff::cuda

@@ -1,0 +1,171 @@
+// Element-wise kernels: one walk over the rows of a few tensors of one shape, in packs of 16 bytes
+// where they are aligned, with several packs in flight for each thread.
+#pragma once
+
+#include <algorithm>
+#include <array>
+
+#include "cuda/device.cuh"
+
+namespace ff::cuda {
+
+/// V neighbouring elements, moved at once.
+template <class T, int V>
+struct alignas(sizeof(T) * V) Pack {
+  T at[V];
+};
+template <int V, class T>
+__device__ __forceinline__ Pack<T, V> load_pack(const T* p) {
+  return *reinterpret_cast<const Pack<T, V>*>(p);
+}
+template <class T, int V>
+__device__ __forceinline__ void store_pack(T* p, const Pack<T, V>& v) {
+  *reinterpret_cast<Pack<T, V>*>(p) = v;
+}
+template <int V, class T>
+__device__ __forceinline__ void load_floats(const T* p, float (&to)[V]) {
+  constexpr int kWhole = 16 / int(sizeof(T)) < V ? 16 / int(sizeof(T)) : V;
+#pragma unroll
+  for (int k = 0; k < V; k += kWhole) {
+    const Pack<T, kWhole> v = load_pack<kWhole>(p + k);
+#pragma unroll
+    for (int i = 0; i < kWhole; ++i) to[k + i] = to_float(v.at[i]);
+  }
+}
+template <int V, class T>
+__device__ __forceinline__ void store_floats(T* p, const float (&from)[V]) {
+  constexpr int kWhole = 16 / int(sizeof(T)) < V ? 16 / int(sizeof(T)) : V;
+#pragma unroll
+  for (int k = 0; k < V; k += kWhole) {
+    Pack<T, kWhole> v;
+#pragma unroll
+    for (int i = 0; i < kWhole; ++i) v.at[i] = from_float<T>(from[k + i]);
+    store_pack(p + k, v);
+  }
+}
+
+__device__ __forceinline__ float sigmoid(float x) { return __frcp_rn(1 + __expf(-x)); }
+
+/// Sum over the block, in a fixed order, for thread 0.
+__device__ __forceinline__ double block_sum(double x) {
+  __shared__ double room[32];
+  x = warp_sum(x);
+  if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = x;
+  __syncthreads();
+  x = 0;
+  if (threadIdx.x == 0)
+    for (int w = 0; w < blockDim.x / 32; ++w) x += room[w];
+  return x;
+}
+
+/// Whether every row of t starts on 16 bytes and is a whole number of them long.
+inline bool in_packs(const Tensor& t) {
+  if (!t.defined() || t.rank() == 0) return !t.defined();
+  const int64_t pack = 16 / size_of(t.dtype());
+  if (reinterpret_cast<uintptr_t>(t.raw()) % 16 || t.size(-1) % pack) return false;
+  for (int i = 0; i + 1 < t.rank(); ++i)
+    if (t.size(i) > 1 && t.stride(i) % pack) return false;
+  return true;
+}
+
+/// A tensor as a kernel sees it: null for an absent one.
+template <class T>
+struct View {
+  View() : rows(Tensor()) {}
+  explicit View(const Tensor& t) : base(data_or_null<T>(t)), rows(t) {}
+  __device__ __forceinline__ T* row(int64_t r) const { return base + rows.offset(r); }
+  T* base = nullptr;
+  Rows rows;
+};
+
+template <class T, int N>
+struct Walk {
+  View<T> view[N];
+  int64_t rows, packs;  ///< of all views
+  int64_t col_tiles;
+};
+
+/// f(v, r, j) gets the values v[k][V] of views k >= kFirst at elements j, j + 1, ... of row r, and
+/// what it leaves in v[k] is stored in views k < kOut.
+template <class T, int V, int N, int kOut, int kFirst, int kRows, int kCols, class F>
+__global__ void __launch_bounds__(256)
+    walk_kernel(const __grid_constant__ Walk<T, N> w, const __grid_constant__ F f) {
+  const int64_t row_tile = blockIdx.x / w.col_tiles, col_tile = blockIdx.x % w.col_tiles;
+  const int64_t r0 = row_tile * (blockDim.y * kRows) + threadIdx.y;
+  const int64_t c0 = col_tile * (blockDim.x * kCols) + threadIdx.x;
+  constexpr int kEach = kRows * kCols;
+  Pack<T, V> v[kEach][N];
+#pragma unroll
+  for (int e = 0; e < kEach; ++e) {
+    const int64_t r = r0 + e / kCols * blockDim.y, c = c0 + e % kCols * blockDim.x;
+    if (r < w.rows && c < w.packs)
+#pragma unroll
+      for (int k = kFirst; k < N; ++k)
+        if (w.view[k].base) v[e][k] = load_pack<V>(w.view[k].row(r) + c * V);
+  }
+#pragma unroll
+  for (int e = 0; e < kEach; ++e) {
+    const int64_t r = r0 + e / kCols * blockDim.y, c = c0 + e % kCols * blockDim.x;
+    if (r >= w.rows || c >= w.packs) continue;
+    float x[N][V];
+#pragma unroll
+    for (int k = kFirst; k < N; ++k)
+#pragma unroll
+      for (int i = 0; i < V; ++i) x[k][i] = to_float(v[e][k].at[i]);
+    f(x, r, c * V);
+#pragma unroll
+    for (int k = 0; k < kOut; ++k)
+      if (w.view[k].base) store_floats<V>(w.view[k].row(r) + c * V, x[k]);
+  }
+}
+
+template <class T, int V, int kOut, int kFirst, class F, size_t N>
+void launch_walk(const char* name, const std::array<Tensor, N>& tensors, const F& f) {
+  Walk<T, int(N)> w;
+  for (size_t k = 0; k < N; ++k) {
+    w.view[k] = View<T>(tensors[k]);
+    if (!tensors[k].defined()) continue;
+    w.rows = w.view[k].rows.n;
+    w.packs = w.view[k].rows.c / V;
+  }
+  const bool wide = w.packs >= 1024;
+  int64_t x = 1;
+  while (x < 32 && x < w.packs) x *= 2;
+  if (x == 32 && w.packs % 32 && w.packs % 16 == 0) x = 16;
+  if (wide) x = 256;
+  const dim3 block(unsigned(x), unsigned(256 / x));
+  w.col_tiles = ceil_div(w.packs, x * (wide ? 4 : 1));
+  const int64_t blocks = w.col_tiles * ceil_div(w.rows, int64_t(block.y) * (wide ? 1 : 4));
+  if (wide)
+    walk_kernel<T, V, int(N), kOut, kFirst, 1, 4><<<unsigned(blocks), block, 0, stream()>>>(w, f);
+  else
+    walk_kernel<T, V, int(N), kOut, kFirst, 4, 1><<<unsigned(blocks), block, 0, stream()>>>(w, f);
+  check_launch(name, w.rows, " rows of ", w.packs * V);
+}
+
+/// Walks over tensors of one shape and dtype, of which some may be undefined. F::kByRow says
+/// whether f depends on r and j; `packed` whether what else f reads by packs is aligned to them.
+template <int kOut, int kFirst, class F, size_t N>
+void walk(const char* name, std::array<Tensor, N> tensors, const F& f, bool packed = true) {
+  bool flat = !F::kByRow;
+  const Tensor* any = nullptr;
+  for (const Tensor& t : tensors)
+    if (t.defined()) {
+      any = &t;
+      flat = flat && t.is_contiguous();
+    }
+  if (!any || !any->numel()) return;
+  if (flat)
+    for (Tensor& t : tensors)
+      if (t.defined()) t = t.view({t.numel()});
+  for (const Tensor& t : tensors) packed = packed && in_packs(t);
+  by_type(*any, [&](auto zero) {
+    using T = decltype(zero);
+    if (packed)
+      launch_walk<T, 16 / int(sizeof(T)), kOut, kFirst>(name, tensors, f);
+    else
+      launch_walk<T, 1, kOut, kFirst>(name, tensors, f);
+  });
+}
+
+}  // namespace ff::cuda

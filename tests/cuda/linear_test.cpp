@@ -1,0 +1,111 @@
+// Matrix products on the GPU against f64 sums on the CPU: sizes that fit no tile, every layout, and
+// what is added to them.
+#include "core/ops/gemm.h"
+#include "tests/cuda/gpu.h"
+
+using namespace ff;
+using namespace ff::test;
+
+namespace {
+
+/// x [b, m, n] as the values of `dtype`, laid out with `layout`: 0 row-major, 1 its last two axes
+/// swapped in memory, 2 rows further apart, 3 batches between the rows.
+Tensor laid_out(const Tensor& x, int layout, Dtype dtype) {
+  const int64_t b = x.size(0), m = x.size(1), n = x.size(2);
+  const Tensor t = layout == 0   ? poisoned({b, m, n}, dtype)
+                   : layout == 1 ? poisoned({b, n, m}, dtype).transpose(1, 2)
+                   : layout == 2 ? poisoned({b, m, n + 3}, dtype).narrow(2, 1, n)
+                                 : poisoned({m, b, n}, dtype).transpose(0, 1);
+  t.copy_from(x.to(dtype));
+  return t;
+}
+
+/// The values of x in `dtype`, as f64.
+Tensor exact(const Tensor& x, Dtype dtype) { return x.to(dtype).to(Dtype::f32).to(Dtype::f64); }
+
+struct Case {
+  int64_t b, m, k, n;
+};
+
+}  // namespace
+
+TEST_CASE("GPU: linear layers of every size, layout and epilogue") {
+  if (!have_gpu()) return;
+  const Kernels& gpu = kernels(kGpu);
+  for (const Dtype dtype : {Dtype::f32, Dtype::bf16})
+    for (const Case c : {Case{1, 37, 41, 29}, Case{3, 5, 64, 128}, Case{1, 1, 130, 1},
+                         Case{4, 33, 7, 8}, Case{1, 1000, 256, 4}, Case{2, 16, 1, 23}})
+      for (const int layout : {0, 1, 2, 3})
+        for (const Activation act : {Activation::kNone, Activation::kRelu, Activation::kSigmoid})
+          for (const bool with_bias : {false, true})
+            for (const bool accumulate : {false, true}) {
+              if (accumulate && act != Activation::kNone) continue;
+              const int64_t shared = c.b > 1 && layout == 2 ? c.b : 1;  // a batch of weights or one
+              const Tensor x = random({c.b, c.m, c.k}, 1), w = random({shared, c.k, c.n}, 2),
+                           bias = with_bias ? random({c.n}, 3) : Tensor(),
+                           old = random({c.b, c.m, c.n}, 4);
+              const Tensor want =
+                  accumulate ? exact(old, dtype).clone() : Tensor::zeros(old.shape(), Dtype::f64);
+              // cuBLASLt takes a bias of its result's type.
+              cpu::gemm(exact(x, dtype), exact(w, dtype), with_bias ? exact(bias, dtype) : Tensor(),
+                        want, act, accumulate);
+              for (const int out : {layout, (layout + 1 + int(act)) % 4}) {
+                const Tensor y = laid_out(old, out, dtype);
+                if (!accumulate) y.copy_from(poisoned(old.shape(), dtype));
+                gpu.linear(laid_out(x, layout, dtype), laid_out(w, layout % 3, dtype),
+                           with_bias ? bias.to(kGpu) : Tensor(), act, accumulate, y);
+                INFO(name_of(dtype)
+                     << " " << c.b << " x [" << c.m << ", " << c.k << "] x " << c.n << ", layouts "
+                     << layout << " and " << out << ", activation " << int(act) << ", bias "
+                     << with_bias << ", accumulate " << accumulate);
+                CHECK(norm_error(y, want) < tolerance(dtype));
+              }
+            }
+}
+
+TEST_CASE("GPU: products of bf16 into f32, as gradients of parameters are summed") {
+  if (!have_gpu()) return;
+  for (const int layout : {0, 1, 2, 3}) {
+    const Tensor x = random({3, 37, 130}, 1), w = random({3, 130, 29}, 2),
+                 old = random({3, 37, 29}, 3), want = old.to(Dtype::f64);
+    cpu::gemm(exact(x, Dtype::bf16), exact(w, Dtype::bf16), {}, want, Activation::kNone, true);
+    const Tensor y = laid_out(old, layout, Dtype::f32);
+    kernels(kGpu).linear(laid_out(x, layout, Dtype::bf16), laid_out(w, layout, Dtype::bf16), {},
+                         Activation::kNone, true, y);
+    INFO("layout " << layout);
+    CHECK(norm_error(y, want) < tolerance(Dtype::f32));
+  }
+}
+
+TEST_CASE("GPU: products over an axis of size zero, and of nothing") {
+  if (!have_gpu()) return;
+  const Kernels& gpu = kernels(kGpu);
+  const auto empty = [](const Dims& d) { return Tensor::empty(d, Dtype::f32, kGpu); };
+  const Tensor bias = random({5}, 1), y = poisoned({1, 3, 5}, Dtype::f32);
+  gpu.linear(empty({1, 3, 0}), empty({1, 0, 5}), bias.to(kGpu), Activation::kRelu, false, y);
+  const Tensor want = Tensor::empty({1, 3, 5});
+  for (int64_t i = 0; i < 15; ++i)
+    want.data<float>()[i] = std::max(0.0f, bias.data<float>()[i % 5]);
+  CHECK(norm_error(y, want) == 0);
+  const Tensor kept = want.to(kGpu);
+  gpu.linear(empty({1, 3, 0}), empty({1, 0, 5}), {}, Activation::kNone, true, kept);
+  CHECK(norm_error(kept, want) == 0);
+  gpu.matmul(empty({1, 0, 4}), empty({1, 4, 5}), empty({1, 0, 5}));
+  synchronize(kGpu);
+}
+
+TEST_CASE("GPU: the same product gives the same bits") {
+  if (!have_gpu()) return;
+  for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+    // Few results of long sums: where an algorithm would split them.
+    const Tensor a = random({1, 32, 20000}, 1).to(dtype).to(kGpu),
+                 b = random({1, 20000, 48}, 2).to(dtype).to(kGpu);
+    Tensor first;
+    for (int i = 0; i < 5; ++i) {
+      const Tensor c = poisoned({1, 32, 48}, dtype);
+      kernels(kGpu).matmul(a, b, c);
+      if (!first.defined()) first = c;
+      CHECK(norm_error(c, first) == 0);
+    }
+  }
+}

@@ -1,0 +1,90 @@
+// The whole network on the GPU against AlphaFold's own numbers, within the CPU's tolerances:
+// outputs of the fixtures, and every parameter's gradient.
+#include "core/predict/predictor.h"
+#include "core/train/objective.h"
+#include "tests/cuda/gpu.h"
+#include "tests/unit/compare.h"
+#include "tests/unit/model/fixture.h"
+
+using namespace ff;
+using namespace ff::test;
+
+namespace {
+
+Arrays outputs(const Fixture& f, int64_t recycles, Dtype dtype) {
+  const AlphaFold model(f.config, f.params().on(kGpu), dtype);
+  RunOptions options;
+  options.num_recycle = recycles;
+  options.num_ensemble = f.num_ensemble();
+  return predict(
+      model, [&](int64_t i) { return f.slice(i); }, options);
+}
+
+}  // namespace
+
+TEST_CASE("GPU: the fixtures' outputs in f32, the same bits twice") {
+  if (!have_gpu()) return;
+  for (const auto& [folder, recycles] : {std::pair{"tiny", 0},
+                                         {"tiny", 2},
+                                         {"tiny_ensemble", 1},
+                                         {"tiny_no_template", 1},
+                                         {"tiny_shallow", 0}}) {
+    const Fixture f(folder);
+    const Arrays got = outputs(f, recycles, Dtype::f32), again = outputs(f, recycles, Dtype::f32);
+    int compared = 0;
+    for (const auto& [key, value] :
+         read_npz(data_path(cat(folder, "/outputs_r", recycles, ".npz")))) {
+      if (!got.count(key)) continue;  // labels make it
+      INFO(folder << " r" << recycles << " " << key);
+      const bool angles = key.find("angles") != std::string::npos;
+      compare(key, got.at(key), value, angles ? Tolerance::kAngle : Tolerance::kOutput);
+      CHECK(norm_error(again.at(key), got.at(key)) == 0);
+      ++compared;
+    }
+    CHECK(compared >= 21);
+  }
+}
+
+TEST_CASE("GPU: bf16 representations are near f32's") {
+  if (!have_gpu()) return;
+  const Fixture f("tiny");
+  const Arrays want = read_npz(data_path("tiny/outputs_r0.npz")), got = outputs(f, 0, Dtype::bf16);
+  for (const char* key : {"representations/pair", "representations/msa", "representations/single"})
+    CHECK(norm_error(got.at(key), want.at(key)) < 3e-2);
+}
+
+// The limits are the CPU's (tests/unit/loss/parity_test.cpp). tiny's pass without recycles is left
+// out: of its MSA transition one hidden unit (block 0, row 4, residue 6, unit 35) is 1.03e-6 before
+// the relu in AlphaFold's own run, nearer to zero than f32 computes it.
+TEST_CASE("GPU: every parameter's gradient") {
+  if (!have_gpu()) return;
+  for (const auto& [folder, recycles, limit] :
+       {std::tuple{"tiny", 1, 1e-3}, {"tiny_padded", 1, 1e-3}, {"tiny_no_template", 0, 5e-3}}) {
+    const Fixture f(folder);
+    Params params = f.params().on(kGpu);
+    params.want_grads();
+    const AlphaFold model(f.config, params);
+    Tape tape;
+    const Outputs outputs = model.forward([&](int64_t i) { return f.slice(i); }, recycles);
+    Arrays labels = read_npz(data_path(cat(folder, "/labels.npz")));
+    for (auto& [name, value] : labels) value = value.select(0, recycles);
+    LossConfig config = head_weights(f.config.heads);
+    config.structural_violation_loss_weight = 1;
+    const Losses losses = objective(config, f.config.heads, outputs, f.slice(recycles), labels);
+    tape.backward({losses.total});
+    const Arrays got = params.take_grads();
+    for (const auto& [name, value] :
+         read_npz(data_path(cat(folder, "/grads_r", recycles, ".npz")))) {
+      INFO(folder << " r" << recycles << " " << name);
+      REQUIRE(got.count(name) == 1);
+      const Tensor a = got.at(name).to(Device{}).to(Dtype::f64), b = value.to(Dtype::f64);
+      double gap = 0, squares = 0;
+      for (int64_t i = 0; i < b.numel(); ++i) {
+        const double x = std::abs(a.data<double>()[i] - b.data<double>()[i]);
+        if (!(x <= gap)) gap = x;
+        squares += b.data<double>()[i] * b.data<double>()[i];
+      }
+      CHECK(gap <= limit * std::sqrt(squares / double(b.numel())) + 1e-6);
+    }
+  }
+}

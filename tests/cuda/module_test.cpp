@@ -1,0 +1,161 @@
+// The trunk's modules on the GPU, forward and backward, against f64 on the CPU: the real channels
+// at sizes that fit no tile, with masks that leave whole rows and columns out.
+#include "core/model/evoformer.h"
+#include "tests/cuda/gpu.h"
+
+using namespace ff;
+using namespace ff::test;
+
+namespace {
+
+ModelConfig config_of_one_block() {
+  ModelConfig c = preset_config("model_1");
+  c.evoformer_num_block = c.extra_msa_stack_num_block = 1;
+  return c;
+}
+
+/// Values that keep every module's output near its input's size.
+Arrays parameters(const ModelConfig& config) {
+  Arrays values = initial_params(config, 7);
+  uint64_t stream = 1000;
+  for (auto& [name, value] : values) {
+    const Tensor noise = random(value.shape(), ++stream, value.rank() > 2 ? 0.08f : 0.3f);
+    for (int64_t i = 0; i < value.numel(); ++i)
+      value.data<float>()[i] = value.data<float>()[i] * 0.5f + noise.data<float>()[i];
+  }
+  return values;
+}
+
+struct Inputs {
+  Tensor m, z, msa_mask, pair_mask;
+};
+
+/// Everything that a module gives: the updated tensor, and with `backward` the gradients.
+Arrays results(const ModelConfig& config, const Arrays& values, const Inputs& in, bool extra,
+               const std::string& module, Dtype dtype, Device device, bool backward) {
+  const auto there = [&](const Tensor& t) { return t.to(device); };
+  const Params given(config, values, "test");
+  Params masters = (dtype == Dtype::f64 ? given.in_precision(dtype) : given).on(device);
+  if (backward) masters.want_grads();
+  const Params params = masters.in_precision(dtype);
+  const Scope s = Scope(params, std::string("alphafold/alphafold_iteration/evoformer/") +
+                                    (extra ? "extra_msa_stack" : "evoformer_iteration"))
+                      .block(0);
+  Var m(there(in.m.to(dtype)).clone()), z(there(in.z.to(dtype)).clone());
+  const Tensor msa_mask = there(in.msa_mask), pair_mask = there(in.pair_mask);
+  if (backward) {
+    m.want_grad();
+    z.want_grad();
+  }
+  const DropoutStream stream{.active = true, .seed = 3, .step = 1};
+  const auto run = [&]() -> Var {
+    if (module == "row")
+      return msa_row_attention(s / "msa_row_attention_with_pair_bias", m, z, msa_mask,
+                               {stream, 0.15, 0});
+    if (module == "column")
+      return extra ? msa_column_global_attention(s / "msa_column_global_attention", m, msa_mask)
+                   : msa_column_attention(s / "msa_column_attention", m, msa_mask);
+    if (module == "transition") return transition(s / "msa_transition", m);
+    if (module == "outer") return outer_product_mean(s / "outer_product_mean", m, z, msa_mask);
+    if (module == "outgoing")
+      return triangle_multiplication(s / "triangle_multiplication_outgoing", z, pair_mask, true);
+    if (module == "incoming")
+      return triangle_multiplication(s / "triangle_multiplication_incoming", z, pair_mask, false,
+                                     {stream, 0.25, 2});
+    if (module == "starting")
+      return triangle_attention(s / "triangle_attention_starting_node", z, pair_mask, true);
+    REQUIRE(module == "ending");
+    return triangle_attention(s / "triangle_attention_ending_node", z, pair_mask, false,
+                              {stream, 0.25, 4});
+  };
+  Arrays out;
+  if (!backward) {
+    const NoGrad no_grad;
+    out["output"] = run().value();
+  } else {
+    Tape tape;
+    const Var y = run();
+    out["output"] = y.value();
+    const Tensor seed = random(y.shape(), 99).to(dtype);
+    tape.backward({y}, {there(seed)});
+    if (m.grad().defined()) out["m"] = m.grad();
+    if (z.grad().defined()) out["z"] = z.grad();
+    for (const auto& [name, var] : masters.all())
+      if (var.grad().defined()) out[name] = var.grad();
+  }
+  for (auto& [name, t] : out) t = t.to(Device{});
+  return out;
+}
+
+void compare_modules(Dtype dtype, int64_t n_seq, int64_t n_res, double limit) {
+  const ModelConfig config = config_of_one_block();
+  const Arrays values = parameters(config);
+  for (const bool extra : {false, true}) {
+    const int64_t c_m = extra ? config.extra_msa_channel : config.msa_channel;
+    Inputs in{random({n_seq, n_res, c_m}, 1), random({n_res, n_res, config.pair_channel}, 2),
+              random_mask({n_seq, n_res}, 3), random_mask({n_res, n_res}, 4)};
+    // A row and a column without anything.
+    in.msa_mask.select(0, 1).copy_from(Tensor::zeros({n_res}));
+    in.msa_mask.select(1, 2).copy_from(Tensor::zeros({n_seq}));
+    in.pair_mask.select(0, 2).copy_from(Tensor::zeros({n_res}));
+    in.pair_mask.select(1, 2).copy_from(Tensor::zeros({n_res}));
+    for (const char* module :
+         {"row", "column", "transition", "outer", "outgoing", "incoming", "starting", "ending"}) {
+      if (extra && module != std::string("row") && module != std::string("column") &&
+          module != std::string("outer"))
+        continue;
+      // What the f64 reference sees is rounded as the GPU's operands are.
+      const auto rounded = [&](const Tensor& t) { return t.to(dtype).to(Dtype::f32); };
+      Arrays exact;
+      const Params same_bits = Params(config, values, "test").in_precision(dtype);
+      for (const auto& [name, value] : same_bits.all()) exact[name] = value.value().to(Dtype::f32);
+      const Inputs same{rounded(in.m), rounded(in.z), in.msa_mask, in.pair_mask};
+      for (const bool backward : {false, true}) {
+        const auto run = [&](Device device) {
+          return results(config, values, in, extra, module, dtype, device, backward);
+        };
+        const Arrays want = results(config, exact, same, extra, module, Dtype::f64, {}, backward),
+                     got = run(kGpu), again = run(kGpu);
+        REQUIRE(got.size() == want.size());
+        // Of a bias that shifts every logit of a softmax the gradient is zero but for rounding.
+        const auto size = [](const Tensor& t) { return norm_error(t, Tensor::zeros(t.shape())); };
+        double largest = 0;
+        for (const auto& [name, value] : want) largest = std::max(largest, size(value));
+        for (const auto& [name, value] : want) {
+          INFO(name_of(dtype) << " " << module << (extra ? " of the extra MSA" : "") << " " << n_seq
+                              << " x " << n_res << (backward ? " backward " : " ") << name);
+          if (size(value) < 1e-9 * largest) {
+            CHECK(size(got.at(name)) < limit * largest);
+          } else {
+            const double error = norm_error(got.at(name), value);
+            // A relu near zero may switch in bf16, on the CPU as here.
+            if (error >= limit && dtype == Dtype::bf16)
+              CHECK(error < 1.5 * norm_error(run(Device{}).at(name), value));
+            else
+              CHECK(error < limit);
+          }
+          CHECK(norm_error(again.at(name), got.at(name)) == 0);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+// Relative to f64. f32: softmax, norms and sums of thousands of terms, 2e-7 each.
+TEST_CASE("GPU: every module of the trunk in f32, and its gradients") {
+  if (!have_gpu()) return;
+  compare_modules(Dtype::f32, 7, 37, 2e-5);
+}
+
+// bf16: a dozen roundings of 2^-9 between a module's input and its gradients.
+TEST_CASE("GPU: every module of the trunk in bf16, and its gradients") {
+  if (!have_gpu()) return;
+  compare_modules(Dtype::bf16, 7, 37, 3e-2);
+}
+
+TEST_CASE("GPU: modules longer than one tile of keys") {
+  if (!have_gpu()) return;
+  compare_modules(Dtype::bf16, 65, 131, 3e-2);
+}

@@ -1,0 +1,259 @@
+// The network on a device that is not the CPU, without one: its memory is locked against the host
+// except while a kernel, the CPU's own, works on it. Host code that reads or writes a device's
+// tensor, and operands on two devices, end the test by a segmentation fault.
+#include <sys/mman.h>
+
+#include <catch2/catch.hpp>
+#include <map>
+#include <mutex>
+
+#include "core/ops/kernels.h"
+#include "core/predict/predictor.h"
+#include "core/train/objective.h"
+#include "tests/unit/compare.h"
+#include "tests/unit/model/fixture.h"
+
+using namespace ff;
+using test::Fixture;
+
+namespace {
+
+constexpr Device kDevice{Device::cuda, 0};
+
+/// Address space that is handed out first fit.
+class Arena {
+ public:
+  void* allocate(int64_t bytes) {
+    const std::lock_guard lock(mutex_);
+    const int64_t size = (bytes + 63) / 64 * 64;
+    int64_t start = 0;
+    for (const auto& [used, end] : taken_) {
+      if (used - start >= size) break;
+      start = end;
+    }
+    if (start + size > kBytes) return nullptr;
+    taken_[start] = start + size;
+    return base_ + start;
+  }
+  void release(void* p) {
+    const std::lock_guard lock(mutex_);
+    taken_.erase(static_cast<char*>(p) - base_);
+  }
+  bool holds(const void* p) const { return p >= base_ && p < base_ + kBytes; }
+  void unlock() {
+    if (depth_++ == 0) mprotect(base_, kBytes, PROT_READ | PROT_WRITE);
+  }
+  void lock() {
+    if (--depth_ == 0) mprotect(base_, kBytes, PROT_NONE);
+  }
+
+ private:
+  static constexpr int64_t kBytes = int64_t(1) << 30;
+  char* base_ = static_cast<char*>(
+      mmap(nullptr, kBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+  std::map<int64_t, int64_t> taken_;
+  std::mutex mutex_;
+  int depth_ = 0;
+};
+
+Arena& arena() {
+  static Arena& a = *new Arena;  // outlives every tensor
+  return a;
+}
+
+struct Unlocked {
+  Unlocked() { arena().unlock(); }
+  ~Unlocked() { arena().lock(); }
+};
+
+double get(const Tensor& t, int64_t offset) {
+  switch (t.dtype()) {
+    case Dtype::f32:
+      return t.data<float>()[offset];
+    case Dtype::bf16:
+      return t.data<bf16>()[offset];
+    case Dtype::i32:
+      return t.data<int32_t>()[offset];
+    case Dtype::f64:
+      return t.data<double>()[offset];
+  }
+  return 0;
+}
+
+void put(const Tensor& t, int64_t offset, double x) {
+  switch (t.dtype()) {
+    case Dtype::f32:
+      t.data<float>()[offset] = float(x);
+      return;
+    case Dtype::bf16:
+      t.data<bf16>()[offset] = bf16(float(x));
+      return;
+    case Dtype::i32:
+      t.data<int32_t>()[offset] = int32_t(x);
+      return;
+    case Dtype::f64:
+      t.data<double>()[offset] = x;
+  }
+}
+
+void copy(const Tensor& from, const Tensor& to) {
+  const Unlocked unlocked;
+  for (int64_t i = 0; i < to.numel(); ++i) {
+    int64_t rest = i, f = 0, t = 0;
+    for (int a = to.rank() - 1; a >= 0; --a) {
+      f += rest % to.size(a) * from.stride(a);
+      t += rest % to.size(a) * to.stride(a);
+      rest /= to.size(a);
+    }
+    put(to, t, get(from, f));
+  }
+}
+
+void check_there(const Tensor& t) {
+  check(!t.defined() || t.device() == kDevice, "a kernel of the device got a tensor of the CPU");
+}
+void check_there(const IpaTensors& t) {
+  for (const Tensor& x : {t.q_scalar, t.kv_scalar, t.q_point, t.kv_point, t.affine, t.bias, t.z,
+                          t.query_mask, t.mask, t.point_weights})
+    check_there(x);
+}
+void check_there(TensorList list) {
+  for (const Tensor& x : list) check_there(x);
+}
+void check_there(const AdamLists& lists) {
+  for (const TensorList& list : {lists.gradient, lists.params, lists.m, lists.v, lists.ema})
+    check_there(list);
+}
+template <class Other>
+requires(!std::is_convertible_v<Other, TensorList>) void check_there(const Other&) {}
+
+template <class Pointer>
+struct Call;
+template <class... A>
+struct Call<void (*)(A...)> {
+  template <auto Member>
+  static void run(A... a) {
+    (check_there(a), ...);
+    const Unlocked unlocked;
+    (kernels(Device{}).*Member)(a...);
+  }
+};
+
+template <auto... Members>
+Kernels table() {
+  Kernels k{};
+  k.name = "the CPU's on locked memory";
+  ((k.*Members = &Call<std::decay_t<decltype(k.*Members)>>::template run<Members>), ...);
+  static_assert(sizeof(Kernels) == (sizeof...(Members) + 1) * sizeof(void*), "name every kernel");
+  return k;
+}
+
+void use_locked_device() {
+  using K = Kernels;
+  static const Kernels kernels =
+      table<&K::layer_norm, &K::layer_norm_backward, &K::layer_norm_channels_first,
+            &K::layer_norm_channels_first_backward, &K::linear, &K::activation_backward,
+            &K::add_column_sums, &K::matmul, &K::attention, &K::global_attention,
+            &K::attention_backward, &K::global_attention_backward, &K::masked_mean_backward,
+            &K::masked_mean, &K::triangle_gate, &K::triangle_gate_backward, &K::add, &K::add_gated,
+            &K::add_gated_backward, &K::add_dropped, &K::scale_rows, &K::outer_product_mean,
+            &K::outer_product_mean_backward, &K::pair_embed, &K::pair_embed_backward,
+            &K::invariant_point_attention, &K::apply_rigids, &K::update_backbone, &K::scale_affine,
+            &K::affine_frames, &K::normalize_pairs, &K::torsions_to_frames, &K::frames_to_atom14,
+            &K::atom14_to_atom37, &K::invariant_point_attention_backward, &K::apply_rigids_backward,
+            &K::update_backbone_backward, &K::affine_frames_backward, &K::normalize_pairs_backward,
+            &K::torsions_to_frames_backward, &K::frames_to_atom14_backward,
+            &K::atom14_to_atom37_backward, &K::relu, &K::symmetrize, &K::cross_entropy,
+            &K::global_norm, &K::add_clipped, &K::adam_step>();
+  register_kernels(Device::cuda, &kernels);
+  const auto copy_bytes = [](void* to, const void* from, int64_t bytes) {
+    check(arena().holds(to) != arena().holds(from), "an upload or download within one memory");
+    const Unlocked unlocked;
+    std::memcpy(to, from, size_t(bytes));
+  };
+  register_memory(Device::cuda,
+                  {.allocate = [](int64_t bytes, int) { return arena().allocate(bytes); },
+                   .release = [](void* p, int64_t, int) { arena().release(p); },
+                   .zero =
+                       [](void* p, int64_t bytes) {
+                         const Unlocked unlocked;
+                         std::memset(p, 0, size_t(bytes));
+                       },
+                   .upload = copy_bytes,
+                   .download = copy_bytes,
+                   .copy = copy,
+                   .synchronize = [] {}});
+}
+
+Arrays outputs(const Fixture& f, const Params& params, int64_t recycles, Dtype dtype) {
+  const AlphaFold model(f.config, params, dtype);
+  RunOptions options;
+  options.num_recycle = recycles;
+  options.num_ensemble = f.num_ensemble();
+  options.recycle_early_stop_tolerance = 0;
+  options.trace = [](const std::string&, const Tensor& value) {
+    check(value.device() == Device{}, "a traced tensor on the device");
+  };
+  return predict(
+      model, [&](int64_t i) { return f.slice(i); }, options);
+}
+
+}  // namespace
+
+TEST_CASE("tensors on a device are filled, copied, converted and read") {
+  use_locked_device();
+  const float values[] = {1, 2, 3, 4, 5, 6};
+  const Tensor host = Tensor::of<float>({2, 3}, values), t = host.to(kDevice);
+  REQUIRE(t.device() == kDevice);
+  CHECK(t.select(0, 1).select(0, 2).item() == 6);
+  CHECK(Tensor::zeros({3}, Dtype::i32, kDevice).select(0, 1).item() == 0);
+  test::compare("transposed", t.transpose(0, 1).contiguous().to(Device{}),
+                host.transpose(0, 1).contiguous(), 0);
+  test::compare("bf16 and back", t.to(Dtype::bf16).to(Dtype::f32).to(Device{}), host, 0);
+  const Tensor column = Tensor::zeros({2, 3}, Dtype::bf16, kDevice);
+  column.narrow(1, 1, 1).copy_from(host.narrow(1, 2, 1));  // from the host, strided, another dtype
+  CHECK(column.select(0, 1).select(0, 1).item() == 6);
+  CHECK(column.select(0, 1).select(0, 0).item() == 0);
+  const Tensor back = Tensor::zeros({3, 2});
+  back.transpose(0, 1).copy_from(column);  // to the host, strided, another dtype
+  CHECK(back.select(0, 1).select(0, 0).item() == 3);
+}
+
+TEST_CASE("the network on a device touches its memory through kernels and copies alone") {
+  use_locked_device();
+  const Fixture f("tiny");
+  const Params params = f.params(), there = params.on(kDevice);
+  const Arrays want = outputs(f, params, 1, Dtype::f32), got = outputs(f, there, 1, Dtype::f32);
+  REQUIRE(got.size() == want.size());
+  for (const auto& [name, value] : want) {
+    INFO(name);
+    REQUIRE(got.at(name).device() == Device{});
+    test::compare(name, got.at(name), value, 1e-4);
+  }
+  outputs(f, there, 0, Dtype::bf16);
+}
+
+TEST_CASE("a device's gradients are the CPU's") {
+  use_locked_device();
+  const Fixture f("tiny");
+  const Arrays labels = read_npz(test::data_path("tiny/labels.npz"));
+  const auto gradients = [&](Params params) {
+    params.want_grads();
+    const AlphaFold model(f.config, params);
+    Tape tape;
+    const Outputs outputs = model.forward([&](int64_t i) { return f.slice(i); }, 1,
+                                          {.active = true, .seed = 1, .step = 2, .sample = 3});
+    Arrays truth;
+    for (const auto& [name, value] : labels) truth[name] = value.select(0, 1);
+    const Losses losses = objective(alphafold_losses(test::data_path("tiny/config.json")),
+                                    f.config.heads, outputs, f.slice(1), truth);
+    tape.backward({losses.total});
+    return params.take_grads();
+  };
+  const Arrays want = gradients(f.params()), got = gradients(f.params().on(kDevice));
+  for (const auto& [name, value] : want) {
+    INFO(name);
+    REQUIRE(got.at(name).device() == kDevice);
+    test::compare(name, got.at(name).to(Device{}), value, 1e-4);
+  }
+}
