@@ -234,7 +234,7 @@ void attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& 
           "attention to few keys", ceil_div(int64_t(a.batch) * a.n_head, kThreads), kThreads, 0, a);
     if constexpr (sizeof(T) == 2)
       if (suits_mma(q, v) && aligned(q) && aligned(k) && aligned(v) && aligned(gate) && aligned(o))
-        return device_info().hopper() && attention_hopper(a) ? void() : attention_mma(a);
+        return attention_mma(a);
     attention_simt(a);
   });
 }
