@@ -14,6 +14,7 @@
 #include "core/geometry/residue_constants.h"
 #include "io/fasta.h"
 #include "io/file.h"
+#include "io/hash.h"
 #include "io/npz.h"
 
 namespace fs = std::filesystem;
@@ -473,6 +474,19 @@ std::vector<Job> InputOptions::jobs() const {
     jobs.push_back(std::move(target.job));
   }
   return jobs;
+}
+
+std::vector<std::string> hashes_of_inputs(const Job& job, const InputOptions& options) {
+  if (!options.features.empty()) return {sha256_of_file(options.features)};
+  std::vector<std::string> hashes;
+  for (const std::string& path : job.alignments)
+    hashes.push_back(cat(sha256_of_file(path), " ", most_rows(path)));
+  for (const std::string& path : job.template_hits) hashes.push_back(sha256_of_file(path));
+  for (const std::string& given : custom_templates(options)) {
+    const std::string path = without_chain(given);
+    hashes.push_back(sha256_of_file(path) + given.substr(path.size()));
+  }
+  return hashes;
 }
 
 TargetInputs read_inputs(const Job& job, const InputOptions& options) {

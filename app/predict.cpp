@@ -190,13 +190,6 @@ std::string utc_now() {
   return text;
 }
 
-/// A file with its size: cheap to compare, for the fingerprint.
-nlohmann::json file_and_size(const std::string& path) {
-  std::error_code error;
-  const auto size = fs::file_size(path, error);
-  return {path, error ? -1 : int64_t(size)};
-}
-
 /// The run over all targets.
 class Run {
  public:
@@ -286,10 +279,7 @@ class Run {
   std::string fingerprint(const Job& job) const {
     nlohmann::json j;
     j["sequence"] = job.sequence;
-    j["files"] = nlohmann::json::array();
-    for (const auto* files : {&job.alignments, &job.template_hits, &o_.inputs.template_files})
-      for (const std::string& path : *files) j["files"].push_back(file_and_size(path));
-    if (!o_.inputs.features.empty()) j["features"] = sha256_of_file(o_.inputs.features);
+    j["files"] = hashes_of_inputs(job, o_.inputs);
     const TemplateOptions& t = o_.inputs.search;
     j["templates"] = {o_.inputs.templates, t.mmcif_dir, t.max_date, t.obsolete_file, t.max_hits};
     for (const auto& hash : hashes_) j["parameters"].push_back(hash.get());
