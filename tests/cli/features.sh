@@ -13,7 +13,9 @@ expect 0 "" predict q.fasta --alignments msas --params params.npz --num-recycle 
 expect 0 "" predict --features features.npz --params params.npz --num-recycle 1 -o from_features -q
 cmp from_files/q/ranked_000.pdb from_features/features/ranked_000.pdb || problem "features give another structure"
 
+expect 2 "holds the templates too" predict --features features.npz --template x.pdb --params params.npz
 expect 0 "" features q.fasta --alignments msas --preset demo --num-recycle 1 -o given.npz
+expect 3 "holds the choices of 2 slices" predict --features given.npz --params params.npz --num-recycle 2 --dry-run -q
 expect 0 "" predict --features given.npz --params params.npz --num-recycle 1 --random-seed 9 -o from_choices -q
 cmp from_files/q/ranked_000.pdb from_choices/given/ranked_000.pdb || problem "choices give another structure"
 expect 0 "" predict --features features.npz --params params.npz --num-recycle 1 --random-seed 9 -o from_seed -q

@@ -68,6 +68,8 @@ ranked alphafold
 for file in ranked_0.pdb ranked_3.cif ranking_debug.json timings.json; do
   [ -s alphafold/one/$file ] || problem "alphafold/one/$file is missing: $(ls alphafold/one)"
 done
+grep -q '"predict_and_compile_demo_2_pred_1"' alphafold/one/timings.json ||
+  problem "not AlphaFold's names: $(cat alphafold/one/timings.json)"
 ranked colabfold
 [ -s colabfold/one.a3m ] && [ -s colabfold/one.done.txt ] || problem "ColabFold's files: $(ls colabfold)"
 ls colabfold | grep -q '^one_scores_rank_004_.*_seed_00[01].json$' || problem "ColabFold's files: $(ls colabfold)"
@@ -82,6 +84,13 @@ printf '>x\nACDEFGHIKL\n' > msas/one/hits.a3m
 grep -q "one failed" err.txt || problem "does not name the failed target: $(cat err.txt)"
 [ -s partial/two/ranked_000.pdb ] || problem "the good target was not done"
 [ -e partial/one ] && problem "the failed target left files"
+
+# Templates that no model takes are told, and the structure does not claim them.
+printf '>ub\nMQIFVKTLTGKTITLEVEPSDTIENVKAKI\n' > ub.fasta
+"$program" predict ub.fasta --params params.npz --msa-mode single_sequence --template "$data/../../examples/ubiquitin.pdb" \
+  --num-recycle 0 -o templates 2> err.txt || problem "templates: $(cat err.txt)"
+grep -q "1 templates found, but none of the models takes any" err.txt || problem "templates: $(cat err.txt)"
+grep -q "template search" templates/ub/ranked_000.cif && problem "the structure claims templates"
 
 # Names that no file system likes, and a target that no machine can hold.
 printf '>../../etc/passwd x\nMKTAYIAK\n>a b/c \xc3\xa9t\xc3\xa9 </script>\nMKTAYIAKQ\n>.hidden\nMKTAYIAKQR\n' > names.fasta
