@@ -14,8 +14,9 @@ void ComputeOptions::add_to(CLI::App& app, bool with_f64) {
   app.add_flag("-q,--quiet", quiet, "no notices and no progress");
   std::vector<std::string> precisions{"f32", "bf16"};
   if (with_f64) precisions.push_back("f64");
-  app.add_option("--precision", precision, "of the activations (default f32)")
-      ->check(CLI::IsMember(precisions));
+  app.add_option("--precision", precision, "of the activations, f32 or bf16 (default f32)")
+      ->check(CLI::IsMember(precisions))
+      ->transform([](const std::string& given) { return given == "fp32" ? "f32" : given; });
   app.add_option("--device", device, "cpu or cuda (default cpu)")
       ->check(CLI::IsMember({"cpu", "cuda"}));
 }

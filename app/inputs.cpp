@@ -14,6 +14,7 @@
 #include "core/geometry/residue_constants.h"
 #include "io/fasta.h"
 #include "io/file.h"
+#include "io/hash.h"
 #include "io/npz.h"
 
 namespace fs = std::filesystem;
@@ -44,9 +45,10 @@ bool has_extension(const fs::path& file, std::initializer_list<const char*> exte
 bool is_a3m(const fs::path& file) { return has_extension(file, {".a3m"}); }
 
 /// AlphaFold merges UniRef90, BFD and MGnify in this order; -1 for what is read for other ends:
-/// template hits, and UniProt for pairing chains.
+/// template hits, and the rows that pair chains (UniProt's, Protenix's pairing.a3m).
 int merge_rank(const std::string& stem) {
-  for (const char* other : {"hmm_output", "hmmsearch_output", "pdb_hits", "uniprot_hits"})
+  for (const char* other :
+       {"hmm_output", "hmmsearch_output", "pdb_hits", "uniprot_hits", "pairing"})
     if (stem == other) return -1;
   const std::pair<const char*, int> kOrder[] = {
       {"uniref90", 0}, {"bfd", 1}, {"small_bfd", 1}, {"mgnify", 2}};
@@ -247,6 +249,9 @@ void check_options(const InputOptions& o) {
     fail(Exit::kUsage,
          "--features holds the target with its alignment: give no INPUT, "
          "--alignments or --msa with it");
+  if (!o.features.empty() && !(o.template_files.empty() && o.search.mmcif_dir.empty()))
+    fail(Exit::kUsage,
+         "--features holds the templates too: give no --template or --template-mmcif-dir with it");
   if (o.features.empty() && o.inputs.empty())
     fail(Exit::kUsage, "no INPUT: expected a FASTA file, an a3m, or a folder of them");
   check_input(!no_file(o.msa), o.msa, ": no such file (--msa)");
@@ -473,6 +478,19 @@ std::vector<Job> InputOptions::jobs() const {
     jobs.push_back(std::move(target.job));
   }
   return jobs;
+}
+
+std::vector<std::string> hashes_of_inputs(const Job& job, const InputOptions& options) {
+  if (!options.features.empty()) return {sha256_of_file(options.features)};
+  std::vector<std::string> hashes;
+  for (const std::string& path : job.alignments)
+    hashes.push_back(cat(sha256_of_file(path), " ", most_rows(path)));
+  for (const std::string& path : job.template_hits) hashes.push_back(sha256_of_file(path));
+  for (const std::string& given : custom_templates(options)) {
+    const std::string path = without_chain(given);
+    hashes.push_back(sha256_of_file(path) + given.substr(path.size()));
+  }
+  return hashes;
 }
 
 TargetInputs read_inputs(const Job& job, const InputOptions& options) {

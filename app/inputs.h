@@ -81,6 +81,10 @@ struct TargetInputs {
 /// as OpenFold. Throws Exit::kInput naming the file.
 TargetInputs read_inputs(const Job& job, const InputOptions& options);
 
+/// A hash of each file that the target's features are made of but the hits' structures: the same
+/// wherever the files stand. Throws Exit::kInput naming one that cannot be read.
+std::vector<std::string> hashes_of_inputs(const Job& job, const InputOptions& options);
+
 /// Makes the folder with those above it. Throws Exit::kUsage where nothing can be written in it.
 void make_output_folder(const std::string& path);
 

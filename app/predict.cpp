@@ -15,6 +15,7 @@
 #include <optional>
 
 #include "app/commands.h"
+#include "app/foreign_flags.h"
 #include "app/gpu.h"
 #include "app/inputs.h"
 #include "app/model_file.h"
@@ -190,13 +191,6 @@ std::string utc_now() {
   return text;
 }
 
-/// A file with its size: cheap to compare, for the fingerprint.
-nlohmann::json file_and_size(const std::string& path) {
-  std::error_code error;
-  const auto size = fs::file_size(path, error);
-  return {path, error ? -1 : int64_t(size)};
-}
-
 /// The run over all targets.
 class Run {
  public:
@@ -286,10 +280,7 @@ class Run {
   std::string fingerprint(const Job& job) const {
     nlohmann::json j;
     j["sequence"] = job.sequence;
-    j["files"] = nlohmann::json::array();
-    for (const auto* files : {&job.alignments, &job.template_hits, &o_.inputs.template_files})
-      for (const std::string& path : *files) j["files"].push_back(file_and_size(path));
-    if (!o_.inputs.features.empty()) j["features"] = sha256_of_file(o_.inputs.features);
+    j["files"] = hashes_of_inputs(job, o_.inputs);
     const TemplateOptions& t = o_.inputs.search;
     j["templates"] = {o_.inputs.templates, t.mmcif_dir, t.max_date, t.obsolete_file, t.max_hits};
     for (const auto& hash : hashes_) j["parameters"].push_back(hash.get());
@@ -356,9 +347,11 @@ class Run {
     std::string line =
         cat(job.tag, ": ", in.raw.n_res(), " residues, ", in.raw.n_seq, " sequences of ",
             in.rows.size(), " alignments, ", in.templates.size(), " templates; would run ");
-    for (const Model& model : models())
+    for (const Model& model : models()) {
+      given_choices(in.raw, model, model.options);  // fails where predicting would
       line += cat(&model == &models().front() ? "" : ", ", model.name, " (",
                   model.options.num_recycle + 1, " passes)");
+    }
     log_notice(line, " x ", o_.num_seeds, o_.num_seeds == 1 ? " seed" : " seeds", " -> ",
                o_.output);
     return true;
@@ -401,14 +394,15 @@ class Run {
     results.title = job.title;
     results.rank_by = o_.rank_by();
     results.alignment = in.raw.n_seq > 1;
-    results.templates = !in.templates.empty();
     results.timings = {{"features", features},
                        {"total", seconds_since(start)},
                        {"peak_rss_bytes", peak_rss()},
                        {"peak_tensor_bytes", memory_count(o_.device.kind).peak}};
+    const char* predicting =
+        results_.layout == Layout::kAlphafold ? "predict_and_compile_" : "predict_";
     for (const Timing& t : timings) {
       results.timings["process_features_" + t.name] = t.process_features;
-      results.timings["predict_" + t.name] = t.predict;
+      results.timings[predicting + t.name] = t.predict;
       results.timings["recycles_" + t.name] = t.passes;
     }
     results.run = record(job, in, results, started);
@@ -459,7 +453,10 @@ class Run {
       for (int64_t s = 0; s < o_.num_seeds && !enough; ++s) {
         const uint64_t seed = o_.random_seed + uint64_t(s);
         Timing timing;
-        timing.name = o_.num_seeds == 1 ? model.name : cat(model.name, "_seed_", seed);
+        if (results_.layout == Layout::kAlphafold)
+          timing.name = cat(model.name, "_pred_", s);
+        else
+          timing.name = o_.num_seeds == 1 ? model.name : cat(model.name, "_seed_", seed);
         RunOptions options = model.options;
         const auto before = double(entries.size());
         options.progress = [&](const std::string& stage, double done) {
@@ -476,6 +473,7 @@ class Run {
         p.plddt = out.at("confidence/plddt");
         p.mean_plddt = mean(p.plddt);
         p.num_recycles = int64_t(out.at("num_recycles").item());
+        p.templates = !in.templates.empty() && model.network.config().data.use_templates;
         if (out.contains("confidence/ptm")) {
           p.pae = out.at("confidence/predicted_aligned_error_expected").contiguous();
           p.max_pae = out.at("confidence/max_predicted_aligned_error").item();
@@ -671,14 +669,14 @@ Command add_predict(CLI::App& root) {
   app->add_option("-o,--output-dir,--out", o->output,
                   "folder of the results, one folder a target in it (default: here)");
   app->add_option(
-         "--params,--jax-param-path", o->params,
+         "--params,--jax-param-path,--param-path", o->params,
          "DeepMind's params_model_*.npz, a file of fastfold's, or a folder of them; may be "
          "repeated: every model predicts every target")
       ->allow_extra_args(false);
   app->add_option(
       "--data-dir", o->data_dir,
       "AlphaFold's: params/ and pdb_mmcif/ are taken from it where not given otherwise");
-  app->add_option("--preset,--config-preset", o->preset,
+  app->add_option("--preset,--config-preset,--model-name", o->preset,
                   "model_1..5, model_1..5_ptm, demo (default: from the file's name or contents)");
   app->add_option("--model-preset", o->model_preset,
                   "which files of a folder: monomer, monomer_ptm or monomer_casp14, which also "
@@ -723,9 +721,14 @@ Command add_predict(CLI::App& root) {
                 "AlphaFold's: alignments are in OUT/TARGET/msas");
   app->add_flag("--cif-output", o->cif_output, "OpenFold's: --format cif");
   app->add_flag("--save-outputs,--save-all", o->save_outputs, "OpenFold's: --save all");
+  for (const char* what : {"single", "pair"})
+    app->add_flag_callback(
+        cat("--save-", what, "-representations"), [o, what] { o->save.emplace_back(what); },
+        cat("ColabFold's: --save ", what));
   app->add_option("--json-log", o->json_log,
                   "append messages and events to this file, one JSON "
                   "object a line");
+  add_idle_flags(*app);
   o->compute.add_to(*app, false);
   o->ranks.add_to(*app, true);
   return {app,

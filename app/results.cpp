@@ -251,7 +251,7 @@ Outputs plan(const TargetResults& r, const ResultOptions& options) {
                               .title = r.title,
                               .rank = int64_t(rank),
                               .alignment = r.alignment,
-                              .templates = r.templates});
+                              .templates = p.templates});
         });
     };
     const auto scores = [&p] { return scores_json(p); };

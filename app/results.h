@@ -33,7 +33,7 @@ struct TargetResults {
   std::vector<Prediction> ranked;  ///< best first
   std::vector<Arrays> arrays;      ///< for --save, one set a prediction in the same order; or empty
   std::string rank_by = "plddt";   ///< or "ptm"
-  bool alignment = true, templates = false;  ///< that the network was given
+  bool alignment = true;           ///< that the network was given
   nlohmann::json timings, run;
   std::string msa_a3m, report_html, coverage_svg, plddt_svg, pae_svg;
   std::string fingerprint;  ///< of the inputs and settings, returned by check_complete

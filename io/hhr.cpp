@@ -141,6 +141,9 @@ class HhrParser {
     }
     if (hit.query.size() != hit.hit_sequence.size())
       refuse("hit ", hit.index, " ends after a row of the query");
+    if (!more && hit.query.size() < size_t(hit.aligned_cols))
+      refuse("hit ", hit.index, ", the last, has ", hit.query.size(), " columns of ",
+             hit.aligned_cols);
     return more;
   }
 

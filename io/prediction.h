@@ -22,6 +22,7 @@ struct Prediction {
   std::optional<double> ptm;  ///< 0 to 1; with the head only
   double mean_plddt = 0;
   int64_t num_recycles = 0;  ///< that were run
+  bool templates = false;    ///< the model was given some
 };
 
 }  // namespace ff

@@ -28,6 +28,19 @@ told empty "msas/empty"
 grep -q "6 of 7 targets failed" err.txt || problem "the count: $(cat err.txt)"
 [ "$(ls out)" = good ] || problem "not only the good target: $(ls out)"
 
+# What is there stays where the same files have moved; it is made again where one has changed, its size kept.
+mkdir -p aside/good
+cp msas/good/* aside/good
+printf '>good\n%s\n' $row > good.fasta
+again() { "$program" predict good.fasta --alignments "$1" "${fast[@]}" --skip-existing -o kept 2> err.txt || problem "$1: $(cat err.txt)"; }
+again aside
+mv aside moved
+again "$PWD/moved"
+grep -q "its files are complete" err.txt || problem "the same files elsewhere: $(cat err.txt)"
+sed -i s/MKTA-IAKQR/MRTA-IAKQR/ moved/good/*
+again moved
+grep -q "made from other inputs" err.txt || problem "a changed alignment: $(cat err.txt)"
+
 # The disk is full: one error, the earlier results whole, nothing half-written.
 full_disk() {
   mkdir full

@@ -1,7 +1,7 @@
 # fastfold features: what it writes is what predict takes back; bad alignments are named.
 source "$(dirname "$0")/common.bash"
 
-expect 0 "" init --preset demo --seed 1 -o params.npz
+expect 0 "" init --preset demo --seed 1 --no-zeros -o params.npz
 printf '>q one/two caf\xc3\xa9\nmktayiakqr\n' > q.fasta
 mkdir -p msas/q
 printf '>q\nMKTAYIAKQR\n>a\nMKTAacYI-KQR\n>b\nMKSAYIAKQR\n' > msas/q/bfd_uniref_hits.a3m
@@ -12,6 +12,14 @@ expect 0 "different rows" features q.fasta --alignments msas -o features.npz
 expect 0 "" predict q.fasta --alignments msas --params params.npz --num-recycle 1 -o from_files -q
 expect 0 "" predict --features features.npz --params params.npz --num-recycle 1 -o from_features -q
 cmp from_files/q/ranked_000.pdb from_features/features/ranked_000.pdb || problem "features give another structure"
+
+expect 2 "holds the templates too" predict --features features.npz --template x.pdb --params params.npz
+expect 0 "" features q.fasta --alignments msas --preset demo --num-recycle 1 -o given.npz
+expect 3 "holds the choices of 2 slices" predict --features given.npz --params params.npz --num-recycle 2 --dry-run -q
+expect 0 "" predict --features given.npz --params params.npz --num-recycle 1 --random-seed 9 -o from_choices -q
+cmp from_files/q/ranked_000.pdb from_choices/given/ranked_000.pdb || problem "choices give another structure"
+expect 0 "" predict --features features.npz --params params.npz --num-recycle 1 --random-seed 9 -o from_seed -q
+cmp -s from_files/q/ranked_000.pdb from_seed/features/ranked_000.pdb && problem "another seed gives the same structure"
 
 # The merged alignment is an input of its own, with the same features.
 if [ -f from_files/q/msa.a3m ]; then

@@ -2,7 +2,7 @@
 # every file as an uninterrupted run writes it.
 source "$(dirname "$0")/common.bash"
 
-expect 0 "" init --preset demo --seed 1 -o params.npz
+expect 0 "" init --preset demo --seed 1 --no-zeros -o params.npz
 for name in a b c d e f; do printf '>%s\nMKTAYIAKQRQISFVKSH%s\n' $name "$(tr a-f ACDEFG <<< $name)"; done > six.fasta
 settings=(--params params.npz --msa-mode single_sequence --threads 1)
 batch() { # batch OUT ARGS...

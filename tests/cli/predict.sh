@@ -2,7 +2,7 @@
 # stop the others.
 source "$(dirname "$0")/common.bash"
 
-expect 0 "" init --preset demo --seed 1 -o params.npz
+expect 0 "" init --preset demo --seed 1 --no-zeros -o params.npz
 printf '>one first\nMKTAYIAKQR\nQISFVKSHFS\n>two\nGSHMKLVT\n' > two.fasta
 mkdir -p msas/one msas/two
 printf '>one\nMKTAYIAKQRQISFVKSHFS\n>a\nMKTAYIAK-RQISFVKSHFS\n>b\nMRTAYIAKQRqqQISFVKSH-S\n' > msas/one/hits.a3m
@@ -42,6 +42,9 @@ printf '>one\nMKTAYIAKQRQISFVKSHFS\n' > one.fasta
 "$program" predict one.fasta --params params.npz --msa out/one/msa.a3m -o from_a3m --num-recycle=1 -q 2> err.txt ||
   problem "from msa.a3m: $(cat err.txt)"
 cmp -s out/one/ranked_000.pdb from_a3m/one/ranked_000.pdb || problem "msa.a3m gave another structure"
+printf '>one\nMKTAYIAKQRQISFVKSHFS\n>a\nMKTWYIAK-RQISFVKSHFS\n' > other.a3m
+"$program" predict one.fasta --params params.npz --msa other.a3m -o from_other --num-recycle=1 -q 2> err.txt
+cmp -s out/one/ranked_000.pdb from_other/one/ranked_000.pdb && problem "another alignment gave the same structure"
 
 # From features.npz: the same.
 "$program" features one.fasta --msa msas/one/hits.a3m -o features.npz -q 2> err.txt || problem "features: $(cat err.txt)"
@@ -50,7 +53,7 @@ cmp -s out/one/ranked_000.pdb from_a3m/one/ranked_000.pdb || problem "msa.a3m ga
 cmp -s out/one/ranked_000.pdb from_features/features/ranked_000.pdb || problem "features.npz gave another structure"
 
 # Models and seeds, ranked; the layouts of the peers.
-expect 0 "" init --preset demo --seed 2 -o other.npz
+expect 0 "" init --preset demo --seed 2 --no-zeros -o other.npz
 ranked() { # ranked LAYOUT ARGS...
   "$program" predict one.fasta --params params.npz --params other.npz --num-seeds 2 --msa msas/one/hits.a3m \
     --num-recycle 0 --layout $1 -o $1 "${@:2}" 2> err.txt || problem "$1: $(cat err.txt)"
@@ -65,6 +68,8 @@ ranked alphafold
 for file in ranked_0.pdb ranked_3.cif ranking_debug.json timings.json; do
   [ -s alphafold/one/$file ] || problem "alphafold/one/$file is missing: $(ls alphafold/one)"
 done
+grep -q '"predict_and_compile_demo_2_pred_1"' alphafold/one/timings.json ||
+  problem "not AlphaFold's names: $(cat alphafold/one/timings.json)"
 ranked colabfold
 [ -s colabfold/one.a3m ] && [ -s colabfold/one.done.txt ] || problem "ColabFold's files: $(ls colabfold)"
 ls colabfold | grep -q '^one_scores_rank_004_.*_seed_00[01].json$' || problem "ColabFold's files: $(ls colabfold)"
@@ -79,6 +84,13 @@ printf '>x\nACDEFGHIKL\n' > msas/one/hits.a3m
 grep -q "one failed" err.txt || problem "does not name the failed target: $(cat err.txt)"
 [ -s partial/two/ranked_000.pdb ] || problem "the good target was not done"
 [ -e partial/one ] && problem "the failed target left files"
+
+# Templates that no model takes are told, and the structure does not claim them.
+printf '>ub\nMQIFVKTLTGKTITLEVEPSDTIENVKAKI\n' > ub.fasta
+"$program" predict ub.fasta --params params.npz --msa-mode single_sequence --template "$data/../../examples/ubiquitin.pdb" \
+  --num-recycle 0 -o templates 2> err.txt || problem "templates: $(cat err.txt)"
+grep -q "1 templates found, but none of the models takes any" err.txt || problem "templates: $(cat err.txt)"
+grep -q "template search" templates/ub/ranked_000.cif && problem "the structure claims templates"
 
 # Names that no file system likes, and a target that no machine can hold.
 printf '>../../etc/passwd x\nMKTAYIAK\n>a b/c \xc3\xa9t\xc3\xa9 </script>\nMKTAYIAKQ\n>.hidden\nMKTAYIAKQR\n' > names.fasta

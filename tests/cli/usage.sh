@@ -34,6 +34,9 @@ expect 2 "c.yaml:2" predict "$data/cli/short.fasta" --msa-mode single_sequence -
 # A flag takes one value, so that INPUT may follow it.
 expect 0 "would run demo" predict --params demo.npz --set model.num_recycle=1 "$data/cli/short.fasta" --msa-mode single_sequence --dry-run
 expect 0 "demo_2 (2 passes)" predict --params demo.npz --params demo.npz --set model.num_recycle=1 --save single,pair "$data/cli/short.fasta" --msa-mode single_sequence --dry-run
+expect 0 "would run demo" predict --params demo.npz "$data/cli/short.fasta" --msa-mode single_sequence --dry-run \
+  --models_to_relax=none --num-relax 0 --skip-relaxation --deterministic --precision fp32 --save-single-representations
+expect 2 "does not relax" predict x.fasta --params demo.npz --num-relax 1
 rm demo.npz c.yaml
 expect 2 "f64" predict x.fasta --precision f64
 [ -z "$(ls | grep -v -e out.txt -e err.txt)" ] || problem "left behind: $(ls)"

@@ -24,7 +24,7 @@ std::vector<std::string> ff::fuzz_seeds() {
       "No 1\n>1ABC_B X\nProbab=5  E-value=0.8  Score=2  Aligned_cols=5  Identities=45%  "
       "Similarity=0.6  Sum_probs=3.5  Template_Neff=2\n\nQ query             2 KTA-YI    6 "
       "(10)\nQ Consensus         2 kta~yi    6 (10)\nT 1ABC_B           10 KTAA-I   14 "
-      "(30)\n\nNo 2\n>2ABC_C\nProbab=1 Aligned_cols=2 Sum_probs=0\n",
+      "(30)\n\nNo 2\n>2ABC_C\nProbab=1 Aligned_cols=0 Sum_probs=0\n",
       "# STOCKHOLM 1.0\n#=GS 4pqx_A/3-6 DE [subseq from] mol:protein length:217\n\n4pqx_A/3-6 "
       "MK-.gT\n//\n"};
 }

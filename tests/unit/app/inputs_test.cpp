@@ -52,7 +52,7 @@ TEST_CASE("alignments are found in OpenFold's and AlphaFold's layouts, in the or
       f.put("q.fasta", ">1ABC_1|Chain A\nMKT\n>two\nMKA\n>three x\nMKL\n>four\nMKV\n");
   for (const char* name :
        {"mgnify_hits.sto", "bfd_uniref_hits.a3m", "uniref90_hits.sto.gz", "hmm_output.sto",
-        "pdb70_hits.hhr", "uniprot_hits.sto", "z.a3m", "notes.txt"})
+        "pdb70_hits.hhr", "uniprot_hits.sto", "pairing.a3m", "z.a3m", "notes.txt"})
     f.put(cat("msas/1ABC_1/", name), "");
   f.put("msas/two.a3m.gz", "");
   f.put("msas/three/msas/uniref90_hits.sto", "");

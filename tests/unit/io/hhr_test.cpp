@@ -130,6 +130,8 @@ TEST_CASE("hhr files that are cut off or do not agree with themselves") {
   CHECK_THAT(refusal(parse(replaced("KTAA-I", "KTAA-"))), Contains("5 letters"));
   CHECK_THAT(refusal(parse(replaced("(30)\nT ss", "(3\nT ss"))), Contains("x.hhr:10"));
   CHECK_THAT(refusal(parse(kHit.substr(0, kHit.find("T 1ABC_B")))), Contains("row of the query"));
+  CHECK_THAT(refusal(parse(kHit.substr(0, kHit.find("Q query             3")))),
+             Contains("hit 2, the last, has 0 columns of 2"));
   CHECK_THAT(refusal(parse(replaced("2 KTA-YI    6", "99999999999999999999 KTA-YI 6"))),
              Contains("x.hhr:6"));
 }
