@@ -98,7 +98,7 @@ class Run {
         dataset_(config.train.shards),
         sampler_(dataset_, sampler_config(config), uint64_t(config.seed)),
         trainer_(config, std::move(state), threads, grid, device),
-        peak_(matrix_rate(trainer_.precision(), device)) {
+        peak_(matrix_rate(trainer_.precision(), device) * grid.world.size()) {
     if (folder_) {
       log_.emplace(folder_->path(), trainer_.state().step);
       events_.emplace(folder_->path(), trainer_.state().step);
