@@ -83,6 +83,10 @@ std::vector<std::string> find_parameter_files(const std::vector<std::string>& pa
       found.push_back(path);
       continue;
     }
+    if (const std::string trained = best_checkpoint(path); !trained.empty()) {
+      found.push_back(trained);
+      continue;
+    }
     std::vector<std::string> plain, ptm;
     for (const fs::path& folder : {fs::path(path), fs::path(path) / "params"})
       for (int i = 1; i <= 5; ++i)
@@ -102,6 +106,11 @@ std::vector<std::string> find_parameter_files(const std::vector<std::string>& pa
 
 Arrays read_parameters(const std::string& path) {
   check_input(fs::exists(path), path, ": no such file; ", where_parameters_are());
+  if (fs::is_directory(path)) {
+    const std::string trained = best_checkpoint(path);
+    check_input(!trained.empty(), path, ": holds no checkpoint of a training run");
+    return read_parameters(trained);
+  }
   return fs::path(path).extension() == ".h5" ? averaged_params(read_checkpoint(path))
                                              : read_npz(path);
 }

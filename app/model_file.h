@@ -35,12 +35,13 @@ ModelFile read_model_file(const std::string& path, const std::string& preset);
 
 /// The parameter files that `--params` names. A folder (or its params/) stands for its
 /// params_model_N*.npz in the order of N: those of `model_preset` (monomer, monomer_ptm,
-/// monomer_casp14; "" takes the _ptm ones where there are any). `num_models` > 0 keeps the first so
+/// monomer_casp14; "" takes the _ptm ones where there are any); that of a training run for its
+/// best or else newest checkpoint. `num_models` > 0 keeps the first so
 /// many. Throws Exit::kInput on what is not there, Exit::kUsage for a preset that is not ours.
 std::vector<std::string> find_parameter_files(const std::vector<std::string>& params,
                                               const std::string& model_preset, int num_models);
 
-/// The arrays of a parameter file by its extension.
+/// The arrays of a parameter file by its extension, or of a training run's best checkpoint.
 Arrays read_parameters(const std::string& path);
 
 /// "model_1_ptm" of "x/params_model_1_ptm.npz"; "" where the name tells nothing.

@@ -98,7 +98,7 @@ class Run {
         dataset_(config.train.shards),
         sampler_(dataset_, sampler_config(config), uint64_t(config.seed)),
         trainer_(config, std::move(state), threads, grid, device),
-        peak_(matrix_rate(trainer_.precision(), device)) {
+        peak_(matrix_rate(trainer_.precision(), device) * grid.world.size()) {
     if (folder_) {
       log_.emplace(folder_->path(), trainer_.state().step);
       events_.emplace(folder_->path(), trainer_.state().step);
@@ -373,8 +373,9 @@ Command add_train(CLI::App& root) {
   app->add_option("-o,--out,--logdir", o->logdir, "the run's folder (run.logdir)");
   app->add_option("--resume", o->resume,
                   "'auto': the newest checkpoint of the run's folder, or a checkpoint");
-  app->add_option("--weights,--weights-only", o->weights,
-                  "begin with these parameters, .npz or a checkpoint, and a fresh optimizer");
+  app->add_option(
+      "--weights,--weights-only", o->weights,
+      "begin with these parameters, .npz, a checkpoint or a run, and a fresh optimizer");
   app->add_option("--threads", o->threads,
                   "threads (default: what the machine or container allows)")
       ->check(CLI::Range(1, 4096));

@@ -6,8 +6,9 @@
 //   loss/total, loss/TERM             means over the step's samples
 //   val/lddt_ca, val/tm, val/gdt_ts, val/gdt_ha, val/rmsd, val/drmsd; train/lddt_ca
 //   optim/lr, optim/grad_norm, optim/clip_rate (0 to 1), optim/skipped (steps so far)
-//   run/samples, run/seconds (since the start), run/samples_per_s, run/tflops, run/share_of_peak,
-//   run/loader_stall (0 to 1), run/memory (bytes)
+//   run/samples, run/seconds (since the process began), run/memory (bytes);
+//   since the record before: run/samples_per_s, run/tflops, run/share_of_peak (of the rate of large
+//   matrix products on the same threads), run/loader_stall (0 to 1)
 #pragma once
 
 #include <cstdint>

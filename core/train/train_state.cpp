@@ -149,6 +149,12 @@ void check_same_model(const TrainState& state, const ModelConfig& model,
        "\nchoose another run.logdir, or the configuration that it was trained with");
 }
 
+std::string best_checkpoint(const std::string& folder) {
+  if (const std::string best = folder + "/" + kBest; fs::exists(best)) return best;
+  const std::vector<std::string> all = checkpoints_in(folder);
+  return all.empty() ? "" : all.back();
+}
+
 RunFolder::RunFolder(const std::string& path) : path_(path) {
   std::error_code error;
   fs::create_directories(path, error);
@@ -161,9 +167,9 @@ RunFolder::RunFolder(const std::string& path) : path_(path) {
   }
 }
 
-std::vector<std::string> RunFolder::checkpoints() const {
+std::vector<std::string> checkpoints_in(const std::string& folder) {
   std::vector<std::pair<int64_t, std::string>> found;
-  for (const auto& entry : fs::directory_iterator(path_))
+  for (const auto& entry : fs::directory_iterator(folder))
     if (const std::string name = entry.path().filename(); is_step_file(name))
       found.emplace_back(std::strtoll(name.c_str() + 5, nullptr, 10), entry.path());
   std::sort(found.begin(), found.end());
@@ -185,7 +191,7 @@ std::string RunFolder::save(const TrainState& state, int64_t keep, bool is_best)
       write_train_state(best, state);
     unlink(second.c_str());  // rename() leaves it where both already are one file
   }
-  std::vector<std::string> old = checkpoints();
+  std::vector<std::string> old = checkpoints_in(path_);
   std::error_code error;
   for (size_t i = 0; i + size_t(keep) < old.size(); ++i)
     if (old[i] != path) fs::remove(old[i], error);
@@ -193,7 +199,7 @@ std::string RunFolder::save(const TrainState& state, int64_t keep, bool is_best)
 }
 
 std::optional<std::pair<TrainState, std::string>> RunFolder::latest() const {
-  std::vector<std::string> paths = checkpoints();
+  std::vector<std::string> paths = checkpoints_in(path_);
   std::string reason;
   for (auto path = paths.rbegin(); path != paths.rend(); ++path) try {
       return std::pair{read_train_state(*path), *path};

@@ -39,6 +39,11 @@ Arrays averaged_params(Arrays arrays);
 void check_same_model(const TrainState& state, const ModelConfig& model,
                       const std::string& config_json, const std::string& file);
 
+/// step_NNNNNNNN.h5 of a folder, oldest first.
+std::vector<std::string> checkpoints_in(const std::string& folder);
+/// best.h5 of a run's folder, else the newest checkpoint; "" where there is none.
+std::string best_checkpoint(const std::string& folder);
+
 /// A run's folder: checkpoints step_00000500.h5 and best.h5, locked against a second trainer.
 class RunFolder {
  public:
@@ -53,8 +58,7 @@ class RunFolder {
   /// The newest checkpoint that can be read, with its path; warns of those that are damaged.
   /// Throws Exit::kInput where there are checkpoints and none can be read.
   std::optional<std::pair<TrainState, std::string>> latest() const;
-  /// Paths, oldest first.
-  std::vector<std::string> checkpoints() const;
+  std::vector<std::string> checkpoints() const { return checkpoints_in(path_); }
 
  private:
   std::string path_;

@@ -202,6 +202,39 @@ TEST_CASE("a stacked parameter's slices sum into its gradient") {
   }
 }
 
+TEST_CASE("a watch names the first operation whose value or gradient is not finite") {
+  const auto filled = [](float value) {
+    const Tensor t = Tensor::empty({2, 2});
+    std::fill_n(t.data<float>(), 4, value);
+    return t;
+  };
+  // Zeros through large weights are finite; the gradient that comes back is not.
+  Var x(filled(0)), w(filled(1e30f));
+  const auto pass = [&](float more) {
+    x.want_grad();
+    FiniteWatch::place() = "here";
+    const FiniteWatch watch;
+    Tape tape;
+    const Vars y = checkpoint(
+        [&](const Vars& in) {
+          FiniteWatch::place() = "first";
+          const Var hidden = linear(in[0], w, {});
+          FiniteWatch::place() = "second";
+          return Vars{linear(add(hidden, Var(filled(more))), w, {})};
+        },
+        {x});
+    FiniteWatch::place() = "after";
+    const Var z = add(y[0], y[0]);
+    tape.backward({z}, {filled(1)});
+    return watch.found();
+  };
+  CHECK(pass(0) == "backward of linear at first");
+  CHECK(pass(1e10f) == "linear at second");
+  CHECK(FiniteWatch::active() == nullptr);
+  w = Var(filled(1));
+  CHECK(pass(0).empty());
+}
+
 TEST_CASE("memory of a checkpointed chain is its inputs and one block") {
   constexpr int64_t kRows = 256, kChannels = 32, kHidden = 128, kBlocks = 8;
   std::vector<Tensor> inputs = block_inputs(kRows, kChannels, kHidden);
