@@ -79,7 +79,7 @@ grep -q "resumed killed/step_" err.txt || problem "after a kill: did not resume:
 
 # Told once, by rank 0 alone.
 once() {
-  [ "$(grep -c '^fastfold: ' err.txt)" -eq 1 ] && grep '^fastfold: ' err.txt | grep -qF -- "$1" || problem "not once '$1': $(cat err.txt)"
+  [ "$(grep -c '^fastfold: ' err.txt)" -eq 1 ] && grep -qF -- "$1" err.txt || problem "not once '$1': $(cat err.txt)"
 }
 ranks 3 2 wrong && problem "3 ranks, dap 2"
 once "which 2 ranks a protein (dap) do not divide"
