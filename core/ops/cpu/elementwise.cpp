@@ -55,6 +55,8 @@ void triangle_gate_backward(const Tensor& proj, const Tensor& proj_bias, const T
   by_type(proj, [&](auto t) {
     using T = decltype(t);
     using A = Acc<T>;
+    using S = Simd<A>;
+    using V = typename S::V;
     const Rows<T> ps(proj), gs(gate), d(da), to_p(dproj.defined() ? dproj : da),
         to_g(dgate.defined() ? dgate : da);
     const float* m = mask.data<float>();
@@ -64,13 +66,33 @@ void triangle_gate_backward(const Tensor& proj, const Tensor& proj_bias, const T
       T *qp = to_p[c], *qg = to_g[c];
       const A pb = proj_bias.data<A>()[c], gb = gate_bias.data<A>()[c];
       double sum_p = 0, sum_g = 0;
-      for (int64_t j = 0; j < ps.c; ++j) {
-        const A s = sigmoid(Simd<A>::broadcast(A(g[j]) + gb))[0];
-        const A dp = A(pd[j]) * A(m[j]) * s, dg = dp * (A(p[j]) + pb) * (1 - s);
-        if (dproj.defined()) qp[j] = T(A(qp[j]) + dp);
-        if (dgate.defined()) qg[j] = T(A(qg[j]) + dg);
-        sum_p += double(dp);
-        sum_g += double(dg);
+      constexpr int64_t kFew = 1024;  // of them sums in A, these in f64
+      for (int64_t j0 = 0; j0 < ps.c; j0 += kFew) {
+        V few_p{}, few_g{};
+        vector_loop<A>(
+            std::min(kFew, ps.c - j0),
+            [&](int64_t k) {
+              const int64_t j = j0 + k;
+              V keep;
+              for (int i = 0; i < S::kWidth; ++i) keep[i] = A(m[j + i]);
+              const V s = sigmoid(load(g + j) + gb), dp = load(pd + j) * keep * s,
+                      dg = dp * (load(p + j) + pb) * (1 - s);
+              if (dproj.defined()) store(qp + j, load(qp + j) + dp);
+              if (dgate.defined()) store(qg + j, load(qg + j) + dg);
+              few_p += dp;
+              few_g += dg;
+            },
+            [&](int64_t k) {
+              const int64_t j = j0 + k;
+              const A s = sigmoid(S::broadcast(A(g[j]) + gb))[0];
+              const A dp = A(pd[j]) * A(m[j]) * s, dg = dp * (A(p[j]) + pb) * (1 - s);
+              if (dproj.defined()) qp[j] = T(A(qp[j]) + dp);
+              if (dgate.defined()) qg[j] = T(A(qg[j]) + dg);
+              sum_p += double(dp);
+              sum_g += double(dg);
+            });
+        sum_p += double(sum<A>(few_p));
+        sum_g += double(sum<A>(few_g));
       }
       if (dproj_bias.defined()) dproj_bias.data<A>()[c] += A(sum_p);
       if (dgate_bias.defined()) dgate_bias.data<A>()[c] += A(sum_g);
@@ -150,11 +172,19 @@ void add_gated_backward(const Tensor& x, const Tensor& gate, const Tensor& dy, c
 #pragma omp parallel for
     for (int64_t r = 0; r < xs.n; ++r) {
       const T *px = xs[r], *pg = gates[r], *pd = d[r];
-      for (int64_t j = 0; j < xs.c; ++j) {
-        const A s = sigmoid(Simd<A>::broadcast(A(pg[j])))[0], g = A(pd[j]) * s;
-        if (dx.defined()) to_x[r][j] = T(A(to_x[r][j]) + g);
-        if (dgate.defined()) to_gate[r][j] = T(A(to_gate[r][j]) + g * A(px[j]) * (1 - s));
-      }
+      T *qx = to_x[r], *qg = to_gate[r];
+      vector_loop<A>(
+          xs.c,
+          [&](int64_t j) {
+            const auto s = sigmoid(load(pg + j)), g = load(pd + j) * s;
+            if (dx.defined()) store(qx + j, load(qx + j) + g);
+            if (dgate.defined()) store(qg + j, load(qg + j) + g * load(px + j) * (1 - s));
+          },
+          [&](int64_t j) {
+            const A s = sigmoid(Simd<A>::broadcast(A(pg[j])))[0], g = A(pd[j]) * s;
+            if (dx.defined()) qx[j] = T(A(qx[j]) + g);
+            if (dgate.defined()) qg[j] = T(A(qg[j]) + g * A(px[j]) * (1 - s));
+          });
     }
   });
 }
@@ -181,15 +211,13 @@ void add_column_sums(const Tensor& x, const Tensor& sums) {
     using T = decltype(t);
     using A = Acc<T>;
     const Rows<T> from(x);
-    constexpr int64_t kBlock = 16;
-#pragma omp parallel for
-    for (int64_t j0 = 0; j0 < from.c; j0 += kBlock) {
-      const int64_t width = from.c - j0 < kBlock ? from.c - j0 : kBlock;
-      double sum[kBlock] = {};
-      for (int64_t r = 0; r < from.n; ++r)
-        for (int64_t j = 0; j < width; ++j) sum[j] += double(A(from[r][j0 + j]));
-      for (int64_t j = 0; j < width; ++j) sums.data<A>()[j0 + j] += A(sum[j]);
-    }
+    const std::vector<double> all = sum_rows<A>(from.n, from.c, [&](int64_t r, A* few) {
+      const T* p = from[r];
+      vector_loop<A>(
+          from.c, [&](int64_t j) { Simd<A>::store(few + j, Simd<A>::load(few + j) + load(p + j)); },
+          [&](int64_t j) { few[j] += A(p[j]); });
+    });
+    for (int64_t j = 0; j < from.c; ++j) sums.data<A>()[j] += A(all[size_t(j)]);
   });
 }
 

@@ -6,11 +6,14 @@ namespace {
 
 constexpr double kEpsilon = 1e-5;
 
-template <class T>
-void normalise(const T* x, const Acc<T>* scale, const Acc<T>* offset, int64_t c, T* y) {
-  using A = Acc<T>;
-  using S = Simd<A>;
-  using V = typename S::V;
+template <class A>
+struct Statistics {
+  A mean, rstd;
+};
+
+template <class T, class A = Acc<T>>
+Statistics<A> statistics(const T* x, int64_t c) {
+  using V = typename Simd<A>::V;
   V total{};
   A rest = 0;
   vector_loop<A>(
@@ -25,7 +28,14 @@ void normalise(const T* x, const Acc<T>* scale, const Acc<T>* offset, int64_t c,
         squares += d * d;
       },
       [&](int64_t j) { rest += (A(x[j]) - mean) * (A(x[j]) - mean); });
-  const A rstd = 1 / std::sqrt((sum<A>(squares) + rest) / A(c) + A(kEpsilon));
+  return {mean, 1 / std::sqrt((sum<A>(squares) + rest) / A(c) + A(kEpsilon))};
+}
+
+template <class T>
+void normalise(const T* x, const Acc<T>* scale, const Acc<T>* offset, int64_t c, T* y) {
+  using A = Acc<T>;
+  using S = Simd<A>;
+  const auto [mean, rstd] = statistics(x, c);
   vector_loop<A>(
       c,
       [&](int64_t j) {
@@ -51,51 +61,55 @@ void layer_norm_backward(const Tensor& x, const Tensor& scale, const Tensor& dy,
   by_type(x, [&](auto t) {
     using T = decltype(t);
     using A = Acc<T>;
+    using S = Simd<A>;
+    using V = typename S::V;
     const Rows<T> from(x), d(dy), to(dx.defined() ? dx : dy);
     const int64_t c = from.c;
     const A* s = scale.data<A>();
-    // As many parts whatever the number of threads: the sums' order is always the same.
-    const int64_t parts = from.n < 64 ? (from.n ? from.n : 1) : 64;
-    const bool sums = dscale.defined() || doffset.defined();
-    const Tensor partial = Tensor::zeros({sums ? parts : 0, 2, c}, Dtype::f64);
-#pragma omp parallel for
-    for (int64_t part = 0; part < parts; ++part) {
-      double* ds = sums ? partial.data<double>() + part * 2 * c : nullptr;
-      for (int64_t r = part * from.n / parts; r < (part + 1) * from.n / parts; ++r) {
-        const T *px = from[r], *pd = d[r];
-        A mean = 0, var = 0;
-        for (int64_t j = 0; j < c; ++j) mean += A(px[j]);
-        mean /= A(c);
-        for (int64_t j = 0; j < c; ++j) var += (A(px[j]) - mean) * (A(px[j]) - mean);
-        const A rstd = 1 / std::sqrt(var / A(c) + A(kEpsilon));
-        A g_mean = 0, gx_mean = 0;
-        for (int64_t j = 0; j < c; ++j) {
-          const A g = A(pd[j]) * s[j], h = (A(px[j]) - mean) * rstd;
-          g_mean += g;
-          gx_mean += g * h;
-          if (sums) {
-            ds[j] += double(A(pd[j]) * h);
-            ds[c + j] += double(A(pd[j]));
-          }
-        }
-        g_mean /= A(c);
-        gx_mean /= A(c);
-        if (!dx.defined()) continue;
-        T* q = to[r];
-        for (int64_t j = 0; j < c; ++j) {
-          const A h = (A(px[j]) - mean) * rstd;
-          q[j] = T(A(q[j]) + rstd * (A(pd[j]) * s[j] - g_mean - h * gx_mean));
-        }
-      }
-    }
+    const bool wanted = dscale.defined() || doffset.defined();
+    const std::vector<double> sums = sum_rows<A>(from.n, wanted ? 2 * c : 0, [&](int64_t r, A* ds) {
+      const T *px = from[r], *pd = d[r];
+      const Statistics<A> row = statistics(px, c);
+      const A mean = row.mean, rstd = row.rstd;
+      V g{}, gx{};
+      A g_rest = 0, gx_rest = 0;
+      A* db = ds + c;
+      vector_loop<A>(
+          c,
+          [&](int64_t j) {
+            const V dj = load(pd + j), h = (load(px + j) - mean) * rstd, w = dj * S::load(s + j);
+            g += w;
+            gx += w * h;
+            if (!wanted) return;
+            S::store(ds + j, S::load(ds + j) + dj * h);
+            S::store(db + j, S::load(db + j) + dj);
+          },
+          [&](int64_t j) {
+            const A dj = A(pd[j]), h = (A(px[j]) - mean) * rstd;
+            g_rest += dj * s[j];
+            gx_rest += dj * s[j] * h;
+            if (!wanted) return;
+            ds[j] += dj * h;
+            db[j] += dj;
+          });
+      if (!dx.defined()) return;
+      const A g_mean = (sum<A>(g) + g_rest) / A(c), gx_mean = (sum<A>(gx) + gx_rest) / A(c);
+      T* q = to[r];
+      vector_loop<A>(
+          c,
+          [&](int64_t j) {
+            const V h = (load(px + j) - mean) * rstd;
+            store(q + j,
+                  load(q + j) + rstd * (load(pd + j) * S::load(s + j) - g_mean - h * gx_mean));
+          },
+          [&](int64_t j) {
+            const A h = (A(px[j]) - mean) * rstd;
+            q[j] = T(A(q[j]) + rstd * (A(pd[j]) * s[j] - g_mean - h * gx_mean));
+          });
+    });
     for (int k = 0; k < 2; ++k)
       if (const Tensor& out = k ? doffset : dscale; out.defined())
-        for (int64_t j = 0; j < c; ++j) {
-          double sum = 0;
-          for (int64_t part = 0; part < parts; ++part)
-            sum += partial.data<double>()[(part * 2 + k) * c + j];
-          out.data<A>()[j] += A(sum);
-        }
+        for (int64_t j = 0; j < c; ++j) out.data<A>()[j] += A(sums[size_t(k * c + j)]);
   });
 }
 

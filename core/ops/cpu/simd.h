@@ -2,8 +2,10 @@
 // Everything in core/ops/cpu is compiled once per instruction set, in a namespace of its own.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <vector>
 
 #include "core/tensor/tensor.h"
 
@@ -137,8 +139,11 @@ struct Rows {
       : base(t.data<T>()), c(t.size(-1)), n(1), shape(t.shape()), stride(t.strides()) {
     check(c <= 1 || t.stride(-1) == 1, "a tensor of shape ", shape, " whose last axis is strided");
     for (int i = 0; i + 1 < t.rank(); ++i) n *= t.size(i);
+    for (int i = 0; i + 2 < t.rank(); ++i) even &= stride[i] == shape[i + 1] * stride[i + 1];
+    if (t.rank() > 1) step = t.stride(-2);
   }
   T* operator[](int64_t r) const {
+    if (even) return base + r * step;  // without divisions, which cost more than a short row
     int64_t offset = 0;
     for (int i = shape.size() - 2; i > 0; --i) {
       offset += r % shape[i] * stride[i];
@@ -147,9 +152,37 @@ struct Rows {
     return base + offset + (shape.size() > 1 ? r * stride[0] : 0);
   }
   T* base;
-  int64_t c, n;
+  int64_t c, n, step = 0;
+  bool even = true;  ///< one step leads from each row to the next
   Dims shape, stride;
 };
+
+/// Sums of [n, columns]; `row(r, sums)` adds row r to sums [columns]. Their order is the same for
+/// any number of threads: parts, in each a few rows in A and these in f64.
+template <class A, class F>
+inline std::vector<double> sum_rows(int64_t n, int64_t columns, F row) {
+  constexpr int64_t kParts = 64, kFew = 64;
+  const int64_t parts = n < kParts ? n : kParts;
+  std::vector<double> sums(static_cast<size_t>((parts ? parts : 1) * columns));
+#pragma omp parallel
+  {
+    std::vector<A> few(static_cast<size_t>(columns));
+#pragma omp for
+    for (int64_t part = 0; part < parts; ++part) {
+      double* to = sums.data() + part * columns;
+      const int64_t end = (part + 1) * n / parts;
+      for (int64_t r = part * n / parts; r < end;) {
+        std::fill(few.begin(), few.end(), A(0));
+        for (const int64_t stop = std::min(end, r + kFew); r < stop; ++r) row(r, few.data());
+        for (int64_t j = 0; j < columns; ++j) to[j] += double(few[size_t(j)]);
+      }
+    }
+  }
+  for (int64_t part = 1; part < parts; ++part)
+    for (int64_t j = 0; j < columns; ++j) sums[size_t(j)] += sums[size_t(part * columns + j)];
+  sums.resize(size_t(columns));
+  return sums;
+}
 
 /// Calls f with a value of the tensor's type: f32, bf16 or f64.
 template <class F>
