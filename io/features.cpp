@@ -171,8 +171,9 @@ void add_msa_features(const RawFeatures& raw, const RowSplit& rows, const Choice
                       int64_t n_rows, int64_t padded, Arrays& out) {
   constexpr int kFeatures = 2 * kMsaClasses + 3;
   const int64_t n = raw.n_res(), n_clusters = std::ssize(rows.centers);
-  const ClusterSummary summary =
-      summarize_clusters(raw, rows, choices.msa, nearest_clusters(raw, rows.extra, choices.msa));
+  const ClusterSummary summary = summarize_clusters(
+      raw, rows, choices.msa,
+      choices.nearest.empty() ? nearest_clusters(raw, rows.extra, choices.msa) : choices.nearest);
   Tensor feat = Tensor::empty({n_rows, padded, kFeatures}), mask = Tensor::empty({n_rows, padded}),
          bert_mask = Tensor::empty({n_rows, padded}),
          true_msa = Tensor::empty({n_rows, padded}, Dtype::i32);
@@ -425,7 +426,8 @@ Arrays make_slice(const RawFeatures& raw, const DataConfig& config, const Choice
     fail(Exit::kUsage, "max_extra_msa is ", config.max_extra_msa, ", expected 1 or more");
   check(std::ssize(choices.shuffle0) == raw.n_seq - 1 &&
             std::ssize(choices.msa) == n_clusters * n_res &&
-            choices.bert_mask.size() == choices.msa.size(),
+            choices.bert_mask.size() == choices.msa.size() &&
+            (choices.nearest.empty() || std::ssize(choices.nearest) == n_extra),
         "the choices are another alignment's");
 
   std::vector<int32_t> kept(std::min(config.max_extra_msa, n_extra));

@@ -63,6 +63,9 @@ struct Choices {
   std::vector<int32_t> shuffle1;  ///< order of the other rows (from 0); the first are kept
   std::vector<int8_t> bert_mask;  ///< [n_clusters, n_res], 1 = to be predicted
   std::vector<int8_t> msa;        ///< [n_clusters, n_res], the centres after masking
+  /// The nearest centre of each other row, where it was found on more columns than these; empty:
+  /// make_slice finds it.
+  std::vector<int32_t> nearest;
   int32_t random_crop_to_size_seed[2]{};  ///< AlphaFold's feature of this name; without effect here
 };
 

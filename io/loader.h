@@ -13,10 +13,8 @@
 
 namespace ff {
 
-/// Of each step's samples the `count` from `first` on: (first_step, first), (first_step, first +
-/// 1),
-/// ..., (first_step + 1, first), ... At most `ahead` are held at a time. The sampler must outlive
-/// it.
+/// Of each step's samples the `count` from `first` on, from the step `first_step` on. At most
+/// `ahead` are held at a time. The sampler must outlive it.
 class Loader {
  public:
   Loader(const Sampler& sampler, int64_t first, int64_t count, int64_t first_step, int threads,

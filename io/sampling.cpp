@@ -10,6 +10,7 @@
 #include "core/base/rng.h"
 #include "core/geometry/residue_constants.h"
 #include "io/labels.h"
+#include "io/transforms.h"
 
 namespace ff {
 namespace {
@@ -35,6 +36,23 @@ double commonest_share(const std::string& sequence) {
 /// Rows [start, start + length) of axis `axis`.
 Tensor cut(const Tensor& t, int axis, int64_t start, int64_t length) {
   return t.narrow(axis, start, length).contiguous().clone();
+}
+
+/// The columns [start, start + length) alone.
+void crop(RawFeatures& raw, Choices& choices, int64_t start, int64_t length) {
+  const int64_t n_res = raw.n_res();
+  const auto keep = [&](auto& rows) {
+    auto to = rows.begin();
+    for (auto from = rows.begin(); from != rows.end(); from += n_res)
+      to = std::copy_n(from + start, length, to);
+    rows.erase(to, rows.end());
+  };
+  keep(raw.msa);
+  keep(raw.deletion_matrix);
+  keep(choices.msa);
+  keep(choices.bert_mask);
+  raw.aatype = cut(raw.aatype, 0, start, length);
+  raw.residue_index = cut(raw.residue_index, 0, start, length);
 }
 
 }  // namespace
@@ -128,6 +146,7 @@ TrainingSample Sampler::whole(int64_t chain, int64_t num_recycle) const {
   config.crop_size = INT64_MAX;
   config.clamp_prob = 1;
   config.block_delete_num_blocks = 0;
+  config.all_rows = true;
   return make(config, chain, 0, chain, num_recycle);
 }
 
@@ -152,64 +171,56 @@ TrainingSample Sampler::make(const SamplerConfig& config, int64_t chain, int64_t
     out.labels[name] = value.rank() > 0 ? cut(value, 0, out.start, length) : value;
   out.labels["use_clamped_fape"] = Tensor::scalar(clamped ? 1.f : 0.f);
 
-  RawFeatures raw;
-  raw.aatype = Tensor::empty({length}, Dtype::i32);
-  raw.residue_index = Tensor::empty({length}, Dtype::i32);
-  for (int64_t r = 0; r < length; ++r) {
-    raw.aatype.data<int32_t>()[r] = restype_index(info.sequence[size_t(out.start + r)]);
-    raw.residue_index.data<int32_t>()[r] = int32_t(out.start + r);
+  RawFeatures whole;
+  whole.aatype = Tensor::empty({n_res}, Dtype::i32);
+  whole.residue_index = Tensor::empty({n_res}, Dtype::i32);
+  for (int64_t r = 0; r < n_res; ++r) {
+    whole.aatype.data<int32_t>()[r] = restype_index(info.sequence[size_t(r)]);
+    whole.residue_index.data<int32_t>()[r] = int32_t(r);
   }
-  const std::vector<float> profile = dataset_.profile(chain);
-  raw.profile.assign(profile.begin() + out.start * kMsaLetters,
-                     profile.begin() + (out.start + length) * kMsaLetters);
+  whole.profile = dataset_.profile(chain);
   const auto seeds = Rng(seed_, {kSeeds, s, i}).block(0);
   const uint64_t own = uint64_t(seeds[1]) << 32 | seeds[0];
 
   if (config.data.use_templates && info.n_templates > 0) {
     const int64_t few = std::min<int64_t>(20, info.n_templates);
     const int64_t count =
-        below(uniform(Rng(own, {kTemplates}), 0), std::min(few, config.data.max_templates) + 1);
+        std::min(below(uniform(Rng(own, {kTemplates}), 0), few + 1), config.data.max_templates);
     std::vector<int32_t> which = random_order(Rng(own, {kTemplates, 1}), 0, int32_t(few));
     which.resize(size_t(count));
     if (count > 0) {
       const TemplateFeatures t = dataset_.templates(chain, which);
-      raw.templates = {cut(t.aatype, 1, out.start, length),
-                       cut(t.all_atom_positions, 1, out.start, length),
-                       cut(t.all_atom_masks, 1, out.start, length), t.sum_probs};
+      whole.templates = {cut(t.aatype, 1, out.start, length),
+                         cut(t.all_atom_positions, 1, out.start, length),
+                         cut(t.all_atom_masks, 1, out.start, length), t.sum_probs};
     }
   }
 
-  std::vector<int32_t> kept;
-  if (info.distillation && info.n_msa > config.distillation_rows) {
-    kept = random_order(Rng(own, {kRows}), 1, int32_t(info.n_msa - 1));
-    kept.resize(size_t(config.distillation_rows - 1));
-    kept.insert(kept.begin(), 0);
-  } else {
-    kept = delete_blocks(info.n_msa, info.distillation ? 0 : config.block_delete_fraction,
-                         config.block_delete_num_blocks, own, 0);
-  }
-  const int64_t most = config.data.max_msa_clusters + config.data.max_extra_msa;
+  int64_t most = config.data.max_msa_clusters + config.data.max_extra_msa;
+  if (info.distillation) most = std::min(most, config.distillation_rows);
+  if (config.all_rows) most = info.n_msa;
   for (int64_t slice = 0; slice <= num_recycle; ++slice) {
-    // Centres and extra rows are the first of a random order, so that the others need no reading.
     const uint64_t draw = config.data.resample_msa_in_recycling ? uint64_t(slice) : 0;
+    const std::vector<int32_t> kept = delete_blocks(info.n_msa, config.block_delete_fraction,
+                                                    config.block_delete_num_blocks, own, draw);
+    // Centres and extra rows are the first of a random order, so that the others need no reading.
     std::vector<int32_t> rows{0};
     for (const int32_t k : random_order(Rng(own, {kRows, draw}), 1, int32_t(kept.size() - 1))) {
       if (std::ssize(rows) == most) break;
       rows.push_back(kept[size_t(k)]);
     }
+    RawFeatures raw = whole;
     raw.n_seq = std::ssize(rows);
-    std::vector<int8_t> msa(size_t(raw.n_seq * n_res));
-    std::vector<uint8_t> deletions(msa.size());
-    dataset_.read_msa(chain, rows, msa.data(), deletions.data());
-    raw.msa.resize(size_t(raw.n_seq * length));
-    raw.deletion_matrix.resize(raw.msa.size());
-    for (int64_t r = 0; r < raw.n_seq; ++r)
-      for (int64_t c = 0; c < length; ++c) {
-        raw.msa[size_t(r * length + c)] = msa[size_t(r * n_res + out.start + c)];
-        raw.deletion_matrix[size_t(r * length + c)] = deletions[size_t(r * n_res + out.start + c)];
-      }
-    out.slices.push_back(make_slice(raw, config.data, draw_choices(raw, config.data, own, slice),
-                                    {0, Padding::kLeast}));
+    raw.msa.resize(size_t(raw.n_seq * n_res));
+    std::vector<uint8_t> deletions(raw.msa.size());
+    dataset_.read_msa(chain, rows, raw.msa.data(), deletions.data());
+    raw.deletion_matrix.assign(deletions.begin(), deletions.end());
+    Choices choices = draw_choices(raw, config.data, own, slice);
+    // AlphaFold crops last (Suppl. 1.2.8): rows are near a centre along the whole chain.
+    choices.nearest = nearest_clusters(
+        raw, split_rows(cluster_count(config.data), choices.shuffle0).extra, choices.msa);
+    crop(raw, choices, out.start, length);
+    out.slices.push_back(make_slice(raw, config.data, choices, {0, Padding::kLeast}));
   }
   return out;
 }

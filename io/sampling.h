@@ -23,7 +23,10 @@ struct SamplerConfig {
   bool accept_by_length_and_cluster = true;
   double block_delete_fraction = 0.3;
   int64_t block_delete_num_blocks = 5;
-  int64_t distillation_rows = 1000;  ///< rows of a distilled chain's alignment
+  int64_t distillation_rows = 1000;  ///< at most of a distilled chain's alignment (Suppl. 1.3)
+  /// Clusters are made of all rows, as for prediction; false: of max_msa_clusters + max_extra_msa
+  /// of them, and the others are not read.
+  bool all_rows = false;
   DataConfig data;
 };
 
