@@ -291,10 +291,13 @@ int run_loader(const Options& options) {
   const Sampler sampler(dataset, sampler_config(config), 1);
   const double start = seconds();
   double bytes = 0;
+  int64_t slices = 0;
   Loader loader(sampler, 0, 1, 0, threads, 2 * threads);
   for (int64_t i = 0; i < options.samples; ++i)
-    for (const Arrays& slice : loader.next().slices)
+    for (const Arrays& slice : loader.next().slices) {
+      ++slices;
       for (const auto& [name, t] : slice) bytes += double(t.numel() * size_of(t.dtype()));
+    }
   const double took = seconds() - start, rate = double(options.samples) / took;
   std::printf(
       "%lld samples of %lld chains on %d threads: %.2f a second, %.2f a second and thread, "
@@ -303,6 +306,7 @@ int run_loader(const Options& options) {
       loader.working_seconds() / double(options.samples) * 1e3,
       bytes / double(options.samples) / (1 << 20), memory_line().c_str());
   write_json(options.json, {{"samples", options.samples},
+                            {"slices", slices},
                             {"threads", threads},
                             {"samples_per_s", rate},
                             {"working_s", loader.working_seconds()},
