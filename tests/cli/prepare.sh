@@ -67,23 +67,29 @@ zcat "$pdb/bp_4CUP.cif.gz" | grep -Pv '^(ATOM|HETATM) ' > bad/noatoms.cif
 printf 'HEADER    DNA\nSEQRES   1 A    2   DA  DT\n%s\n%s\nEND\n' \
   "ATOM      1  P    DA A   1      10.000  10.000  10.000  1.00 20.00           P" \
   "ATOM      2  P    DT A   2      15.000  10.000  10.000  1.00 20.00           P" > bad/dna.pdb
+zcat "$pdb/bp_4CUP.cif.gz" | awk '/^ATOM/ { ++n; $6 = "DA"; $9 = n; $23 = "DA" }
+  /^ATOM/ || /^_atom_site\./ || /^data_/ { print } /^data_/ { print "loop_" }' > bad/nucleic.cif
+zcat "$pdb/bp_4CUP.cif.gz" | awk '{ print } /^ATOM/ { $NF = "2"; later[++n] = $0 }
+  /^HETATM/ && !n { exit 1 } /^HETATM/ && !done { for (i = 1; i <= n; ++i) print later[i]; done = 1 }' > bad/models_2.cif
 (echo "MODEL        1"; zcat "$pdb/1BD2_B.pdb.gz" | grep ^ATOM; echo ENDMDL; echo "MODEL        2"
   zcat "$pdb/3PWP_B.pdb.gz" | grep ^ATOM; echo ENDMDL) > bad/models.pdb
 zcat "$pdb/1BD2_B.pdb.gz" | grep ^ATOM | awk 'substr($0, 23, 4) + 0 < 6' > bad/short.pdb
 zcat "$pdb/1BD2_B.pdb.gz" | grep ^ATOM | awk '{ print substr($0, 1, 17) "ALA" substr($0, 21) }' > bad/alanine.pdb
 head -c 3000 "$pdb/bp_4CUP.cif.gz" > bad/cut.cif.gz
 cp bad/alanine.pdb bad/alanine.ent
-for name in noatoms.cif dna.pdb cut.cif.gz short.pdb; do
+for name in noatoms.cif nucleic.cif dna.pdb cut.cif.gz short.pdb; do
   expect 3 "no chain could be taken of the file" prepare build bad/$name --single-sequence -o "bad_$name"
 done
 rm -rf out
-expect 0 "2 chains in 1 shard" prepare build bad --single-sequence -o out
+expect 0 "3 chains in 1 shard" prepare build bad --single-sequence -o out
 tsv rejected dna.pdb "holds no protein chain"
+tsv rejected nucleic.cif "holds no protein chain"
 tsv rejected noatoms.cif "holds no protein chain"
 tsv rejected cut.cif.gz "cut.cif.gz"
 tsv rejected short.pdb "is too short: 5 residues"
 tsv rejected alanine.ent "alanine.pdb is another file of this entry"
 tsv note models.pdb "has several models; the first was taken"
+tsv note models_2.cif "has several models; the first was taken"
 tsv note alanine.ent "100 % of its residues are A"
 tsv note alanine.ent "tells no resolution"
 expect 0 '"one_residue_above_80_percent": 1' prepare stats out --json

@@ -95,6 +95,8 @@ TEST_CASE("element-wise operations and views") {
   gradcheck([](const Vars& v) { return concat_rows(v[0], v[1]); }, two);
   gradcheck([](const Vars& v) { return cast(add(v[0], v[1]), Dtype::f64); }, two);
   gradcheck([](const Vars& v) { return repeat(v[0], 3); }, {two[0]});
+  for (const int axis : {0, 1, 2})
+    gradcheck([=](const Vars& v) { return stack({v[0], v[1], v[0]}, axis); }, two);
   gradcheck(
       [](const Vars& v) {
         const Var x = view(transpose(narrow(v[0], 1, 1, 2), 0, 1), {2, 3, 5});
