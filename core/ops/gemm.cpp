@@ -96,36 +96,31 @@ const Product& product(const Tensor& a, const Tensor& b, const Tensor& bias, con
   return cache.emplace(key, std::move(p)).first->second;
 }
 
-/// For tests: rows of b times numbers of a, so that the compiler makes vectors of it.
 void gemm_f64(const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor& c, Activation act,
               bool accumulate) {
   const int64_t batch = c.size(0), m = c.size(1), n = c.size(2), k = a.size(2);
-  const Tensor left = a.contiguous(), right = b.contiguous();
-#pragma omp parallel
-  {
-    std::vector<double> room(static_cast<size_t>(n));
-    double* __restrict sum = room.data();
-#pragma omp for collapse(2)
-    for (int64_t s = 0; s < batch; ++s)
-      for (int64_t i = 0; i < m; ++i) {
-        const double* x = left.data<double>() + ((a.size(0) == 1 ? 0 : s) * m + i) * k;
-        const double* rows = right.data<double>() + (b.size(0) == 1 ? 0 : s) * k * n;
-        for (int64_t j = 0; j < n; ++j) sum[j] = bias ? bias.data<double>()[j] : 0;
-        for (int64_t l = 0; l < k; ++l) {
-          const double factor = x[l];
-          const double* __restrict row = rows + l * n;
-          for (int64_t j = 0; j < n; ++j) sum[j] += factor * row[j];
-        }
-        double* out = c.data<double>() + s * c.stride(0) + i * c.stride(1);
-        for (int64_t j = 0; j < n; ++j) {
-          double v = sum[j];
-          if (act == Activation::kRelu) v = std::max(v, 0.0);
-          if (act == Activation::kSigmoid) v = 1 / (1 + std::exp(-v));
-          double& to = out[j * c.stride(2)];
-          to = accumulate ? to + v : v;
-        }
+#pragma omp parallel for collapse(2)
+  for (int64_t s = 0; s < batch; ++s)
+    for (int64_t i = 0; i < m; ++i) {
+      const double* pa =
+          a.data<double>() + (a.size(0) == 1 ? 0 : s) * a.stride(0) + i * a.stride(1);
+      const double* pb = b.data<double>() + (b.size(0) == 1 ? 0 : s) * b.stride(0);
+      double* pc = c.data<double>() + s * c.stride(0) + i * c.stride(1);
+      std::vector<double> sum(n, 0.0);
+      if (bias) std::copy_n(bias.data<double>(), n, sum.begin());
+      for (int64_t l = 0; l < k; ++l) {
+        const double x = pa[l * a.stride(2)];
+        const double* row = pb + l * b.stride(1);
+        for (int64_t j = 0; j < n; ++j) sum[j] += x * row[j * b.stride(2)];
       }
-  }
+      for (int64_t j = 0; j < n; ++j) {
+        double v = sum[j];
+        if (act == Activation::kRelu) v = std::max(v, 0.0);
+        if (act == Activation::kSigmoid) v = 1 / (1 + std::exp(-v));
+        double& out = pc[j * c.stride(2)];
+        out = accumulate ? out + v : v;
+      }
+    }
 }
 
 }  // namespace
