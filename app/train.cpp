@@ -367,7 +367,7 @@ Command add_train(CLI::App& root) {
   CLI::App* app = root.add_subcommand("train", "train a model on shards of chains");
   app->add_option("--config", o->config,
                   "configuration, .yaml, or a recipe's name (initial_training, finetuning, "
-                  "finetuning_ptm, small, demo)")
+                  "finetuning_ptm, small, demo, tiny)")
       ->required();
   app->add_option("overrides", o->overrides, "key=value, over the configuration");
   app->add_option("-o,--out,--logdir", o->logdir, "the run's folder (run.logdir)");

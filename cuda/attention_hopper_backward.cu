@@ -1,59 +1,47 @@
 // Attention backward on Hopper, dq and dk with dv: as attention_mma_backward.cu, by the
-// asynchronous matrix unit. Each warpgroup of a block takes a row of the batch of its own, and of
-// it 64 queries (for dq) or keys (for dk and dv), and passes over the other side in tiles of 64;
-// the warpgroups share the bias's tiles.
+// asynchronous matrix unit. A block is one warpgroup: it takes 64 queries (for dq) or keys (for dk
+// and dv) of one row of the batch, and passes over the other side in tiles of 64.
 #include "cuda/attention_mma.cuh"
 #include "cuda/wgmma.cuh"
 
 namespace ff::cuda {
 namespace {
 
-constexpr int kTileRows = 64, kGroups = 3, kGroupThreads = 128, kThreads = kGroups * kGroupThreads;
+constexpr int kTileRows = 64, kThreads = 128;
 
-/// kKeys: a warpgroup owns keys, and passes over queries.
-template <int kC, bool kBias, bool kKeys>
+template <int kC>
 struct Layout {
   static constexpr int kTileBytes = kTileRows * kC * 2;
   static constexpr int kOwnBytes = 2 * kTileBytes;  ///< k and v, or q and d_out
-  /// Of a warpgroup: the same of the other side, and [lse, delta] of queries or the mask of keys.
-  static constexpr int kOtherBytes = 2 * kTileBytes, kRowsBytes = 1024;
-  static constexpr int kGroupBytes = kOtherBytes + kRowsBytes;
-  /// Rows are queries; a warp's 8-byte reads of 8 rows, or its reads of 8 columns of 4 rows, meet
-  /// no bank twice.
-  static constexpr int kBiasPitch = kTileRows + (kKeys ? 4 : 8);
-  static constexpr int kBiasAt = kGroups * kGroupBytes;
-  static constexpr int kBiasBytes = kTileRows * kBiasPitch * 4;
-  static constexpr int kStageBytes = kBiasAt + (kBias ? (kBiasBytes + 1023) / 1024 * 1024 : 0);
-  static constexpr int kBytes = kGroups * kOwnBytes + 2 * kStageBytes;
+  /// The same of the other side, and [lse, delta] of queries or the mask of keys.
+  static constexpr int kOtherBytes = 2 * kTileBytes, kStageBytes = kOtherBytes + 1024;
+  static constexpr int kBytes = kOwnBytes + 2 * kStageBytes;
 };
 
 /// `first` is dq, or dk; `second` is dv.
 template <int kC, bool kBias, bool kKeys>
-__global__ void __launch_bounds__(kThreads, 1)
-    backward_kernel(Operands a, HeadView<__nv_bfloat16> first, HeadView<__nv_bfloat16> second) {
+__global__ void __launch_bounds__(kThreads, 3)
+    backward_kernel(Operands a, BiasPieces bias, HeadView<__nv_bfloat16> first,
+                    HeadView<__nv_bfloat16> second) {
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  using L = Layout<kC, kBias, kKeys>;
+  using L = Layout<kC>;
   extern __shared__ __align__(1024) unsigned char shared[];
-  const int lane = threadIdx.x % 32, group = threadIdx.x / kGroupThreads,
-            thread = threadIdx.x % kGroupThreads;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, thread = threadIdx.x;
   const int n_own = kKeys ? a.n_key : a.n_query, n_other = kKeys ? a.n_query : a.n_key;
-  const int tiles = (n_own + kTileRows - 1) / kTileRows,
-            batches = (a.batch + kGroups - 1) / kGroups;
+  const int tiles = (n_own + kTileRows - 1) / kTileRows;
   const int row0 = blockIdx.x % tiles * kTileRows;
-  const int wanted = int(blockIdx.x / tiles % batches) * kGroups + group;
-  const int64_t h = blockIdx.x / tiles / batches, b = min(wanted, a.batch - 1);
-  const int local = thread / 32 * 16 + lane / 4, row = row0 + local;  // and 8 rows on
+  const int64_t b = blockIdx.x / tiles % a.batch, h = blockIdx.x / tiles / a.batch;
+  const int row = row0 + warp * 16 + lane / 4;  // and 8 rows on
   const auto &own_c = kKeys ? a.k : a.q, &own_v = kKeys ? a.v : a.d_out,
              &other_c = kKeys ? a.q : a.k, &other_v = kKeys ? a.d_out : a.v;
 
-  const uint32_t base = shared_address(shared), own = base + group * L::kOwnBytes;
-  const uint32_t stages = base + kGroups * L::kOwnBytes;
-  unsigned char* const stage_memory = shared + kGroups * L::kOwnBytes;
+  const uint32_t own = shared_address(shared), stages = own + L::kOwnBytes;
+  unsigned char* const stage_memory = shared + L::kOwnBytes;
   const auto copy_rows = [&](uint32_t to, const HeadView<const __nv_bfloat16>& view, int from,
                              int n, int c) {
     constexpr int kChunks = kC / 8;
 #pragma unroll
-    for (int i = 0; i < kTileRows * kChunks; i += kGroupThreads) {
+    for (int i = 0; i < kTileRows * kChunks; i += kThreads) {
       const int r = (i + thread) / kChunks, chunk = (i + thread) % kChunks;
       const bool there = from + r < n && chunk * 8 < c;
       const __nv_bfloat16* p = view.at(b, there ? from + r : 0, h) + (there ? chunk * 8 : 0);
@@ -61,26 +49,23 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
   };
   const auto copy = [&](int other0, int stage) {
-    const uint32_t at = stages + stage * L::kStageBytes, mine = at + group * L::kGroupBytes;
-    copy_rows(mine, other_c, other0, n_other, a.c);
-    copy_rows(mine + L::kTileBytes, other_v, other0, n_other, a.c_v);
+    const uint32_t to = stages + stage * L::kStageBytes;
+    copy_rows(to, other_c, other0, n_other, a.c);
+    copy_rows(to + L::kTileBytes, other_v, other0, n_other, a.c_v);
     if constexpr (kKeys) {
       const int query = other0 + thread % kTileRows;
-      auto* to = reinterpret_cast<float*>(stage_memory + stage * L::kStageBytes +
-                                          group * L::kGroupBytes + L::kOtherBytes);
+      auto* numbers =
+          reinterpret_cast<float*>(stage_memory + stage * L::kStageBytes + L::kOtherBytes);
       const int64_t from = (b * a.n_head + h) * a.n_query + query;
       // A query that does not exist has weights 0.
-      to[thread] = thread < kTileRows ? (query < a.n_query ? a.lse[from] : INFINITY)
-                                      : (query < a.n_query ? a.delta[from] : 0.0f);
+      numbers[thread] = thread < kTileRows ? (query < a.n_query ? a.lse[from] : INFINITY)
+                                           : (query < a.n_query ? a.delta[from] : 0.0f);
     } else if (a.mask && thread < kTileRows) {
       const int key = other0 + thread;
       const float* from = a.mask + b * a.mask_batch;
-      copy_async4(mine + L::kOtherBytes + thread * 4,
-                  key < a.n_key ? from + key * a.mask_key : from, key < a.n_key ? 4 : 0);
+      copy_async4(to + L::kOtherBytes + thread * 4, key < a.n_key ? from + key * a.mask_key : from,
+                  key < a.n_key ? 4 : 0);
     }
-    if constexpr (kBias)
-      copy_bias<kTileRows, kTileRows, L::kBiasPitch>(at + L::kBiasAt, a, h, kKeys ? other0 : row0,
-                                                     kKeys ? row0 : other0, threadIdx.x, kThreads);
   };
   copy_rows(own, own_c, row0, n_own, a.c);
   copy_rows(own + L::kTileBytes, own_v, row0, n_own, a.c_v);
@@ -104,6 +89,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   const bool all_kept = __all_sync(~0u, kept[0] && kept[1]);
   float sum_first[kC / 2] = {}, sum_second[kC / 2] = {}, w[32] = {}, dx[32] = {};
 
+  const uint4* const pieces = kBias ? bias.row(h, row0 / 16 + warp, lane) : nullptr;
+  const uint32_t unit = unit_fragment(lane);
+
   int stage = 0;
   for (int other0 = 0; other0 < n_other; other0 += kTileRows, stage ^= 1) {
     copy_wait<0>();
@@ -111,7 +99,12 @@ __global__ void __launch_bounds__(kThreads, 1)
     __syncthreads();  // this tile is there, and all are done with the one before
     if (other0 + kTileRows < n_other) copy(other0 + kTileRows, stage ^ 1);
     copy_commit();
-    const uint32_t other = stages + stage * L::kStageBytes + group * L::kGroupBytes;
+    uint4 piece[4];
+    if constexpr (kBias) {
+#pragma unroll
+      for (int n = 0; n < 4; ++n) piece[n] = __ldg(pieces + (other0 / 16 + n) * 32);
+    }
+    const uint32_t other = stages + stage * L::kStageBytes;
     const uint64_t own_tile = wgmma_tile<kC>(own), own_tile_v = wgmma_tile<kC>(own + L::kTileBytes),
                    tile = wgmma_tile<kC>(other), tile_v = wgmma_tile<kC>(other + L::kTileBytes);
     wgmma_fence();
@@ -122,10 +115,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
     for (int k = 1; k < kC / 16; ++k) wgmma_rows<false>(dx, own_tile_v + 2 * k, tile_v + 2 * k);
     wgmma_commit();
-    const auto* rows = reinterpret_cast<const float*>(stage_memory + stage * L::kStageBytes +
-                                                      group * L::kGroupBytes + L::kOtherBytes);
-    const auto* bias =
-        reinterpret_cast<const float*>(stage_memory + stage * L::kStageBytes + L::kBiasAt);
+    const auto* rows =
+        reinterpret_cast<const float*>(stage_memory + stage * L::kStageBytes + L::kOtherBytes);
     unsigned there[2] = {~0u, ~0u};  // of keys that are passed over
     if (!kKeys && (a.mask || other0 + kTileRows > a.n_key)) {
 #pragma unroll
@@ -136,6 +127,13 @@ __global__ void __launch_bounds__(kThreads, 1)
     wgmma_wait<0>();
     keep_registers(w);
     keep_registers(dx);
+    if constexpr (kBias) {
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        mma_f16(*reinterpret_cast<float(*)[4]>(w + 8 * n), piece[n].x, piece[n].y, unit);
+        mma_f16(*reinterpret_cast<float(*)[4]>(w + 8 * n + 4), piece[n].z, piece[n].w, unit);
+      }
+    }
 #pragma unroll
     for (int n = 0; n < 8; ++n) {
       const int column = 8 * n + lane % 4 * 2;
@@ -146,20 +144,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        float2 shift =
+        const float2 shift =
             kKeys ? make_float2(-column_lse.x, -column_lse.y) : make_float2(-lse[i], -lse[i]);
-        if constexpr (kBias) {
-          float2 value;
-          if constexpr (kKeys) {
-            const float* from = bias + column * L::kBiasPitch + local + 8 * i;
-            value = make_float2(from[0], from[L::kBiasPitch]);
-          } else {
-            value =
-                *reinterpret_cast<const float2*>(bias + (local + 8 * i) * L::kBiasPitch + column);
-          }
-          shift.x = fmaf(value.x, kLog2e, shift.x);
-          shift.y = fmaf(value.y, kLog2e, shift.y);
-        }
         const int e = 4 * n + 2 * i;
         w[e] = exp2_fast(fmaf(w[e], a.scale2, shift.x));
         w[e + 1] = exp2_fast(fmaf(w[e + 1], a.scale2, shift.y));
@@ -203,7 +189,6 @@ __global__ void __launch_bounds__(kThreads, 1)
     keep_registers(sum_first);
     if constexpr (kKeys) keep_registers(sum_second);
   }
-  if (wanted >= a.batch) return;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int r = row + 8 * i;
@@ -222,15 +207,15 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 template <int kC, bool kBias>
 void backward(const Operands& a, const AttentionGradients<__nv_bfloat16>& d) {
-  const int64_t batches = ceil_div(a.batch, kGroups) * int64_t(a.n_head);
+  const int64_t batches = a.batch * int64_t(a.n_head);
   if (d.k.base || d.v.base)
-    launch<backward_kernel<kC, kBias, true>>("attention's backward of keys and values",
-                                             ceil_div(a.n_key, kTileRows) * batches, kThreads,
-                                             Layout<kC, kBias, true>::kBytes, a, d.k, d.v);
+    launch<backward_kernel<kC, kBias, true>>(
+        "attention's backward of keys and values", ceil_div(a.n_key, kTileRows) * batches, kThreads,
+        Layout<kC>::kBytes, a, PackedBias(a, true).pieces(), d.k, d.v);
   if (d.q.base)
     launch<backward_kernel<kC, kBias, false>>(
         "attention's backward of queries", ceil_div(a.n_query, kTileRows) * batches, kThreads,
-        Layout<kC, kBias, false>::kBytes, a, d.q, HeadView<__nv_bfloat16>());
+        Layout<kC>::kBytes, a, PackedBias(a, false).pieces(), d.q, HeadView<__nv_bfloat16>());
 }
 
 }  // namespace

@@ -4,161 +4,203 @@
 namespace ff::cuda {
 namespace {
 
-constexpr int kBiasPitch = kTile + 8;  ///< 8-byte reads of 8 rows meet no bank twice
+constexpr int kStageKeys = 64;
 
-/// kParts rows of the batch side by side share the bias's tiles; each has four warps.
-template <int kC, int kParts, bool kBias>
+__global__ void __launch_bounds__(kPartThreads)
+    pack_bias_kernel(Operands a, BiasPieces to, bool transposed) {
+  const int lane = threadIdx.x % 32;
+  const int64_t piece = int64_t(blockIdx.x) * kPartWarps + threadIdx.x / 32;
+  const int column = int(piece % to.columns) * 16 + lane % 4 * 2;
+  const int row = int(piece / to.columns % to.rows) * 16 + lane / 4;
+  const int64_t h = piece / to.columns / to.rows;
+  if (h >= a.n_head) return;
+  const auto pair = [&](int r, int c) {
+    float x[2];
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const int i = transposed ? c + e : r, j = transposed ? r : c + e;
+      const bool there = i < a.n_query && j < a.n_key;
+      x[e] = there ? a.bias[h * a.bias_head + i * a.bias_row + j] * a.inverse_scale : 0.0f;
+      constexpr float kMost = 65504;  // of f16
+      if (x[e] > kMost) x[e] = kMost;
+      if (x[e] < -kMost) x[e] = -kMost;
+    }
+    return pack_f16(x[0], x[1]);
+  };
+  const_cast<uint4*>(to.at)[piece * 32 + lane] = make_uint4(
+      pair(row, column), pair(row + 8, column), pair(row, column + 8), pair(row + 8, column + 8));
+}
+
+template <int kC>
 struct Stage {
-  static constexpr int kTileBytes = kTile * kC * 2;
-  static constexpr int kBiasAt = 2 * kParts * kTileBytes;
-  static constexpr int kBytes = kBiasAt + (kBias ? kPartRows * kBiasPitch * 4 : 0);
+  static constexpr int kTileBytes = kTile * kC * 2, kTiles = kStageKeys / kTile;
+  static constexpr int kBytes = 2 * kTiles * kTileBytes;  ///< keys, values
 };
 
-template <int kC, int kParts, bool kBias>
-__global__ void __launch_bounds__(kParts* kPartThreads, kC == 64 ? 1 : 4 / kParts)
-    forward_kernel(Operands a) {
-  using S = Stage<kC, kParts, kBias>;
+template <int kC, bool kBias>
+__global__ void __launch_bounds__(kPartThreads, kC == 64 ? 2 : 4)
+    forward_kernel(Operands a, BiasPieces bias) {
+  using S = Stage<kC>;
   extern __shared__ __align__(128) unsigned char shared[];
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % kPartWarps;
-  const int part = threadIdx.x / kPartThreads, thread = threadIdx.x % kPartThreads;
-  const int tiles = (a.n_query + kPartRows - 1) / kPartRows,
-            groups = (a.batch + kParts - 1) / kParts;
-  const int q_tile = blockIdx.x % tiles, group = blockIdx.x / tiles % groups;
-  const int64_t h = blockIdx.x / tiles / groups;
-  const bool active = group * kParts + part < a.batch;
-  const int64_t b = active ? group * kParts + part : a.batch - 1;
-  const int row0 = q_tile * kPartRows, row = row0 + warp * kWarpRows;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, thread = threadIdx.x;
+  const int tiles = (a.n_query + kPartRows - 1) / kPartRows;
+  const int row = blockIdx.x % tiles * kPartRows + warp * kWarpRows;
+  const int64_t b = blockIdx.x / tiles % a.batch, h = blockIdx.x / tiles / a.batch;
 
   RowFragments<kC> q;
   q.load(a.q, b, h, row, a.n_query, a.c, lane);
-  float out[2][kC / 8][4] = {}, sums[2][4] = {}, high[2][2], limit[2][2];
+  float out[2][kC / 8][4] = {}, sums[2][4] = {}, high[2][2];
 #pragma unroll
-  for (int m = 0; m < 2; ++m) high[m][0] = high[m][1] = limit[m][0] = limit[m][1] = -INFINITY;
+  for (int m = 0; m < 2; ++m) high[m][0] = high[m][1] = -INFINITY;
+  const float slack = 8 / a.scale2;
 
   const uint32_t base = shared_address(shared);
   const auto copy = [&](int key0, int stage) {
-    const uint32_t at = base + stage * S::kBytes, mine = at + part * 2 * S::kTileBytes;
-    copy_tile<kC>(mine, a.k, b, h, key0, a.n_key, a.c, thread);
-    copy_tile<kC>(mine + S::kTileBytes, a.v, b, h, key0, a.n_key, a.c_v, thread);
-    if constexpr (kBias)
-      copy_bias<kPartRows, kTile, kBiasPitch>(at + S::kBiasAt, a, h, row0, key0, threadIdx.x,
-                                              kParts * kPartThreads);
+    const uint32_t to = base + stage * S::kBytes;
+#pragma unroll
+    for (int t = 0; t < S::kTiles; ++t) {
+      copy_tile<kC>(to + 2 * t * S::kTileBytes, a.k, b, h, key0 + t * kTile, a.n_key, a.c, thread);
+      copy_tile<kC>(to + (2 * t + 1) * S::kTileBytes, a.v, b, h, key0 + t * kTile, a.n_key, a.c_v,
+                    thread);
+    }
   };
   copy(0, 0);
   copy_commit();
-  int stage = 0;
-  for (int key0 = 0; key0 < a.n_key; key0 += kTile, stage ^= 1) {
-    if (key0 + kTile < a.n_key) copy(key0 + kTile, stage ^ 1);
-    copy_commit();
-    const KeyBits keys = key_bits(a, b, key0, lane);
-    copy_wait<1>();
-    __syncthreads();
-    const uint32_t k_tile = base + stage * S::kBytes + part * 2 * S::kTileBytes,
-                   v_tile = k_tile + S::kTileBytes;
-    float x[2][2][2][4];  // by 16 keys, 16 rows, 8 keys
-#pragma unroll
-    for (int p = 0; p < 2; ++p) {
-#pragma unroll
-      for (int m = 0; m < 2; ++m)
-#pragma unroll
-        for (int n = 0; n < 2; ++n)
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            float2 value = {0, 0};
-            if constexpr (kBias) {
-              value = *reinterpret_cast<const float2*>(
-                  shared + stage * S::kBytes + S::kBiasAt +
-                  ((warp * kWarpRows + 16 * m + 8 * i + lane / 4) * kBiasPitch + 16 * p + 8 * n +
-                   lane % 4 * 2) *
-                      4);
-              value.x *= a.inverse_scale;
-              value.y *= a.inverse_scale;
-            }
-            x[p][m][n][2 * i] = value.x;
-            x[p][m][n][2 * i + 1] = value.y;
-          }
-      multiply_rows<kC>(x[p], q, k_tile, 16 * p, lane);
+  // Bits of the keys that are not masked, 32 at a time.
+  auto* const kept_words = reinterpret_cast<unsigned*>(shared + 2 * S::kBytes);
+  // Orders the copies and matrix loads alone, which are volatile: other loads may pass it.
+  const auto barrier = [] { asm volatile("bar.sync 0;\n"); };
+  if (a.mask)
+    for (int key0 = warp * kTile; key0 < a.n_key; key0 += kPartRows) {
+      const unsigned kept = key_bits(a, b, key0, lane).kept;
+      if (lane == 0) kept_words[key0 / kTile] = kept;
     }
-    // Bit e of a thread's key n of p: 16 p + 8 n + 2 t + e.
-    const unsigned there = keys.there >> lane % 4 * 2, kept = keys.kept >> lane % 4 * 2;
-    if (keys.kept != ~0u) {
+
+  __syncthreads();
+
+  uint4 next[2][2];
+  const uint4* const pieces = kBias && row < a.n_query ? bias.row(h, row / 16, lane) : nullptr;
+  const auto fetch = [&](int key0, int p) {
 #pragma unroll
-      for (int p = 0; p < 2; ++p)
+    for (int m = 0; m < 2; ++m)
+      next[m][p] = pieces && key0 < a.n_key
+                       ? __ldg(pieces + (m * bias.columns + key0 / 16 + p) * 32)
+                       : make_uint4(0, 0, 0, 0);
+  };
+  if constexpr (kBias) {
+    fetch(0, 0);
+    fetch(0, 1);
+  }
+  const uint32_t unit = unit_fragment(lane);
+
+  for (int first = 0, stage = 0; first < a.n_key; first += kStageKeys, stage ^= 1) {
+    copy_wait<0>();
+    barrier();  // these keys are there, and all are done with those before
+    if (first + kStageKeys < a.n_key) copy(first + kStageKeys, stage ^ 1);
+    copy_commit();
+#pragma unroll 1
+    for (int t = 0; t < S::kTiles; ++t) {
+      const int key0 = first + t * kTile;
+      if (key0 >= a.n_key) break;
+      const uint32_t k_tile = base + stage * S::kBytes + 2 * t * S::kTileBytes,
+                     v_tile = k_tile + S::kTileBytes;
+      float x[2][2][2][4];  // by 16 keys, 16 rows, 8 keys
+#pragma unroll
+      for (int p = 0; p < 2; ++p) {
 #pragma unroll
         for (int m = 0; m < 2; ++m)
 #pragma unroll
           for (int n = 0; n < 2; ++n)
 #pragma unroll
-            for (int e = 0; e < 4; ++e) {
-              const unsigned bit = 1u << (16 * p + 8 * n + e % 2);
-              if (!(kept & bit)) x[p][m][n][e] = there & bit ? kMaskedLogit : -INFINITY;
-            }
-    }
-    // The reference that is taken off may stay behind the maximum by 8 powers of two: only rarely
-    // must what was summed be scaled.
-    float top[2][2];
-    bool grows = false;
+            for (int e = 0; e < 4; ++e) x[p][m][n][e] = 0;
+        if constexpr (kBias) {
 #pragma unroll
-    for (int m = 0; m < 2; ++m)
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        top[m][i] = fmaxf(fmaxf(fmaxf(x[0][m][0][2 * i], x[0][m][0][2 * i + 1]),
-                                fmaxf(x[0][m][1][2 * i], x[0][m][1][2 * i + 1])),
-                          fmaxf(fmaxf(x[1][m][0][2 * i], x[1][m][0][2 * i + 1]),
-                                fmaxf(x[1][m][1][2 * i], x[1][m][1][2 * i + 1])));
-        grows |= top[m][i] > limit[m][i];
+          for (int m = 0; m < 2; ++m) add_piece(x[p][m][0], x[p][m][1], next[m][p], unit);
+        }
+        multiply_rows<kC>(x[p], q, k_tile, 16 * p, lane);
       }
-    if (__any_sync(~0u, grows)) {
+      // Bit e of a thread's key n of p: 16 p + 8 n + 2 t + e.
+      const int left = a.n_key - key0;
+      const unsigned all_there = left >= kTile ? ~0u : (1u << left) - 1;
+      const unsigned all_kept = a.mask ? kept_words[key0 / kTile] : all_there;
+      const unsigned there = all_there >> lane % 4 * 2, kept = all_kept >> lane % 4 * 2;
+      if (all_kept != ~0u) {
+#pragma unroll
+        for (int p = 0; p < 2; ++p)
+#pragma unroll
+          for (int m = 0; m < 2; ++m)
+#pragma unroll
+            for (int n = 0; n < 2; ++n)
+#pragma unroll
+              for (int e = 0; e < 4; ++e) {
+                const unsigned bit = 1u << (16 * p + 8 * n + e % 2);
+                if (!(kept & bit)) x[p][m][n][e] = there & bit ? kMaskedLogit : -INFINITY;
+              }
+      }
+      // The reference that is taken off may stay behind the maximum by 8 powers of two: only rarely
+      // must what was summed be scaled.
+      float top[2][2];
+      bool grows = false;
 #pragma unroll
       for (int m = 0; m < 2; ++m)
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          float t = top[m][i];
-          t = fmaxf(t, __shfl_xor_sync(~0u, t, 1));
-          t = fmaxf(t, __shfl_xor_sync(~0u, t, 2));
-          t = fmaxf(t, high[m][i]);
-          const float factor = exp2_fast((high[m][i] - t) * a.scale2);
-          high[m][i] = t;
-          limit[m][i] = t + 8 / a.scale2;
-          sums[m][2 * i] *= factor;
-#pragma unroll
-          for (int j = 0; j < kC / 8; ++j) {
-            out[m][j][2 * i] *= factor;
-            out[m][j][2 * i + 1] *= factor;
-          }
+          top[m][i] = fmaxf(fmaxf(fmaxf(x[0][m][0][2 * i], x[0][m][0][2 * i + 1]),
+                                  fmaxf(x[0][m][1][2 * i], x[0][m][1][2 * i + 1])),
+                            fmaxf(fmaxf(x[1][m][0][2 * i], x[1][m][0][2 * i + 1]),
+                                  fmaxf(x[1][m][1][2 * i], x[1][m][1][2 * i + 1])));
+          grows |= top[m][i] > high[m][i] + slack;
         }
-    }
+      if (__any_sync(~0u, grows)) {
 #pragma unroll
-    for (int p = 0; p < 2; ++p) {
+        for (int m = 0; m < 2; ++m)
 #pragma unroll
-      for (int m = 0; m < 2; ++m)
+          for (int i = 0; i < 2; ++i) {
+            float t = top[m][i];
+            t = fmaxf(t, __shfl_xor_sync(~0u, t, 1));
+            t = fmaxf(t, __shfl_xor_sync(~0u, t, 2));
+            t = fmaxf(t, high[m][i]);
+            const float factor = exp2_fast((high[m][i] - t) * a.scale2);
+            high[m][i] = t;
+            sums[m][2 * i] *= factor;
 #pragma unroll
-        for (int n = 0; n < 2; ++n)
+            for (int j = 0; j < kC / 8; ++j) {
+              out[m][j][2 * i] *= factor;
+              out[m][j][2 * i + 1] *= factor;
+            }
+          }
+      }
 #pragma unroll
-          for (int e = 0; e < 4; ++e)
-            x[p][m][n][e] = exp2_fast(fmaf(x[p][m][n][e], a.scale2, -high[m][e / 2] * a.scale2));
-      if (keys.kept != ~0u) {
+      for (int p = 0; p < 2; ++p) {
 #pragma unroll
         for (int m = 0; m < 2; ++m)
 #pragma unroll
           for (int n = 0; n < 2; ++n)
 #pragma unroll
-            for (int e = 0; e < 4; ++e) {
-              const unsigned bit = 1u << (16 * p + 8 * n + e % 2);
-              if (!(kept & bit))
-                x[p][m][n][e] = there & bit && high[m][e / 2] == kMaskedLogit ? 1.0f : 0.0f;
-            }
-      }
-      uint32_t weights[2][4];
-      pack(weights, x[p]);
-      constexpr uint32_t kOnes = 0x3f803f80;
+            for (int e = 0; e < 4; ++e)
+              x[p][m][n][e] = exp2_fast(fmaf(x[p][m][n][e], a.scale2, -high[m][e / 2] * a.scale2));
+        if (all_kept != ~0u) {
 #pragma unroll
-      for (int m = 0; m < 2; ++m) mma(sums[m], weights[m], kOnes, kOnes);
-      multiply_channels<kC>(out, weights, v_tile, 16 * p, lane);
+          for (int m = 0; m < 2; ++m)
+#pragma unroll
+            for (int n = 0; n < 2; ++n)
+#pragma unroll
+              for (int e = 0; e < 4; ++e) {
+                const unsigned bit = 1u << (16 * p + 8 * n + e % 2);
+                if (!(kept & bit))
+                  x[p][m][n][e] = there & bit && high[m][e / 2] == kMaskedLogit ? 1.0f : 0.0f;
+              }
+        }
+        uint32_t weights[2][4];
+        pack(weights, x[p]);
+        constexpr uint32_t kOnes = 0x3f803f80;
+#pragma unroll
+        for (int m = 0; m < 2; ++m) mma(sums[m], weights[m], kOnes, kOnes);
+        multiply_channels<kC>(out, weights, v_tile, 16 * p, lane);
+        if constexpr (kBias) fetch(key0 + kTile, p);
+      }
     }
-    __syncthreads();
   }
-  if (!active) return;
 #pragma unroll
   for (int m = 0; m < 2; ++m)
 #pragma unroll
@@ -184,20 +226,33 @@ __global__ void __launch_bounds__(kParts* kPartThreads, kC == 64 ? 1 : 4 / kPart
     }
 }
 
-template <int kC, int kParts, bool kBias>
+template <int kC, bool kBias>
 void forward(const Operands& a) {
-  const int64_t blocks =
-      ceil_div(a.n_query, kPartRows) * ceil_div(a.batch, kParts) * int64_t(a.n_head);
-  launch<forward_kernel<kC, kParts, kBias>>("attention", blocks, kParts * kPartThreads,
-                                            2 * Stage<kC, kParts, kBias>::kBytes, a);
+  const PackedBias bias(a, false);
+  const int64_t blocks = ceil_div(a.n_query, kPartRows) * a.batch * int64_t(a.n_head),
+                words = a.mask ? ceil_div(a.n_key, kTile) : 0;
+  launch<forward_kernel<kC, kBias>>("attention", blocks, kPartThreads,
+                                    2 * Stage<kC>::kBytes + 4 * words, a, bias.pieces());
 }
 
 template <int kC>
 void forward_of(const Operands& a) {
-  a.bias ? forward<kC, 2, true>(a) : forward<kC, 1, false>(a);
+  a.bias ? forward<kC, true>(a) : forward<kC, false>(a);
 }
 
 }  // namespace
+
+PackedBias::PackedBias(const Operands& a, bool transposed) {
+  if (!a.bias) return;
+  const auto pieces = [](int n) { return int(kPieceRun * ceil_div(n, 16 * kPieceRun)); };
+  pieces_.rows = pieces(transposed ? a.n_key : a.n_query);
+  pieces_.columns = pieces(transposed ? a.n_query : a.n_key);
+  const int64_t count = int64_t(a.n_head) * pieces_.rows * pieces_.columns;
+  memory_.emplace(count * 32 * int64_t(sizeof(uint4)));
+  pieces_.at = memory_->data<uint4>();
+  launch<pack_bias_kernel>("attention's bias", ceil_div(count, kPartWarps), kPartThreads, 0, a,
+                           pieces_, transposed);
+}
 
 void attention_mma(const Operands& a) {
   const int c = std::max(a.c, a.c_v);

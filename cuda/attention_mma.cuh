@@ -14,6 +14,39 @@ constexpr int kPartRows = kWarpRows * kPartWarps;
 
 using Operands = Attention<__nv_bfloat16>;
 
+/// The bias in units of `scale` as f16, in the order in which a warp reads it: a piece of 16 rows x
+/// 16 columns is 16 bytes of each lane, the A operands of two products with 8 columns of the unit
+/// matrix, which put it where the logits are summed. Numbers that do not exist are 0. Pieces come
+/// in runs of `kPieceRun` in both directions.
+constexpr int kPieceRun = 4;
+struct BiasPieces {
+  const uint4* at = nullptr;  ///< [head, row / 16, column / 16, lane]
+  int rows = 0, columns = 0;  ///< pieces of them
+  /// Of a lane: the first piece of a row of pieces.
+  __device__ __forceinline__ const uint4* row(int64_t h, int row_piece, int lane) const {
+    return at + ((h * rows + row_piece) * columns) * 32 + lane;
+  }
+};
+
+/// Pieces in temporary memory; none where there is no bias. Rows are queries, or keys where
+/// `transposed`.
+class PackedBias {
+ public:
+  PackedBias(const Operands& a, bool transposed);
+  const BiasPieces& pieces() const { return pieces_; }
+
+ private:
+  BiasPieces pieces_;
+  std::optional<Scratch> memory_;
+};
+
+/// x (16 rows x 16 columns as two fragments) += a piece of the bias.
+__device__ __forceinline__ void add_piece(float (&low)[4], float (&high)[4], const uint4& piece,
+                                          uint32_t unit) {
+  mma_f16(low, piece.x, piece.y, unit);
+  mma_f16(high, piece.z, piece.w, unit);
+}
+
 /// Rows of a warp as A operands: rows `row` + 16 m + ..., from memory; rows from n and channels
 /// from c are 0.
 template <int kC>

@@ -255,11 +255,12 @@ struct BiasStage {
   static constexpr int kTileBytes = kTile * kC * 2;
   static constexpr int kQueryTiles = kBlockQueries / kTile, kKeyTiles = kBlockKeys / kTile;
   static constexpr int kTiles = 2 * (kQueryTiles + kKeyTiles);  ///< q, d_out, k, v
-  static constexpr int kBytes = kTiles * kTileBytes;
+  static constexpr int kNumbersAt = kTiles * kTileBytes;        ///< lse, delta, mask
+  static constexpr int kBytes = kNumbersAt + (2 * kBlockQueries + kBlockKeys) * 4;
 };
 
 template <int kC>
-__global__ void __launch_bounds__(kBiasThreads)
+__global__ void __launch_bounds__(kBiasThreads, kC == 64 ? 1 : 2)
     bias_kernel(Operands a, Gradients d, float* sums, int parts) {
   using S = BiasStage<kC>;
   extern __shared__ __align__(128) unsigned char shared[];
@@ -278,7 +279,13 @@ __global__ void __launch_bounds__(kBiasThreads)
   const int query = query0 + query_tile * kTile + lane / 4,
             key = key0 + key_tile * kTile + lane % 4 * 2;
 
-  float bias[2][2][2][4], sum[2][2][2][4] = {};  // by 16 keys, 16 rows, 8 keys
+  // The bias as operands of products with the unit matrix, by 16 keys, 16 rows, 8 keys, 8 rows.
+  uint32_t bias[2][2][2][2];
+  float sum[2][2][2][4] = {};
+  const auto bias_at = [&](int i, int j) {
+    const bool there = i < a.n_query && j < a.n_key;
+    return there ? a.bias[h * a.bias_head + i * a.bias_row + j] * a.inverse_scale : 0.0f;
+  };
 #pragma unroll
   for (int p = 0; p < 2; ++p)
 #pragma unroll
@@ -286,12 +293,11 @@ __global__ void __launch_bounds__(kBiasThreads)
 #pragma unroll
       for (int n = 0; n < 2; ++n)
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const int i = query + 16 * m + e / 2 * 8, j = key + 16 * p + 8 * n + e % 2;
-          bias[p][m][n][e] = i < a.n_query && j < a.n_key
-                                 ? a.bias[h * a.bias_head + i * a.bias_row + j] * a.inverse_scale
-                                 : 0.0f;
+        for (int e = 0; e < 2; ++e) {
+          const int i = query + 16 * m + 8 * e, j = key + 16 * p + 8 * n;
+          bias[p][m][n][e] = pack_f16(bias_at(i, j), bias_at(i, j + 1));
         }
+  const uint32_t unit = unit_fragment(lane);
   const uint32_t base = shared_address(shared);
   const auto copy = [&](int64_t b, int stage) {
     const int half = threadIdx.x / kPartThreads, thread = threadIdx.x % kPartThreads;
@@ -309,20 +315,29 @@ __global__ void __launch_bounds__(kBiasThreads)
         copy_tile<kC>(to, a.v, b, h, key0 + (t - 2 * S::kQueryTiles - S::kKeyTiles) * kTile,
                       a.n_key, a.c_v, thread);
     }
+    // Queries and keys that do not exist have no sums to spoil.
+    const uint32_t to = at + S::kNumbersAt + threadIdx.x * 4;
+    const int i = query0 + int(threadIdx.x) % kBlockQueries, j = key0 + thread;
+    if (half == 0) {
+      const float* from = int(threadIdx.x) < kBlockQueries ? a.lse : a.delta;
+      copy_async4(to, from + (b * a.n_head + h) * a.n_query + min(i, a.n_query - 1), 4);
+    } else if (a.mask) {
+      copy_async4(to, a.mask + b * a.mask_batch + int64_t(min(j, a.n_key - 1)) * a.mask_key, 4);
+    }
   };
   copy(first, 0);
   copy_commit();
   for (int b = first, stage = 0; b < last; ++b, stage ^= 1) {
     if (b + 1 < last) copy(b + 1, stage ^ 1);
     copy_commit();
-    const unsigned kept = key_bits(a, b, key0 + key_tile * kTile, lane).kept;
-    RowSums rows[2][2];
-#pragma unroll
-    for (int m = 0; m < 2; ++m)
-#pragma unroll
-      for (int i = 0; i < 2; ++i) rows[m][i] = row_sums(a, b, h, query + 16 * m + 8 * i);
     copy_wait<1>();
     __syncthreads();
+    const auto* numbers =
+        reinterpret_cast<const float*>(shared + stage * S::kBytes + S::kNumbersAt);
+    const float *lse = numbers + query_tile * kTile + lane / 4, *delta = lse + kBlockQueries;
+    const unsigned kept =
+        a.mask ? __ballot_sync(~0u, numbers[2 * kBlockQueries + key_tile * kTile + lane] != 0)
+               : ~0u;
     const uint32_t at = base + stage * S::kBytes;
     RowFragments<kC> q, d_out;
 #pragma unroll
@@ -344,9 +359,13 @@ __global__ void __launch_bounds__(kBiasThreads)
         for (int n = 0; n < 2; ++n)
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
-            x[m][n][e] = bias[p][m][n][e];
-            dx[m][n][e] = -rows[m][e / 2].delta;
+            x[m][n][e] = 0;
+            dx[m][n][e] = -delta[16 * m + e / 2 * 8];
           }
+#pragma unroll
+      for (int m = 0; m < 2; ++m)
+#pragma unroll
+        for (int n = 0; n < 2; ++n) mma_f16(x[m][n], bias[p][m][n][0], bias[p][m][n][1], unit);
       multiply_rows<kC>(x, q, k_tile, 16 * p, lane);
       multiply_rows<kC>(dx, d_out, v_tile, 16 * p, lane);
 #pragma unroll
@@ -355,7 +374,7 @@ __global__ void __launch_bounds__(kBiasThreads)
         for (int n = 0; n < 2; ++n)
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
-            float w = exp2_fast(fmaf(x[m][n][e], a.scale2, -rows[m][e / 2].lse));
+            float w = exp2_fast(fmaf(x[m][n][e], a.scale2, -lse[16 * m + e / 2 * 8]));
             if (kept != ~0u && !(kept >> (16 * p + 8 * n + lane % 4 * 2 + e % 2) & 1)) w = 0;
             sum[p][m][n][e] = fmaf(w, dx[m][n][e], sum[p][m][n][e]);
           }

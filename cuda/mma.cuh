@@ -54,6 +54,28 @@ __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint3
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+/// The same in f16 with depth 8: a0 is rows g, a1 rows g + 8, columns 2t and 2t + 1; b rows 2t and
+/// 2t + 1, column g.
+__device__ __forceinline__ void mma_f16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a0), "r"(a1), "r"(b));
+}
+
+/// The b of mma_f16 that is the unit matrix: d += a.
+__device__ __forceinline__ uint32_t unit_fragment(int lane) {
+  const int column = lane / 4 - lane % 4 * 2;
+  return column == 0 ? 0x00003c00u : column == 1 ? 0x3c000000u : 0u;
+}
+
+/// Two numbers as f16, the first in the lower half.
+__device__ __forceinline__ uint32_t pack_f16(float low, float high) {
+  uint32_t r;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;\n" : "=r"(r) : "f"(high), "f"(low));
+  return r;
+}
+
 /// Two numbers as bf16, the first in the lower half.
 __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
   uint32_t r;

@@ -277,17 +277,19 @@ Trunk run_trunk(const Pass& p, const Arrays& f, const Recycled& prev) {
   p.trace("embed/pair_before_templates", z);
   if (config.templates.enabled) z = embed_templates(p, f, z, pair_mask);
 
-  Representations extra{embed_extra_msa(p, f), z};
-  z = Var();
-  p.trace("embed/extra_msa_activations", extra.m);
-  const Tensor extra_mask = p.there(feature(f, "extra_msa_mask").to(Dtype::f32));
-  for (int64_t b = 0; b < config.extra_msa_stack_num_block; ++b)
-    extra = block(p, kExtraMsa, b, extra, extra_mask, pair_mask);
+  if (config.extra_msa_stack_num_block > 0) {
+    Representations extra{embed_extra_msa(p, f), z};
+    z = Var();
+    p.trace("embed/extra_msa_activations", extra.m);
+    const Tensor extra_mask = p.there(feature(f, "extra_msa_mask").to(Dtype::f32));
+    for (int64_t b = 0; b < config.extra_msa_stack_num_block; ++b)
+      extra = block(p, kExtraMsa, b, extra, extra_mask, pair_mask);
+    z = extra.z;
+  }
 
   if (torsions.mask.defined()) append_template_rows(p, torsions, rows.templates(dap), m, mask);
-  Representations x{m, extra.z};
-  extra = {};
-  m = Var();
+  Representations x{m, z};
+  m = z = Var();
   for (int64_t b = 0; b < config.evoformer_num_block; ++b)
     x = block(p, kEvoformer, b, x, mask, pair_mask);
   const Range aligned = rows.aligned(dap, dap.rank());

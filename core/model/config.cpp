@@ -226,6 +226,7 @@ void validate(const ModelConfig& c, Exit code, const std::string& file) {
   for (const Field& field : yaml_fields(copy))
     if (const auto* size = std::get_if<int64_t*>(&field.target)) {
       const bool may_be_zero = field.key == "model.num_recycle" || field.key == "model.relpos_k" ||
+                               field.key == "model.extra_msa.no_blocks" ||
                                field.key == "data.max_templates" ||
                                field.key == "model.template.max_templates";
       if (**size < (may_be_zero ? 0 : 1) || **size > kLargestSize)

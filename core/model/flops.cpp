@@ -72,7 +72,8 @@ Flops embedders(const ModelConfig& c, const PassSizes& size) {
   const auto n = double(size.n_res), n_t = double(size.n_templates);
   const auto c_m = double(c.msa_channel), c_z = double(c.pair_channel);
   Flops f = product(n * double(size.n_seq), 49, c_m);
-  f += product(n * double(size.n_extra), 25, double(c.extra_msa_channel));
+  if (c.extra_msa_stack_num_block > 0)
+    f += product(n * double(size.n_extra), 25, double(c.extra_msa_channel));
   f += product(n * n, 2 * double(c.max_relative_feature) + 1 + double(c.prev_pos.num_bins), c_z);
   f += product(n, c_m, double(c.seq_channel));
   if (!c.templates.enabled || n_t == 0) return f;

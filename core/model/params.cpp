@@ -173,9 +173,11 @@ void trunk(const Adder& a, const ModelConfig& c) {
       a.linear("template_projection", c_m, c_m, Init::kRelu);
     }
   }
-  a.linear("extra_msa_activations", kExtraFeatures, c.extra_msa_channel);
-  evoformer_block(a.stacked("extra_msa_stack", c.extra_msa_stack_num_block), c.evoformer,
-                  c.extra_msa_channel, c_z, true);
+  if (c.extra_msa_stack_num_block > 0) {
+    a.linear("extra_msa_activations", kExtraFeatures, c.extra_msa_channel);
+    evoformer_block(a.stacked("extra_msa_stack", c.extra_msa_stack_num_block), c.evoformer,
+                    c.extra_msa_channel, c_z, true);
+  }
   evoformer_block(a.stacked("evoformer_iteration", c.evoformer_num_block), c.evoformer, c_m, c_z,
                   false);
   a.linear("single_activations", c_m, c.seq_channel);

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "core/base/error.h"
 
@@ -88,6 +89,18 @@ TEST_CASE("presets of the same family share their parameters") {
   CHECK(count("model_5_ptm") == 92899674 + 128 * 64 + 64);
   CHECK(count("demo") > 2000000);
   CHECK(count("demo") < 6000000);
+}
+
+TEST_CASE("a model without the extra MSA's stack has nothing of it") {
+  ModelConfig without = tiny();
+  without.extra_msa_stack_num_block = 0;
+  std::set<std::string> left;
+  for (const ParamSpec& spec : param_specs(tiny()))
+    if (spec.name.find("extra_msa") == std::string::npos) left.insert(spec.name);
+  std::set<std::string> ours;
+  for (const ParamSpec& spec : param_specs(without)) ours.insert(spec.name);
+  CHECK(left.size() < param_specs(tiny()).size());
+  CHECK(ours == left);
 }
 
 TEST_CASE("Params reports every misfit at once") {

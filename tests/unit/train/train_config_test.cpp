@@ -27,7 +27,7 @@ std::string error_of(const std::string& yaml, const std::vector<std::string>& ov
 TEST_CASE("the recipes hold the supplement's numbers") {
   const TrainConfig a = read_train_config("initial_training"), b = read_train_config("finetuning"),
                     c = read_train_config("finetuning_ptm");
-  CHECK(recipe_names().size() == 5);
+  CHECK(recipe_names().size() == 6);
   CHECK(a.model.name == "model_1");
   CHECK(a.train.crop_size == 256);
   CHECK(a.features.max_msa_clusters == 128);
