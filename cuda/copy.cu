@@ -134,6 +134,7 @@ void copy(const Tensor& from, const Tensor& to) {
   const Dtype f = from.dtype(), t = to.dtype();
   if (f == t && from.is_contiguous() && to.is_contiguous()) {
     const int64_t bytes = to.numel() * size_of(t);
+    count_launch();
     return check_cuda(
         cudaMemcpyAsync(to.raw(), from.raw(), size_t(bytes), cudaMemcpyDeviceToDevice, stream()),
         "cudaMemcpyAsync", bytes, " bytes on the GPU");

@@ -44,6 +44,7 @@ void* allocate(int64_t bytes, int) {
 void release(void* p, int64_t, int) { cudaFreeAsync(p, g_state.stream); }
 
 void zero(void* p, int64_t bytes) {
+  count_launch();
   check_cuda(cudaMemsetAsync(p, 0, size_t(bytes), stream()), "cudaMemsetAsync", bytes, " bytes");
 }
 
