@@ -94,6 +94,7 @@ DeviceWork operator-(const DeviceWork& a, const DeviceWork& b) {
           a.download_bytes - b.download_bytes,
           a.waits - b.waits};
 }
+void count_wait() { ++g_work.waits; }
 void count_launch() { g_work.launches.fetch_add(1, std::memory_order_relaxed); }
 
 struct Tensor::Storage {

@@ -129,8 +129,9 @@ struct DeviceWork {
 };
 DeviceWork device_work();
 DeviceWork operator-(const DeviceWork& after, const DeviceWork& before);
-/// For a device's module, after each launch.
+/// For a device's module: after each launch, and where a copy had to wait for the device.
 void count_launch();
+void count_wait();
 
 class Tensor {
  public:
