@@ -145,6 +145,7 @@ void copy(const Tensor& from, const Tensor& to) {
   if (f == Dtype::f32 && t == Dtype::bf16) return launch<__nv_bfloat16, float>(from, to);
   if (f == Dtype::bf16 && t == Dtype::f32) return launch<float, __nv_bfloat16>(from, to);
   if (f == Dtype::i32 && t == Dtype::f32) return launch<float, int32_t>(from, to);
+  if (f == Dtype::f64 && t == Dtype::f32) return launch<float, double>(from, to);
   fail(Exit::kBug, "no copy on the GPU from ", name_of(f), " to ", name_of(t));
 }
 
