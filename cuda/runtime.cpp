@@ -2,7 +2,6 @@
 #include "cuda/runtime.h"
 
 #include <algorithm>
-#include <cstring>
 #include <deque>
 #include <mutex>
 #include <vector>
@@ -79,7 +78,7 @@ class Staging {
     for (int64_t at = 0; at < bytes; at += kPiece) {
       const int64_t n = std::min(kPiece, bytes - at);
       char* room = take(n);
-      std::memcpy(room, from + at, size_t(n));
+      copy_bytes(room, from + at, n);
       move(to + at, room, n, cudaMemcpyHostToDevice, held_.back().done);
     }
   }
@@ -97,7 +96,7 @@ class Staging {
     for (int64_t at = 0; at < bytes; at += kPiece) {
       begin(at + kPiece);
       check_cuda(cudaEventSynchronize(arrived_[at / kPiece % 2]), "cudaEventSynchronize");
-      std::memcpy(to + at, back(at), size_t(std::min(kPiece, bytes - at)));
+      copy_bytes(to + at, back(at), std::min(kPiece, bytes - at));
     }
   }
 

@@ -61,6 +61,7 @@ const Kernels kTable = {
     .score_classes = score_classes,
     .alternative_is_better = alternative_is_better,
     .choose_rows = choose_rows,
+    .violations = violations,
     .draw_dropout = draw_dropout,
     .extra_msa_features = extra_msa_features,
     .template_pair_features = template_pair_features,

@@ -71,6 +71,7 @@ Function<decltype(Kernels::lddt)> lddt;
 Function<decltype(Kernels::score_classes)> score_classes;
 Function<decltype(Kernels::alternative_is_better)> alternative_is_better;
 Function<decltype(Kernels::choose_rows)> choose_rows;
+Function<decltype(Kernels::violations)> violations;
 Function<decltype(Kernels::draw_dropout)> draw_dropout;
 Function<decltype(Kernels::extra_msa_features)> extra_msa_features;
 Function<decltype(Kernels::template_pair_features)> template_pair_features;

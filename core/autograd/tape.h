@@ -140,7 +140,7 @@ class Tape {
   struct Node {
     const char* name;
     const char* module;  ///< the Span that it was recorded in
-    std::string place;  ///< FiniteWatch's, while one is active
+    std::string place;   ///< FiniteWatch's, while one is active
     std::vector<std::shared_ptr<GradSlot>> outputs;
     Backward backward;
     bool collective = false;

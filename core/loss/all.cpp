@@ -138,12 +138,11 @@ Var structure_loss(const LossConfig& config, const LossInputs& in, const Arrays&
   add("angle_norm_loss", norm.value());
 
   if (with_violations || config.structural_violation_loss_weight != 0) {
-    const Violations v =
-        violations(to_device(in.atoms, Device{}), batch, config.violation_tolerance_factor,
-                   config.clash_overlap_tolerance);
+    const Violations v = violations(in.atoms, batch, config.violation_tolerance_factor,
+                                    config.clash_overlap_tolerance, with_violations);
     for (const auto& [name, value] : v.terms) add(name, value);
     if (config.structural_violation_loss_weight != 0)
-      sum.emplace_back(config.structural_violation_loss_weight, to_device(v.loss, device));
+      sum.emplace_back(config.structural_violation_loss_weight, v.loss);
   }
   const Var total = weighted_sum(sum);
   add("loss", total.value());

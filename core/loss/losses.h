@@ -2,8 +2,9 @@
 // differs (epsilons, masks, averages) the code is followed.
 //
 // Each is one number with its gradient made in the same pass, in the inputs' type (f32 or f64) and
-// on their device, which nothing waits for but the violations; labels and features are the CPU's;
-// sums run in a fixed order, whatever the number of threads. Lengths in angstrom; masks are 1 or 0.
+// on their device, which nothing waits for but the violations' terms; labels and features are the
+// CPU's; sums run in a fixed order, whatever the number of threads. Lengths in angstrom; masks are
+// 1 or 0.
 #pragma once
 
 #include <map>
@@ -57,8 +58,9 @@ struct Losses {
 /// All of them. batch: the slice's processed features; labels: io/labels.h's arrays with
 /// "resolution" and, where both clamped and unclamped samples are trained on, "use_clamped_fape".
 /// Under several ranks all get the same numbers, and the gradients are right once each starts with
-/// its share, 1 / ranks. Violations are reported, and cost time, only where `violations` or their
-/// weight asks for them. Throws Exit::kInput naming a label that is missing or of another shape.
+/// its share, 1 / ranks. Violations are reported where `violations` asks for them, and cost
+/// time only there and where they have a weight. Throws Exit::kInput naming a label that is missing
+/// or of another shape.
 Losses all_losses(const LossConfig& config, const LossInputs& in, const Arrays& batch,
                   const Arrays& labels, bool violations = true);
 
@@ -103,8 +105,9 @@ struct Violations {
 };
 /// atoms [n_res, 14, 3]; batch: aatype, residue_index, seq_mask, atom14_atom_exists,
 /// residx_atom14_to_atom37
+/// `with_terms`: terms too, for which a device is waited for.
 Violations violations(const Var& atoms, const Arrays& batch, double tolerance_factor,
-                      double overlap_tolerance);
+                      double overlap_tolerance, bool with_terms = true);
 
 /// lDDT of CA atoms for each residue, 0 to 1, rounded as in f32; cutoff 15. prediction, truth
 /// [n_res, 3], mask [n_res]. Returns [n_res] f64, where the prediction is.

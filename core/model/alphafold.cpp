@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "core/base/timeline.h"
 #include "core/geometry/atoms.h"
 #include "core/geometry/residue_constants.h"
 #include "core/model/evoformer.h"
@@ -81,6 +82,7 @@ Tensor outer(const Tensor& mask, Range rows) {
 
 /// The rows of the alignment, without those of templates.
 Var embed_msa(const Pass& p, const Arrays& f, const Recycled& prev, Range rows) {
+  const Span span("input embedding");
   Var m = dense(p.scope / "preprocess_msa",
                 feature(f, "msa_feat").narrow(0, rows.start, rows.count), p);
   m = add(m, repeat(dense(p.scope / "preprocess_1d", feature(f, "target_feat"), p), m.size(0)));
@@ -117,6 +119,7 @@ Tensor recycled_beta(const Pass& p, const Tensor& aatype, const Tensor& position
 }
 
 Var embed_pair(const Pass& p, const Arrays& f, const Recycled& prev) {
+  const Span span("input embedding");
   const Tensor& target = feature(f, "target_feat");
   const Scope relpos = p.scope / "pair_activiations", dgram = p.scope / "prev_pos_linear";
   const int64_t c_z = p.config.pair_channel;
@@ -151,6 +154,7 @@ Var embed_pair(const Pass& p, const Arrays& f, const Recycled& prev) {
 
 /// z + what the templates say of every pair. Alg. 16, 17.
 Var embed_templates(const Pass& p, const Arrays& f, const Var& z, const Tensor& pair_mask) {
+  const Span span("templates");
   const TemplateConfig& config = p.config.templates;
   const Tensor template_mask = feature(f, "template_mask").to(Dtype::f32);
   const int64_t n_templ = template_mask.numel(), n = z.size(1);
@@ -203,6 +207,7 @@ Var embed_templates(const Pass& p, const Arrays& f, const Var& z, const Tensor& 
 }
 
 Var embed_extra_msa(const Pass& p, const Arrays& f) {
+  const Span span("input embedding");
   const Tensor msa = feature(f, "extra_msa").contiguous();
   const Tensor has = feature(f, "extra_has_deletion").to(Dtype::f32).contiguous();
   const Tensor value = feature(f, "extra_deletion_value").to(Dtype::f32).contiguous();

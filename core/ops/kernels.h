@@ -23,6 +23,20 @@ struct FapeTensors {
   Tensor frames, points, target_frames, frame_mask, target_points, point_mask;
 };
 
+/// Atoms [n, 14, 3] f32 or f64; whether they exist and their radii [n, 14], residue numbers [n],
+/// f64; types [n] i32, rows of the bounds [21, 14, 14] f32, and the row of proline.
+struct ViolationTensors {
+  Tensor atoms, exists, radius, index, types, lower, upper;
+  int32_t proline;
+};
+/// f64. connections [2, 3, n]: loss, then violated, of the bond C-N and the angles CA-C-N and
+/// C-N-CA between residues i and i + 1 (the last is 0); clashes and within [2, n, 14]: loss, then
+/// violated, of each atom; means [4]: of the connections' losses, and of clashes over pairs of
+/// atoms.
+struct ViolationResults {
+  Tensor connections, clashes, within, means;
+};
+
 /// A template: of residue types i32, CB atoms [n, 3] and whether they are there, whether the
 /// backbone is (f32), its frames [n, 12] f64, and squared edges [bins + 1] of distances.
 struct TemplateTensors {
@@ -201,6 +215,9 @@ struct Kernels {
                                 const Tensor& better);
   /// out[i] = b[i] where choose[i] is not 0, else a[i]; [n, ..] f32.
   void (*choose_rows)(const Tensor& choose, const Tensor& a, const Tensor& b, const Tensor& out);
+  /// Suppl. eq. 44 to 47 and AlphaFold's structural violation loss.
+  void (*violations)(const ViolationTensors& in, double tolerance, double overlap,
+                     const Tensor& loss, const ViolationResults& results, const Tensor& datoms);
   /// factors [n, c], f32 or f64: 0 with probability `rate`, else 1 / (1 - rate); element i by word
   /// i of the stream.
   void (*draw_dropout)(const Rng& rng, double rate, const Tensor& factors);

@@ -22,6 +22,7 @@ Kernel<decltype(Kernels::lddt)> lddt;
 Kernel<decltype(Kernels::score_classes)> score_classes;
 Kernel<decltype(Kernels::alternative_is_better)> alternative_is_better;
 Kernel<decltype(Kernels::choose_rows)> choose_rows;
+Kernel<decltype(Kernels::violations)> violations;
 Kernel<decltype(Kernels::draw_dropout)> draw_dropout;
 Kernel<decltype(Kernels::extra_msa_features)> extra_msa_features;
 Kernel<decltype(Kernels::template_pair_features)> template_pair_features;

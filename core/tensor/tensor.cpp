@@ -94,6 +94,14 @@ DeviceWork operator-(const DeviceWork& a, const DeviceWork& b) {
           a.download_bytes - b.download_bytes,
           a.waits - b.waits};
 }
+void copy_bytes(void* to, const void* from, int64_t bytes) {
+  constexpr int64_t kPart = int64_t(256) << 10;
+  const int64_t parts = (bytes + kPart - 1) / kPart;
+#pragma omp parallel for schedule(static) if (parts > 1)
+  for (int64_t p = 0; p < parts; ++p)
+    std::memcpy(static_cast<char*>(to) + p * kPart, static_cast<const char*>(from) + p * kPart,
+                size_t(std::min(kPart, bytes - p * kPart)));
+}
 void count_wait() { ++g_work.waits; }
 void count_launch() { g_work.launches.fetch_add(1, std::memory_order_relaxed); }
 

@@ -132,6 +132,8 @@ DeviceWork operator-(const DeviceWork& after, const DeviceWork& before);
 /// For a device's module: after each launch, and where a copy had to wait for the device.
 void count_launch();
 void count_wait();
+/// For a device's module: memcpy on the host, by all threads where it is long.
+void copy_bytes(void* to, const void* from, int64_t bytes);
 
 class Tensor {
  public:

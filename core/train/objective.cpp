@@ -1,6 +1,8 @@
 // The bridge from the model's outputs to the losses' inputs.
 #include "core/train/objective.h"
 
+#include "core/base/timeline.h"
+
 namespace ff {
 
 LossConfig head_weights(const HeadsConfig& heads, LossConfig loss) {
@@ -15,6 +17,7 @@ LossConfig head_weights(const HeadsConfig& heads, LossConfig loss) {
 
 Losses objective(const LossConfig& loss, const HeadsConfig& heads, const Outputs& outputs,
                  const Arrays& batch, const Arrays& labels, bool violations) {
+  const Span span("losses");
   LossInputs in;
   for (const FoldLayer& layer : outputs.fold.layers) {
     in.affines.push_back(layer.affine);

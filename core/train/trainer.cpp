@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "core/base/machine.h"
+#include "core/base/timeline.h"
 #include "core/geometry/residue_constants.h"
 #include "core/model/flops.h"
 #include "core/train/metrics.h"
@@ -205,6 +206,7 @@ StepReport Trainer::step(const std::vector<TrainingSample>& samples) {
     for (size_t i = 0; i < count; ++i) {
       const Result& r = results[i];
       // The sample's work is given; from here on its numbers are waited for.
+      const Span span("optimizer");
       const Clipped c = add_clipped(sum, r.gradients, config_.optim.clip_per_example);
       const std::vector<double> terms = numbers(r.terms);
       if (!report.skipped && (!c.finite || !std::isfinite(terms[0]))) {
@@ -241,6 +243,7 @@ StepReport Trainer::step(const std::vector<TrainingSample>& samples) {
   report.flops = all[kFlops];
   const int64_t seen = state_.samples + int64_t(n);
   const double rate = learning_rate(config_.optim, seen);
+  const Span span("optimizer");
   if (report.skipped)
     ++state_.skipped;
   else

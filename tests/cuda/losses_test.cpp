@@ -237,3 +237,38 @@ TEST_CASE("GPU: a template's features and expectations of logits") {
     same("expectations", out, Tolerance::of(Dtype::f64));
   }
 }
+
+TEST_CASE("GPU: violations of bonds, angles and distances, with their gradient") {
+  if (!have_gpu()) return;
+  Twins twins;
+  for (const int64_t n : {1, 2, 7, 60}) {
+    INFO(n << " residues");
+    const Dims flags{n, 14}, table{21, 14, 14};
+    const Tensor number = Tensor::zeros({n}, Dtype::f64), low = Tensor::zeros(table),
+                 high = Tensor::zeros(table), radius = Tensor::zeros(flags, Dtype::f64);
+    for (int64_t i = 0; i < n; ++i) number.data<double>()[i] = double(i + (i > n / 2 ? 3 : 0));
+    for (int64_t i = 0; i < low.numel(); ++i) {
+      low.data<float>()[i] = float(i % 5) * 0.5f;
+      high.data<float>()[i] = low.data<float>()[i] + 1;
+    }
+    for (int64_t i = 0; i < radius.numel(); ++i) radius.data<double>()[i] = 1.5 + double(i % 3) / 8;
+    const Twin atoms = exact(twins.normal({n, 14, 3}, Dtype::f32, 4)),
+               exists = wide(twins.mask(flags)), radii = twins.of(radius), index = twins.of(number),
+               types = twins.integers({n}, 21), lower = twins.of(low), upper = twins.of(high),
+               loss = wide(twins.poison({1})), connections = wide(twins.poison({2, 3, n})),
+               clashes = wide(twins.poison({2, n, 14})), within = wide(twins.poison({2, n, 14})),
+               means = wide(twins.poison({4})), d = exact(twins.of(Tensor::zeros({n, 14, 3})));
+    twins.run([&](const Kernels& k, auto at) {
+      k.violations(
+          {at(atoms), at(exists), at(radii), at(index), at(types), at(lower), at(upper), 14}, 12,
+          1.5, at(loss), {at(connections), at(clashes), at(within), at(means)}, at(d));
+    });
+    constexpr double kExact = Tolerance::of(Dtype::f64);
+    same("loss", loss, kExact);
+    same("connections", connections, kExact);
+    same("clashes", clashes, kExact);
+    same("within", within, kExact);
+    same("means", means, kExact);
+    CHECK(norm_error(d.gpu, d.cpu) < 1e-6);
+  }
+}

@@ -126,6 +126,13 @@ void check_there(const TemplateTensors& t) {
   for (const Tensor& x : {t.types, t.beta, t.beta_mask, t.backbone, t.frames, t.edges})
     check_there(x);
 }
+void check_there(const ViolationTensors& t) {
+  for (const Tensor& x : {t.atoms, t.exists, t.radius, t.index, t.types, t.lower, t.upper})
+    check_there(x);
+}
+void check_there(const ViolationResults& t) {
+  for (const Tensor& x : {t.connections, t.clashes, t.within, t.means}) check_there(x);
+}
 void check_there(TensorList list) {
   for (const Tensor& x : list) check_there(x);
 }
@@ -175,9 +182,9 @@ void use_locked_device() {
             &K::atom14_to_atom37_backward, &K::relu, &K::symmetrize, &K::cross_entropy, &K::fape,
             &K::chi_loss, &K::angle_norm_loss, &K::binary_cross_entropy, &K::weighted_sum,
             &K::distance_classes, &K::aligned_error_classes, &K::lddt, &K::score_classes,
-            &K::alternative_is_better, &K::choose_rows, &K::draw_dropout, &K::extra_msa_features,
-            &K::template_pair_features, &K::expectations, &K::global_norm, &K::add_clipped,
-            &K::adam_step>();
+            &K::alternative_is_better, &K::choose_rows, &K::violations, &K::draw_dropout,
+            &K::extra_msa_features, &K::template_pair_features, &K::expectations, &K::global_norm,
+            &K::add_clipped, &K::adam_step>();
   register_kernels(Device::cuda, &kernels);
   const auto copy_bytes = [](void* to, const void* from, int64_t bytes) {
     check(arena().holds(to) != arena().holds(from), "an upload or download within one memory");
@@ -280,12 +287,13 @@ TEST_CASE("a training pass waits for a device nowhere between its features and i
   Params params = f.params().on(kDevice);
   params.want_grads();
   const AlphaFold model(f.config, params, Dtype::bf16);
+  LossConfig config = head_weights(f.config.heads);
+  config.structural_violation_loss_weight = 1;
   const DeviceWork before = device_work();
   Tape tape;
   const Outputs outputs = model.forward([&](int64_t i) { return f.slice(i); }, 1,
                                         {.active = true, .seed = 1, .step = 2, .sample = 3});
-  const Losses losses =
-      objective(head_weights(f.config.heads), f.config.heads, outputs, f.slice(1), truth, false);
+  const Losses losses = objective(config, f.config.heads, outputs, f.slice(1), truth, false);
   tape.backward({losses.total});
   const DeviceWork work = device_work() - before;
   CHECK(work.uploads > 0);
