@@ -5,7 +5,9 @@
 
 #include <CLI/CLI.hpp>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "app/bench_comm.h"
@@ -15,6 +17,8 @@
 #include "comm/launch.h"
 #include "core/base/machine.h"
 #include "core/base/rng.h"
+#include "core/base/timeline.h"
+#include "core/geometry/residue_constants.h"
 #include "core/model/alphafold.h"
 #include "core/model/evoformer.h"
 #include "core/model/flops.h"
@@ -22,6 +26,7 @@
 #include "core/train/trainer.h"
 #include "io/features.h"
 #include "io/file.h"
+#include "io/labels.h"
 #include "io/loader.h"
 
 namespace ff {
@@ -45,6 +50,55 @@ Tensor ones(const Dims& shape) {
   return t;
 }
 
+/// Times each Span by itself while one is alive, without the Spans inside it, waiting for the
+/// device at its ends.
+class ModuleClock {
+ public:
+  explicit ModuleClock(Device device) {
+    device_ = device;
+    times_.clear();
+    open_ = {"elsewhere"};
+    before_ = hook_spans(&kHook);
+    mark();
+  }
+  ~ModuleClock() { hook_spans(before_); }
+  ModuleClock(const ModuleClock&) = delete;
+  ModuleClock& operator=(const ModuleClock&) = delete;
+
+  /// Seconds of each; nothing is timed any more.
+  std::map<std::string, double> stop() {
+    add();
+    hook_spans(before_);
+    return times_;
+  }
+
+ private:
+  static void mark() {
+    synchronize(device_);
+    since_ = seconds();
+  }
+  static void add() {
+    synchronize(device_);
+    times_[open_.back()] += seconds() - since_;
+  }
+  static void begin(const char* name) {
+    add();
+    open_.emplace_back(name);
+    mark();
+  }
+  static void end() {
+    add();
+    open_.pop_back();
+    mark();
+  }
+  static constexpr SpanHook kHook = {&ModuleClock::begin, &ModuleClock::end};
+  static inline Device device_;
+  static inline std::map<std::string, double> times_;
+  static inline std::vector<std::string> open_;
+  static inline double since_ = 0;
+  const SpanHook* before_;
+};
+
 struct Sizes {
   int64_t n_res = 185, n_seq = 512, n_extra = 1024, repeat = 2;
 };
@@ -62,6 +116,39 @@ struct Bench {
   void head() const {
     std::printf("%-28s %10s %10s %10s %8s %10s %10s\n", "module", "ms", training ? "backward" : "",
                 "floor ms", "GFLOP", "of floor", "MiB");
+  }
+
+  /// What the host did for one run of f on a GPU, and what of it each module took.
+  template <class F>
+  void host_side(const std::string& name, F f) {
+    if (device.kind == Device::cpu) return;
+    synchronize(device);
+    const DeviceWork before = device_work();
+    const double start = seconds();
+    f();
+    const double given = seconds() - start;
+    const DeviceWork work = device_work() - before;
+    synchronize(device);
+    const double done = seconds() - start;
+    std::printf(
+        "  %s: the host had given all of it after %.2f of %.2f ms; %lld launches, %lld copies to "
+        "the GPU "
+        "(%.2f MiB), %lld from it (%.2f MiB), %lld waits\n",
+        name.c_str(), given * 1e3, done * 1e3, (long long)work.launches, (long long)work.uploads,
+        double(work.upload_bytes) / (1 << 20), (long long)work.downloads,
+        double(work.download_bytes) / (1 << 20), (long long)work.waits);
+    nlohmann::json& row = rows.back();
+    row["host"] = {{"given_ms", given * 1e3},     {"launches", work.launches},
+                   {"uploads", work.uploads},     {"upload_bytes", work.upload_bytes},
+                   {"downloads", work.downloads}, {"download_bytes", work.download_bytes},
+                   {"waits", work.waits}};
+    ModuleClock clock(device);
+    f();
+    for (const auto& [module, took] : clock.stop()) {
+      std::printf("    %-40s %9.2f ms\n", module.c_str(), took * 1e3);
+      row["modules_ms"][module] = took * 1e3;
+    }
+    std::fflush(stdout);
   }
 
   /// Best of the runs of f, which returns Vars; while training with a tape, whose backward begins
@@ -210,6 +297,52 @@ struct Bench {
   }
 };
 
+/// Atoms near a helix, every one of them seen.
+Arrays made_up_labels(const Tensor& aatype) {
+  const int64_t n = aatype.numel();
+  ChainStructure chain{"A", std::string(size_t(n), 'A'), noise({n, kAtom37, 3}, 6, 2),
+                       ones({n, kAtom37})};
+  for (int64_t i = 0; i < n; ++i) {
+    chain.sequence[size_t(i)] = kRestypeLetters[size_t(aatype.data<int32_t>()[i])];
+    const double turn = 1.75 * double(i);
+    const double axis[] = {2.3 * std::cos(turn), 2.3 * std::sin(turn), 1.5 * double(i)};
+    for (int64_t a = 0; a < kAtom37; ++a)
+      for (int k = 0; k < 3; ++k)
+        chain.positions.data<float>()[(i * kAtom37 + a) * 3 + k] += float(axis[k]);
+  }
+  return make_labels(chain, 2);
+}
+
+/// A whole step of training on one sample: the pass with its losses and backward, clipping, Adam
+/// and the average.
+void training_step(Bench& bench, const Params& params, int threads) {
+  TrainConfig config = read_train_config("initial_training");
+  config.model = bench.config;
+  config.run.global_batch = 1;
+  config.run.precision = name_of(bench.dtype);
+  TrainingSample sample;
+  Arrays slice = bench.features();
+  sample.labels = made_up_labels(slice.at("aatype"));
+  for (const char* name : {"atom14_atom_exists", "atom37_atom_exists", "residx_atom14_to_atom37",
+                           "residx_atom37_to_atom14"})
+    slice[name] = sample.labels.at(name);
+  slice["true_msa"] = Tensor::zeros({bench.n.n_seq, bench.n.n_res}, Dtype::i32);
+  slice["bert_mask"] = ones({bench.n.n_seq, bench.n.n_res});
+  sample.slices = {slice};
+  Arrays values;
+  for (const auto& [name, var] : params.all()) values[name] = var.value().to(Device{}).clone();
+  Trainer trainer(config, initial_state(std::move(values)), threads, {}, bench.device);
+  const std::vector<TrainingSample> samples{sample};
+  const PassSizes sizes{bench.n.n_res, bench.n.n_seq, bench.n.n_extra, 0};
+  bench.training = false;  // the row times all of it as one
+  const auto step = [&] {
+    trainer.step(samples);
+    return Vars();
+  };
+  bench.row("training step", training_flops(bench.config, sizes, 0, true), step);
+  bench.host_side("training step", step);
+}
+
 struct Options {
   ComputeOptions compute;
   InputOptions inputs;
@@ -355,7 +488,7 @@ int run(const Options& options) {
     run_options.keep = [](const std::string&) { return false; };
     bench.n.repeat = device.kind == Device::cpu ? 1 : 3;
     const std::string name = cat("whole pass, ", config.evoformer_num_block, " blocks");
-    if (options.training)
+    if (options.training) {
       // What a step runs but for its losses; blocks run forward twice.
       bench.row(name, training_flops(config, sizes, 0, true), [&] {
         const Outputs out = model.forward(source, 0);
@@ -364,11 +497,16 @@ int run(const Options& options) {
           if (x) all.push_back(x);
         return all;
       });
-    else
-      bench.row(name, pass_flops(config, sizes).forward(), [&] {
+      training_step(bench, params,
+                    options.compute.threads > 0 ? options.compute.threads : available_threads());
+    } else {
+      const auto pass = [&] {
         model.run(source, run_options);
         return Vars();
-      });
+      };
+      bench.row(name, pass_flops(config, sizes).forward(), pass);
+      bench.host_side("whole pass", pass);
+    }
     std::printf("%s\n", memory_line().c_str());
   }
   write_json(options.json, {{"kernels", kernels(device).name},

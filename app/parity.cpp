@@ -172,7 +172,7 @@ void train_pass(const Options& o, const Configuration& config, Params params, co
         model.forward([&](int64_t i) { return slices(i); }, recycles, config.dropout);
     const Losses losses =
         objective(config.loss, heads, outputs, slices(recycles), all_labels(recycles));
-    terms = losses.terms;
+    for (const auto& [name, value] : losses.terms) terms[name] = value.to(Device{});
     if (outputs.logits.aligned_error) {
       Arrays logits{
           {"predicted_lddt/logits", outputs.logits.lddt.value().to(Device{})},

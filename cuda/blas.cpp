@@ -292,6 +292,7 @@ bool product(const Tensor& a, const Tensor& w, const Tensor& bias, Activation ac
     const void* address = b.raw();
     set(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, address);
   }
+  count_launch();
   check_lt(
       g_lt.matmul(g_lt.handle, plan.desc, &one, x.raw(), plan.a, y.raw(), plan.b, &beta, c.raw(),
                   plan.c, c.raw(), plan.c, &plan.algo, workspace.data<void>(), plan.workspace, s),

@@ -134,6 +134,7 @@ void copy(const Tensor& from, const Tensor& to) {
   const Dtype f = from.dtype(), t = to.dtype();
   if (f == t && from.is_contiguous() && to.is_contiguous()) {
     const int64_t bytes = to.numel() * size_of(t);
+    count_launch();
     return check_cuda(
         cudaMemcpyAsync(to.raw(), from.raw(), size_t(bytes), cudaMemcpyDeviceToDevice, stream()),
         "cudaMemcpyAsync", bytes, " bytes on the GPU");
@@ -144,6 +145,7 @@ void copy(const Tensor& from, const Tensor& to) {
   if (f == Dtype::f32 && t == Dtype::bf16) return launch<__nv_bfloat16, float>(from, to);
   if (f == Dtype::bf16 && t == Dtype::f32) return launch<float, __nv_bfloat16>(from, to);
   if (f == Dtype::i32 && t == Dtype::f32) return launch<float, int32_t>(from, to);
+  if (f == Dtype::f64 && t == Dtype::f32) return launch<float, double>(from, to);
   fail(Exit::kBug, "no copy on the GPU from ", name_of(f), " to ", name_of(t));
 }
 

@@ -113,7 +113,104 @@ Lookup lookup_of(const Tensor& residue_index, const Tensor& beta, const Tensor& 
           int((relative - 1) / 2), breaks.defined() ? int(breaks.size(0)) : 0};
 }
 
+/// A thread a channel: neighbours write neighbouring elements.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    extra_msa_kernel(const int32_t* letters, const float* has, const float* value, int64_t n,
+                     T* out) {
+  constexpr int kLetters = 23, kChannels = 25;
+  const int64_t step = int64_t(gridDim.x) * kThreads;
+  for (int64_t e = int64_t(blockIdx.x) * kThreads + threadIdx.x; e < n * kChannels; e += step) {
+    const int64_t i = e / kChannels;
+    const int k = int(e - i * kChannels);
+    out[e] = from_float<T>(k < kLetters    ? float(letters[i] == k)
+                           : k == kLetters ? has[i]
+                                           : value[i]);
+  }
+}
+
+struct Template {
+  const int32_t* type;
+  const float *beta, *beta_mask, *backbone, *edges;
+  const double* frames;
+  int bins;
+  bool unit_vector;
+};
+
+/// A warp a pair, its lanes the channels: neighbours write neighbouring elements. In the CPU's
+/// precisions.
+__global__ void __launch_bounds__(kThreads)
+    template_kernel(const __grid_constant__ Template t, int64_t first_row, int64_t pairs, int64_t n,
+                    int channels, float* out) {
+  constexpr int kLetters = 22;
+  const int64_t pair = (int64_t(blockIdx.x) * kThreads + threadIdx.x) / 32;
+  const int lane = threadIdx.x % 32;
+  if (pair >= pairs) return;
+  const int64_t i = first_row + pair / n, j = pair % n;
+  const float keep = t.backbone[i] * t.backbone[j];
+  float dist2 = 0, unit[3] = {};
+#pragma unroll
+  for (int x = 0; x < 3; ++x) {
+    const float gap = t.beta[3 * i + x] - t.beta[3 * j + x];
+    dist2 = __fadd_rn(dist2, __fmul_rn(gap, gap));
+  }
+  if (t.unit_vector) {
+    const double *r = t.frames + 12 * i, *other = t.frames + 12 * j + 9;
+    const double d[] = {other[0] - r[9], other[1] - r[10], other[2] - r[11]};
+    double v[3], square = 1e-6;
+#pragma unroll
+    for (int x = 0; x < 3; ++x) {
+      v[x] = r[x] * d[0] + r[3 + x] * d[1] + r[6 + x] * d[2];
+      square += v[x] * v[x];
+    }
+    const double scale = keep / sqrt(square);
+#pragma unroll
+    for (int x = 0; x < 3; ++x) unit[x] = float(v[x] * scale);
+  }
+  for (int k = lane; k < channels; k += 32) {
+    const int c = k - t.bins;  // after the distance's bins
+    float value = keep;
+    if (c < 0)
+      value = dist2 > t.edges[k] && dist2 < t.edges[k + 1] ? keep : 0.0f;
+    else if (c == 0)
+      value = t.beta_mask[i] * t.beta_mask[j] * keep;
+    else if (c <= kLetters)
+      value = t.type[j] == c - 1 ? keep : 0.0f;
+    else if (c <= 2 * kLetters)
+      value = t.type[i] == c - 1 - kLetters ? keep : 0.0f;
+    else if (c <= 2 * kLetters + 3)
+      value = c == 2 * kLetters + 1 ? unit[0] : c == 2 * kLetters + 2 ? unit[1] : unit[2];
+    out[pair * channels + k] = keep == 0 ? 0.0f : value;
+  }
+}
+
 }  // namespace
+
+void template_pair_features(const TemplateTensors& in, int64_t first_row, const Tensor& out) {
+  const int64_t pairs = out.size(0) * out.size(1);
+  if (!pairs) return;
+  const Template t{in.types.data<int32_t>(),  in.beta.data<float>(),  in.beta_mask.data<float>(),
+                   in.backbone.data<float>(), in.edges.data<float>(), in.frames.data<double>(),
+                   int(in.edges.numel() - 1), in.unit_vector};
+  template_kernel<<<unsigned(ceil_div(pairs, kThreads / 32)), kThreads, 0, stream()>>>(
+      t, first_row, pairs, out.size(1), int(out.size(2)), out.data<float>());
+  check_launch("template_pair_features", out.shape());
+}
+
+void extra_msa_features(const Tensor& letters, const Tensor& has_deletion,
+                        const Tensor& deletion_value, const Tensor& out) {
+  const int64_t n = letters.numel();
+  if (!n) return;
+  const int64_t blocks =
+      std::min(ceil_div(out.numel(), kThreads), int64_t(device_info().sm_count) * 16);
+  by_type(out, [&](auto zero) {
+    using T = decltype(zero);
+    extra_msa_kernel<T><<<unsigned(blocks), kThreads, 0, stream()>>>(
+        letters.data<int32_t>(), has_deletion.data<float>(), deletion_value.data<float>(), n,
+        data<T>(out));
+  });
+  check_launch("extra_msa_features", out.shape());
+}
 
 void pair_embed(const Tensor& left, const Tensor& right, const Tensor& residue_index,
                 const Tensor& relpos, const Tensor& beta, const Tensor& dgram, const Tensor& breaks,

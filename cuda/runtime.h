@@ -36,6 +36,7 @@ void check_cuda(cudaError_t status, const char* call, const What&... what) {
 /// After every launch: check_launch("layer_norm", x.shape()).
 template <class... What>
 void check_launch(const char* kernel, const What&... what) {
+  count_launch();
   if (const cudaError_t status = cudaGetLastError()) [[unlikely]]
     fail_cuda(status, kernel, cat("", what...));
 }

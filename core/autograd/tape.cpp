@@ -1,6 +1,8 @@
 // The walk in reverse, and checkpoints.
 #include "core/autograd/tape.h"
 
+#include <optional>
+
 namespace ff {
 namespace {
 
@@ -60,7 +62,11 @@ void Var::add_grad(const Tensor& dy) const {
 }
 
 void Tape::record(Vars& outputs, Backward backward, const char* name) {
-  Node node{name, FiniteWatch::active() ? FiniteWatch::place() : "", {}, std::move(backward)};
+  Node node{name,
+            Span::current(),
+            FiniteWatch::active() ? FiniteWatch::place() : "",
+            {},
+            std::move(backward)};
   for (Var& output : outputs) {
     output = Var(output.value(), Var::new_slot(output.value()));
     node.outputs.push_back(output.slot());
@@ -90,6 +96,7 @@ void Tape::backward(const Vars& outputs, const std::vector<Tensor>& seeds) {
     first ? to.copy_from(seed.view(output.shape())) : accumulate(seed.view(output.shape()), to);
   }
   const Deaf deaf;
+  std::optional<Span> span;  // of the nodes that one module recorded
   while (!nodes_.empty()) {
     const Node node = std::move(nodes_.back());
     nodes_.pop_back();
@@ -99,6 +106,10 @@ void Tape::backward(const Vars& outputs, const std::vector<Tensor>& seeds) {
       dy.push_back(std::move(slot->grad));
       slot->grad = Tensor();
       any |= dy.back().defined();
+    }
+    if (!span || Span::current() != node.module) {
+      span.reset();
+      if (*node.module) span.emplace(node.module);
     }
     if (any) node.backward(dy);
     if (FiniteWatch* watch = FiniteWatch::active()) watch->ran_backward(node.name, node.place);

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "core/autograd/finite.h"
+#include "core/base/timeline.h"
 #include "core/tensor/tensor.h"
 
 namespace ff {
@@ -138,7 +139,8 @@ class Tape {
  private:
   struct Node {
     const char* name;
-    std::string place;  ///< FiniteWatch's, while one is active
+    const char* module;  ///< the Span that it was recorded in
+    std::string place;   ///< FiniteWatch's, while one is active
     std::vector<std::shared_ptr<GradSlot>> outputs;
     Backward backward;
     bool collective = false;

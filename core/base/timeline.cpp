@@ -20,6 +20,7 @@ struct Recorded {
 };
 
 std::atomic<bool> g_active{false};
+std::atomic<const SpanHook*> g_hook{nullptr};
 std::mutex g_mutex;
 std::vector<Recorded> g_spans;
 int64_t g_start = 0;
@@ -47,6 +48,8 @@ void record_span(Row row, const std::string& name, int64_t begin, int64_t end) {
   g_spans.push_back({row, name, begin, end});
 }
 
+const SpanHook* hook_spans(const SpanHook* hook) { return g_hook.exchange(hook); }
+
 const char*& Span::current() {
   thread_local const char* name = "";
   return name;
@@ -54,9 +57,11 @@ const char*& Span::current() {
 
 Span::Span(const char* name) : outer_(current()), begin_(timeline_active() ? now_ns() : 0) {
   current() = name;
+  if (const SpanHook* hook = g_hook.load(std::memory_order_relaxed)) hook->begin(name);
 }
 
 Span::~Span() {
+  if (const SpanHook* hook = g_hook.load(std::memory_order_relaxed)) hook->end();
   if (begin_) record_span(Row::kCompute, current(), begin_, now_ns());
   current() = outer_;
 }

@@ -19,6 +19,14 @@ int64_t now_ns();
 /// One finished span.
 void record_span(Row row, const std::string& name, int64_t begin_ns, int64_t end_ns);
 
+/// Told where each Span begins and ends, on its thread: a profiler's ranges, a benchmark's clock.
+struct SpanHook {
+  void (*begin)(const char* name) = nullptr;
+  void (*end)() = nullptr;
+};
+/// Sets the hook of this process, which must outlive its use; returns the one before.
+const SpanHook* hook_spans(const SpanHook* hook);
+
 /// The module that this thread works on while a Span is alive: the name of what it waits for.
 class Span {
  public:

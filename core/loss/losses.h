@@ -1,8 +1,10 @@
 // The losses of the monomer and ptm models. Jumper et al. 2021, Suppl. 1.9; where the released code
 // differs (epsilons, masks, averages) the code is followed.
 //
-// Each is one number with its gradient made in the same pass, in the inputs' type (f32 or f64);
-// sums run in a fixed order, whatever the number of threads. Lengths in angstrom; masks are 1 or 0.
+// Each is one number with its gradient made in the same pass, in the inputs' type (f32 or f64) and
+// on their device, which nothing waits for but the violations' terms; labels and features are the
+// CPU's; sums run in a fixed order, whatever the number of threads. Lengths in angstrom; masks are
+// 1 or 0.
 #pragma once
 
 #include <map>
@@ -47,15 +49,18 @@ struct LossInputs {
 };
 
 struct Losses {
-  Var total;     ///< the weighted sum
-  Arrays terms;  ///< under the names of AlphaFold's outputs: "distogram/loss", ...
+  Var total;  ///< the weighted sum
+  /// Under the names of AlphaFold's outputs: "distogram/loss", ...; on the losses' device, those of
+  /// violations on the CPU.
+  Arrays terms;
 };
 
 /// All of them. batch: the slice's processed features; labels: io/labels.h's arrays with
 /// "resolution" and, where both clamped and unclamped samples are trained on, "use_clamped_fape".
 /// Under several ranks all get the same numbers, and the gradients are right once each starts with
-/// its share, 1 / ranks. Violations are reported, and cost time, only where `violations` or their
-/// weight asks for them. Throws Exit::kInput naming a label that is missing or of another shape.
+/// its share, 1 / ranks. Violations are reported where `violations` asks for them, and cost
+/// time only there and where they have a weight. Throws Exit::kInput naming a label that is missing
+/// or of another shape.
 Losses all_losses(const LossConfig& config, const LossInputs& in, const Arrays& batch,
                   const Arrays& labels, bool violations = true);
 
@@ -82,7 +87,8 @@ Var chi_loss(const std::vector<Var>& angles, const Tensor& chi, const Tensor& ma
 Var angle_norm_loss(const std::vector<Var>& unnormalized, const Tensor& seq_mask);
 
 /// sum_r weight[r] (logsumexp(logits[r]) - logits[r, class[r]]) / total.
-/// logits [rows..., n_class]; classes and weights: one for each row
+/// logits [rows..., n_class]; classes (i32) and weights (f64): one for each row
+Var cross_entropy(const Var& logits, const Tensor& classes, const Tensor& weights, double total);
 Var cross_entropy(const Var& logits, const std::vector<int32_t>& classes,
                   const std::vector<double>& weights, double total);
 
@@ -99,11 +105,12 @@ struct Violations {
 };
 /// atoms [n_res, 14, 3]; batch: aatype, residue_index, seq_mask, atom14_atom_exists,
 /// residx_atom14_to_atom37
+/// `with_terms`: terms too, for which a device is waited for.
 Violations violations(const Var& atoms, const Arrays& batch, double tolerance_factor,
-                      double overlap_tolerance);
+                      double overlap_tolerance, bool with_terms = true);
 
 /// lDDT of CA atoms for each residue, 0 to 1, rounded as in f32; cutoff 15. prediction, truth
-/// [n_res, 3], mask [n_res]
-std::vector<double> lddt_ca(const Tensor& prediction, const Tensor& truth, const Tensor& mask);
+/// [n_res, 3], mask [n_res]. Returns [n_res] f64, where the prediction is.
+Tensor lddt_ca(const Tensor& prediction, const Tensor& truth, const Tensor& mask);
 
 }  // namespace ff

@@ -6,16 +6,10 @@
 
 #include "core/autograd/tape.h"
 #include "core/base/error.h"
-#include "core/ops/kernels.h"
+#include "core/ops/gradient.h"
+#include "core/ops/real_type.h"
 
 namespace ff {
-
-/// Calls f with a zero of the tensor's type: f32 or f64.
-template <class F>
-auto by_real_type(const Tensor& t, F f) {
-  check(t.dtype() == Dtype::f32 || t.dtype() == Dtype::f64, "a loss of ", name_of(t.dtype()));
-  return t.dtype() == Dtype::f64 ? f(double()) : f(float());
-}
 
 class LossNode {
  public:
@@ -31,29 +25,21 @@ class LossNode {
     return g;
   }
 
-  Var done(double value, Dtype dtype) {
-    Vars out{Var(Tensor::zeros({}, dtype))};
-    by_real_type(out[0].value(), [&](auto t) {
-      using T = decltype(t);
-      *out[0].value().data<T>() = T(value);
-      return 0;
-    });
+  Var done(double value, Dtype dtype) { return done(Tensor::of<double>({1}, &value), dtype); }
+  /// value [1] f64, where the loss is.
+  Var done(const Tensor& value, Dtype dtype) {
+    Vars out{Var(value.view({}).to(dtype))};
     if (FiniteWatch* watch = FiniteWatch::active()) watch->value(name_, out[0].value());
     if (grads_.empty()) return out[0];
     Tape::current()->record(
         out,
         [grads = std::move(grads_)](const std::vector<Tensor>& dy) {
-          const double factor = dy[0].item();
           for (const auto& [x, g] : grads) {
             // Every row of g times the same number.
             const Tensor rows = g.rank() ? g.view({-1, g.size(-1)}) : g.view({1, 1}),
-                         one = Tensor::of<double>({1}, &factor).to(g.dtype()).to(g.device());
+                         one = dy[0].view({1}).to(g.dtype()).to(g.device());
             kernels(g.device()).scale_rows(one.expand(0, rows.size(0)), rows);
-            const Tensor to = x.grad_into();  // the kernel wants an axis
-            if (to.rank() == 0)
-              kernels(g.device()).add(g.view({1}), to.view({1}));
-            else
-              kernels(g.device()).add(g, to);
+            hand_over(x, g);
           }
         },
         name_);

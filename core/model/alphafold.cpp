@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "core/base/timeline.h"
 #include "core/geometry/atoms.h"
 #include "core/geometry/residue_constants.h"
 #include "core/model/evoformer.h"
@@ -10,6 +11,7 @@
 #include "core/model/structure.h"
 #include "core/model/template_features.h"
 #include "core/model/trace.h"
+#include "core/ops/kernels.h"
 #include "core/ops/ops.h"
 
 namespace ff {
@@ -27,7 +29,7 @@ const Tensor& feature(const Arrays& features, const std::string& name) {
 struct Recycled {
   Var first_row;     // [n_res, c_m]
   Var pair;          // [own rows, n_res, c_z]
-  Tensor positions;  // [n_res, 37, 3] f32
+  Tensor positions;  // [n_res, 37, 3] f32, where the network is
 };
 
 /// pair and msa: a rank's own rows.
@@ -80,6 +82,7 @@ Tensor outer(const Tensor& mask, Range rows) {
 
 /// The rows of the alignment, without those of templates.
 Var embed_msa(const Pass& p, const Arrays& f, const Recycled& prev, Range rows) {
+  const Span span("input embedding");
   Var m = dense(p.scope / "preprocess_msa",
                 feature(f, "msa_feat").narrow(0, rows.start, rows.count), p);
   m = add(m, repeat(dense(p.scope / "preprocess_1d", feature(f, "target_feat"), p), m.size(0)));
@@ -102,7 +105,21 @@ Tensor squared_breaks(const DistogramBins& bins) {
   return t;
 }
 
+/// CB, or CA of glycine, without taking the positions off their device.
+Tensor recycled_beta(const Pass& p, const Tensor& aatype, const Tensor& positions) {
+  const int64_t n = aatype.numel();
+  const Tensor has_beta = Tensor::empty({n}), none = Tensor::empty({n});
+  for (int64_t i = 0; i < n; ++i) {
+    has_beta.data<float>()[i] = aatype.select(0, i).item() != kGly;
+    none.data<float>()[i] = 1 - has_beta.data<float>()[i];
+  }
+  const NoGrad no_grad;
+  const Var alpha = scale_rows(positions.select(1, kAtomCa).clone(), p.there(none));
+  return add(scale_rows(positions.select(1, kAtomCb).clone(), p.there(has_beta)), alpha).value();
+}
+
 Var embed_pair(const Pass& p, const Arrays& f, const Recycled& prev) {
+  const Span span("input embedding");
   const Tensor& target = feature(f, "target_feat");
   const Scope relpos = p.scope / "pair_activiations", dgram = p.scope / "prev_pos_linear";
   const int64_t c_z = p.config.pair_channel;
@@ -118,7 +135,7 @@ Var embed_pair(const Pass& p, const Arrays& f, const Recycled& prev) {
     table = add(table, repeat(cast(dgram["bias"], p.dtype), rows));
     bins = dgram["weights"];
     breaks = squared_breaks(p.config.prev_pos);
-    if (prev.positions.defined()) beta = p.there(pseudo_beta(feature(f, "aatype"), prev.positions));
+    if (prev.positions.defined()) beta = recycled_beta(p, feature(f, "aatype"), prev.positions);
   }
   const Range own = p.dap.mine(target.size(0));
   Var z =
@@ -137,6 +154,7 @@ Var embed_pair(const Pass& p, const Arrays& f, const Recycled& prev) {
 
 /// z + what the templates say of every pair. Alg. 16, 17.
 Var embed_templates(const Pass& p, const Arrays& f, const Var& z, const Tensor& pair_mask) {
+  const Span span("templates");
   const TemplateConfig& config = p.config.templates;
   const Tensor template_mask = feature(f, "template_mask").to(Dtype::f32);
   const int64_t n_templ = template_mask.numel(), n = z.size(1);
@@ -155,7 +173,8 @@ Var embed_templates(const Pass& p, const Arrays& f, const Var& z, const Tensor& 
     const Trace trace = p.trace / cat("template", t);
     const Var x = checkpoint(
         [=, &config, pass = p](const Vars&) {
-          const Tensor pair_features = template_pair_features(f, t, config, own.start, own.count);
+          const Tensor pair_features =
+              template_pair_features(f, t, config, own.start, own.count, pass.device);
           trace("embedding2d_input_features", pair_features);
           Var x = dense(one / "embedding2d", pair_features, pass);
           trace("embedding2d_output", x);
@@ -188,6 +207,7 @@ Var embed_templates(const Pass& p, const Arrays& f, const Var& z, const Tensor& 
 }
 
 Var embed_extra_msa(const Pass& p, const Arrays& f) {
+  const Span span("input embedding");
   const Tensor msa = feature(f, "extra_msa").contiguous();
   const Tensor has = feature(f, "extra_has_deletion").to(Dtype::f32).contiguous();
   const Tensor value = feature(f, "extra_deletion_value").to(Dtype::f32).contiguous();
@@ -200,16 +220,10 @@ Var embed_extra_msa(const Pass& p, const Arrays& f) {
                 "; residue types are 0 to 22");
   }
   const auto rows_of = [&](int64_t first, int64_t rows) {
-    const Tensor x = Tensor::zeros({rows, n, 25});
-#pragma omp parallel for
-    for (int64_t i = 0; i < rows * n; ++i) {
-      const int64_t at = first * n + i;
-      float* row = x.data<float>() + i * 25;
-      row[msa.data<int32_t>()[at]] = 1;
-      row[23] = has.data<float>()[at];
-      row[24] = value.data<float>()[at];
-    }
-    return dense(scope, x, p);
+    const Tensor x = Tensor::empty({rows, n, 25}, p.dtype, p.device);
+    const auto part = [&](const Tensor& t) { return p.there(t.narrow(0, first, rows)); };
+    kernels(p.device).extra_msa_features(part(msa), part(has), part(value), x);
+    return linear(scope, Var(x));
   };
   // On a GPU in one piece, or in few.
   const int64_t step =
@@ -375,10 +389,11 @@ Arrays AlphaFold::run(const FeatureSource& features, const RunOptions& options) 
     const Var pair = cast(trunk.pair, head_type);
     Arrays out = structure_module(root / "structure_module", config_.structure, single, pair, f,
                                   trace, {}, dap_);
-    const Tensor positions = out.at("structure_module/final_atom_positions").to(Device{});
-    const bool settled = options.recycle_early_stop_tolerance >= 0 && cycle > 0 &&
-                         distance_change(prev.positions, positions, feature(f, "seq_mask")) <
-                             options.recycle_early_stop_tolerance;
+    const Tensor positions = out.at("structure_module/final_atom_positions");
+    const bool settled =
+        options.recycle_early_stop_tolerance >= 0 && cycle > 0 &&
+        distance_change(prev.positions.to(Device{}), positions.to(Device{}),
+                        feature(f, "seq_mask")) < options.recycle_early_stop_tolerance;
     if (cycle < options.num_recycle && !settled) {
       prev = {trunk.first_row, trunk.pair, positions.to(Dtype::f32)};
       continue;
@@ -392,7 +407,8 @@ Arrays AlphaFold::run(const FeatureSource& features, const RunOptions& options) 
     join_rows(trunk.msa_rows, options, out);
     const int32_t recycles = int32_t(cycle);
     out["num_recycles"] = Tensor::of<int32_t>({}, &recycles);
-    for (auto& [name, value] : out) value = value.to(Device{});
+    for (auto& [name, value] : out)
+      if (name != "predicted_aligned_error/logits") value = value.to(Device{});
     return out;
   }
 }
@@ -414,7 +430,7 @@ Outputs AlphaFold::forward(const FeatureSource& features, int64_t num_recycle,
                                         cast(trunk.single, head_type), cast(trunk.pair, head_type),
                                         f, Trace(), pass.dropout_at(kStructure, 0), dap_);
     prev = {trunk.first_row, trunk.pair,
-            out.at("structure_module/final_atom_positions").to(Device{}).to(Dtype::f32)};
+            out.at("structure_module/final_atom_positions").to(Dtype::f32)};
   }
   pass.dropout.recycle = uint64_t(num_recycle);
   pass.block_done = done;
@@ -432,7 +448,6 @@ Outputs AlphaFold::forward(const FeatureSource& features, int64_t num_recycle,
 }
 
 void AlphaFold::join_rows(const MsaRows& rows, const RunOptions& options, Arrays& out) const {
-  if (dap_.single()) return;
   std::vector<Range> aligned;
   for (int r = 0; r < dap_.size(); ++r) aligned.push_back(rows.aligned(dap_, r));
   const int64_t n = out.at("structure_module/final_atom_mask").size(0);
@@ -445,7 +460,7 @@ void AlphaFold::join_rows(const MsaRows& rows, const RunOptions& options, Arrays
     if (found == out.end()) continue;
     if (!options.keep(name))
       out.erase(found);
-    else
+    else if (!dap_.single())
       found->second =
           Gathering(dap_, found->second.contiguous(), 0, by_sequence ? aligned : dap_.all(n))
               .await()

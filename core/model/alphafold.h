@@ -27,8 +27,9 @@ struct RunOptions {
   /// Told before each block: what runs now and the share of the whole run that is done. May throw
   /// to stop the run.
   std::function<void(const std::string& stage, double done)> progress;
-  /// Which outputs of the size of the pair or MSA representation are joined from the ranks that
-  /// share the protein; the others are left out there. One rank alone has them all.
+  /// Which outputs of the size of the pair or MSA representation are wanted, joined from the ranks
+  /// that share the protein and off the GPU; the others are left out. The aligned error's logits,
+  /// which confidence is made of, are always there.
   std::function<bool(const std::string& name)> keep = [](const std::string&) { return true; };
   /// Receives intermediates under the fixtures' names ("cycle0/evoformer_block1/..."); for tests.
   std::function<void(const std::string& name, const Tensor& value)> trace;
@@ -71,10 +72,10 @@ class AlphaFold {
   /// protein: all call with the same arguments.
   AlphaFold(ModelConfig config, Params params, Dtype activations = Dtype::f32, Dap dap = {});
 
-  /// Every output, on the CPU, under the fixtures' names: "representations/pair",
-  /// "structure_module/traj", "predicted_lddt/logits", ... plus "num_recycles" (i32, how many were
-  /// run). Under several ranks "predicted_aligned_error/logits" has the own rows; core/predict
-  /// joins what it makes of them.
+  /// Every output, on the CPU but for the aligned error's logits, under the fixtures' names:
+  /// "representations/pair", "structure_module/traj", "predicted_lddt/logits", ... plus
+  /// "num_recycles" (i32, how many were run). Under several ranks "predicted_aligned_error/logits"
+  /// has the own rows; core/predict joins what it makes of them.
   Arrays run(const FeatureSource& features, const RunOptions& options) const;
 
   /// The pass of training: `num_recycle` passes without gradients, then one that the current tape

@@ -1,11 +1,11 @@
 // Template features from template atoms.
 #include "core/model/template_features.h"
 
-#include <cmath>
-#include <vector>
+#include <algorithm>
 
 #include "core/geometry/residue_constants.h"
 #include "core/geometry/rigid.h"
+#include "core/ops/kernels.h"
 
 namespace ff {
 namespace {
@@ -39,26 +39,27 @@ Vec3 atom(const float* residue, int atom) {
   return {residue[3 * atom], residue[3 * atom + 1], residue[3 * atom + 2]};
 }
 
-/// Squares of the bins' lower edges in float, as AlphaFold compares them.
-std::vector<float> squared_edges(const DistogramBins& bins) {
-  std::vector<float> edges;
+/// Squares of the bins' lower edges in float, as AlphaFold compares them, and of the last one's
+/// upper edge.
+Tensor squared_edges(const DistogramBins& bins) {
+  const Tensor edges = Tensor::empty({bins.num_bins + 1});
   for (int64_t b = 0; b < bins.num_bins; ++b) {
     const float edge =
         float(bins.min_bin + (bins.max_bin - bins.min_bin) * double(b) / double(bins.num_bins - 1));
-    edges.push_back(edge * edge);
+    edges.data<float>()[b] = edge * edge;
   }
-  edges.push_back(1e8f);
+  edges.data<float>()[bins.num_bins] = 1e8f;
   return edges;
 }
 
 }  // namespace
 
 Tensor template_pair_features(const Arrays& features, int64_t t, const TemplateConfig& config,
-                              int64_t first, int64_t count) {
+                              int64_t first, int64_t count, Device device) {
   const Tensor types = template_types(features);
   const Dims lead = types.shape();
   check(t >= 0 && t < lead[0], "template ", t, " of ", lead[0]);
-  const int64_t n = lead[1], bins = config.dgram_features.num_bins;
+  const int64_t n = lead[1];
   const auto slice = [&](const char* name, std::initializer_list<int64_t> rest) {
     return feature(features, name, lead, rest).select(0, t);
   };
@@ -66,44 +67,22 @@ Tensor template_pair_features(const Arrays& features, int64_t t, const TemplateC
   const Tensor beta_mask = slice("template_pseudo_beta_mask", {});
   const Tensor atoms = slice("template_all_atom_positions", {kAtom37, 3});
   const Tensor atom_mask = slice("template_all_atom_masks", {kAtom37});
-  const int32_t* type = types.data<int32_t>() + t * n;
-  const float *b = beta.data<float>(), *bm = beta_mask.data<float>();
-
-  std::vector<float> backbone(static_cast<size_t>(n));
-  std::vector<Rigid> frames(static_cast<size_t>(n));
+  const Tensor backbone = Tensor::empty({n}), frames = Tensor::empty({n, 12}, Dtype::f64);
   for (int64_t i = 0; i < n; ++i) {
     const float *p = atoms.data<float>() + i * kAtom37 * 3,
                 *m = atom_mask.data<float>() + i * kAtom37;
-    backbone[i] = m[kAtomN] * m[kAtomCa] * m[kAtomC];
+    backbone.data<float>()[i] = m[kAtomN] * m[kAtomCa] * m[kAtomC];
     const Vec3 ca = atom(p, kAtomCa);
-    frames[i] = frame_from_vectors(atom(p, kAtomC) - ca, atom(p, kAtomN) - ca, ca, 1e-20);
+    const Rigid frame = frame_from_vectors(atom(p, kAtomC) - ca, atom(p, kAtomN) - ca, ca, 1e-20);
+    std::copy_n(frame.rot.begin(), 9, frames.data<double>() + 12 * i);
+    std::copy_n(frame.trans.begin(), 3, frames.data<double>() + 12 * i + 9);
   }
-  const std::vector<float> edges = squared_edges(config.dgram_features);
-  const int64_t channels = template_pair_channels(config);
-  const Tensor out = Tensor::zeros({count, n, channels});
-#pragma omp parallel for
-  for (int64_t i = first; i < first + count; ++i)
-    for (int64_t j = 0; j < n; ++j) {
-      const float keep = backbone[i] * backbone[j];
-      if (keep == 0) continue;
-      float* to = out.data<float>() + ((i - first) * n + j) * channels;
-      float dist2 = 0;
-      for (int x = 0; x < 3; ++x)
-        dist2 += (b[3 * i + x] - b[3 * j + x]) * (b[3 * i + x] - b[3 * j + x]);
-      for (int64_t k = 0; k < bins; ++k)
-        if (dist2 > edges[k] && dist2 < edges[k + 1]) to[k] = keep;
-      to += bins;
-      *to++ = bm[i] * bm[j] * keep;
-      to[type[j]] = keep;
-      to[kLetters + type[i]] = keep;
-      to += 2 * kLetters;
-      if (config.use_template_unit_vector) {
-        const Vec3 v = to_local(frames[i], frames[j].trans);
-        const double scale = keep / std::sqrt(1e-6 + v[0] * v[0] + v[1] * v[1] + v[2] * v[2]);
-        for (int x = 0; x < 3; ++x) to[x] = float(v[x] * scale);
-      }
-      to[3] = keep;
-    }
+  const Tensor out = Tensor::empty({count, n, template_pair_channels(config)}, Dtype::f32, device);
+  const auto there = [&](const Tensor& x) { return x.to(device); };
+  kernels(device).template_pair_features(
+      {there(types.select(0, t)), there(beta), there(beta_mask), there(backbone), there(frames),
+       there(squared_edges(config.dgram_features)), config.use_template_unit_vector},
+      first, out);
   return out;
 }
 

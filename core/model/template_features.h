@@ -18,10 +18,10 @@ inline int64_t template_pair_channels(const TemplateConfig& config) {
 /// vector from i to j in i's backbone frame (3; zero unless configured) and whether both backbones
 /// are there. Jumper et al. 2021, Suppl. 1.2.9 Table 1, template_pair_feat. Reads template_aatype
 /// [n_templ, n_res] i32, template_pseudo_beta [.., 3], template_pseudo_beta_mask,
-/// template_all_atom_positions [.., 37, 3], template_all_atom_masks [.., 37]. Throws Exit::kInput
-/// on a missing feature or one of another shape or range.
+/// template_all_atom_positions [.., 37, 3], template_all_atom_masks [.., 37]. Made on
+/// `device`. Throws Exit::kInput on a missing feature or one of another shape or range.
 Tensor template_pair_features(const Arrays& features, int64_t t, const TemplateConfig& config,
-                              int64_t first, int64_t count);
+                              int64_t first, int64_t count, Device device = {});
 
 struct TemplateTorsions {
   Tensor features;  ///< [n_templ, n_res, 57] f32

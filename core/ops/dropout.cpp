@@ -2,7 +2,7 @@
 #include "core/ops/dropout.h"
 
 #include "core/base/rng.h"
-#include "core/ops/kernels.h"
+#include "core/ops/gradient.h"
 
 namespace ff {
 namespace {
@@ -23,19 +23,9 @@ Tensor DropoutStream::factors(double rate, uint64_t place, int64_t n, int64_t c,
                               Device device) const {
   if (!active || rate == 0) return {};
   check(rate > 0 && rate < 1, "a dropout rate of ", rate);
-  const Rng rng(seed, {step, sample, recycle, stack, block, place});
-  const Tensor all = Tensor::empty({n, c});
-  for (int64_t i = 0; i < n * c; i += 4) {
-    const auto words = rng.block(uint64_t(i / 4));
-    for (int64_t k = 0; k < 4 && i + k < n * c; ++k)
-      all.data<float>()[i + k] = double(unit_float(words[k])) < rate ? 0.0f : 1.0f;
-  }
-  const Tensor to = all.to(dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32);
-  const auto scale = [&](auto* p) {
-    for (int64_t i = 0; i < n * c; ++i) p[i] = std::decay_t<decltype(*p)>(p[i] / (1 - rate));
-  };
-  dtype == Dtype::f64 ? scale(to.data<double>()) : scale(to.data<float>());
-  return to.to(device);
+  const Tensor all = Tensor::empty({n, c}, dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32, device);
+  kernels(device).draw_dropout(Rng(seed, {step, sample, recycle, stack, block, place}), rate, all);
+  return all;
 }
 
 Var dropout(const Var& x, const Tensor& factors) {
@@ -56,8 +46,8 @@ Var dropout_add(const Var& residual, const Var& x, const Tensor& factors) {
   kernels(y.device()).add_dropped(x.value(), factors, y);
   return result("dropout_add", y, {&residual, &x},
                 [factors, r = residual.gradient_only(), to = x.gradient_only()](const Tensor& dy) {
-                  if (const Tensor dr = r.grad_into()) kernels(dr.device()).add(dy, dr);
                   dropout_backward(to, factors, dy);
+                  hand_over(r, dy);
                 });
 }
 

@@ -1,7 +1,7 @@
 // Element-wise operations: checks and dispatch. Also the copies that views.h declares.
 #include "core/ops/elementwise.h"
 
-#include "core/ops/kernels.h"
+#include "core/ops/gradient.h"
 #include "core/ops/views.h"
 
 namespace ff {
@@ -28,7 +28,7 @@ Var add(const Var& residual, const Var& x) {
   return result("add", y, {&residual, &x},
                 [a = residual.gradient_only(), b = x.gradient_only()](const Tensor& dy) {
                   pass_on(a, dy);
-                  pass_on(b, dy);
+                  hand_over(b, dy);
                 });
 }
 
@@ -39,10 +39,10 @@ Var add_gated(const Var& residual, const Var& x, const Var& gate) {
   kernels(y.device()).add_gated(x.value(), gate.value(), y);
   return result("add_gated", y, {&residual, &x, &gate},
                 [x, gate, to = residual.gradient_only()](const Tensor& dy) {
-                  pass_on(to, dy);
                   kernels(dy.device())
                       .add_gated_backward(x.value(), gate.value(), dy, x.grad_into(),
                                           gate.grad_into());
+                  hand_over(to, dy);
                 });
 }
 
@@ -52,7 +52,7 @@ Var scale_rows(const Var& x, const Tensor& mask) {
   kernels(y.device()).scale_rows(mask, y);
   return result("scale_rows", y, {&x}, [mask, to = x.gradient_only()](const Tensor& dy) {
     kernels(dy.device()).scale_rows(mask, dy);  // the node's own: nobody reads it afterwards
-    pass_on(to, dy);
+    hand_over(to, dy);
   });
 }
 
@@ -98,15 +98,16 @@ Var stack(const Vars& parts, int axis) {
 
 Var cast(const Var& x, Dtype dtype) {
   if (x.value().dtype() == dtype) return x;
-  return result("cast", x.value().to(dtype), {&x},
-                [to = x.gradient_only()](const Tensor& dy) { pass_on(to, dy); });
+  return result("cast", x.value().to(dtype), {&x}, [to = x.gradient_only()](const Tensor& dy) {
+    hand_over(to, dy.to(to.slot()->dtype));
+  });
 }
 
 Var to_device(const Var& x, Device device) {
   if (x.value().device() == device) return x;
   return result("to_device", x.value().to(device), {&x},
                 [from = x.value().device(), to = x.gradient_only()](const Tensor& dy) {
-                  pass_on(to, dy.to(from));
+                  hand_over(to, dy.to(from));
                 });
 }
 
@@ -117,7 +118,7 @@ Var repeat(const Var& x, int64_t n) {
                   const Tensor sum = Tensor::zeros(
                       shape, dy.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32, dy.device());
                   kernels(dy.device()).add_column_sums(dy.view({n, -1}), sum.view({-1}));
-                  pass_on(to, sum);
+                  hand_over(to, sum);
                 });
 }
 

@@ -6,18 +6,41 @@
 
 namespace ff {
 
+/// Whether x's gradient is wanted, a tensor of its own, and nothing was added to it yet.
+inline bool has_room(const Var& x) {
+  return x.requires_grad() && !x.slot()->base && x.slot()->untouched();
+}
+
+/// Adds dy, a backward function's own that nobody reads afterwards, where x's gradient is wanted:
+/// it becomes that gradient where there was none.
+inline void hand_over(const Var& x, const Tensor& dy) {
+  if (!x.requires_grad()) return;
+  if (has_room(x) && dy.dtype() == x.slot()->dtype && dy.is_contiguous() &&
+      dy.shape() == x.slot()->shape)
+    return x.add_grad(dy);
+  const Tensor dx = x.grad_into(), from = dy.to(dx.dtype());
+  if (dx.rank() == 0)  // the kernel wants an axis
+    kernels(dx.device()).add(from.view({1}), dx.view({1}));
+  else
+    kernels(dx.device()).add(from, dx);
+}
+
 /// Contiguous zeros for a kernel that needs its gradients contiguous, or adds to them more than
-/// once: f32 where x's are bf16. At the end of its life they are added to x's, which may be a view.
-/// Undefined where x's gradient is not wanted.
+/// once: f32 where x's are bf16. At the end of its life they are added to x's, which may be a view;
+/// they are x's own where that was still zero. Undefined where x's gradient is not wanted.
 class Gradient {
  public:
-  explicit Gradient(const Var& x) : to_(x.grad_into()) {
-    if (to_.defined())
-      room_ = Tensor::zeros(to_.shape(), to_.dtype() == Dtype::bf16 ? Dtype::f32 : to_.dtype(),
-                            to_.device());
+  explicit Gradient(const Var& x) {
+    const bool zero = x.requires_grad() && x.slot()->untouched();
+    to_ = x.grad_into();
+    if (!to_.defined()) return;
+    own_ = zero && to_.dtype() != Dtype::bf16 && to_.is_contiguous();
+    room_ = own_ ? to_
+                 : Tensor::zeros(to_.shape(), to_.dtype() == Dtype::bf16 ? Dtype::f32 : to_.dtype(),
+                                 to_.device());
   }
   ~Gradient() {
-    if (to_.defined()) kernels(to_.device()).add(room_.to(to_.dtype()), to_);
+    if (to_.defined() && !own_) kernels(to_.device()).add(room_.to(to_.dtype()), to_);
   }
   Gradient(const Gradient&) = delete;
   Gradient& operator=(const Gradient&) = delete;
@@ -25,6 +48,7 @@ class Gradient {
 
  private:
   Tensor to_, room_;
+  bool own_ = false;
 };
 
 }  // namespace ff

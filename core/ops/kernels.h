@@ -6,6 +6,7 @@
 
 #include <span>
 
+#include "core/base/rng.h"
 #include "core/tensor/tensor.h"
 
 namespace ff {
@@ -15,6 +16,32 @@ enum class Activation { kNone, kRelu, kSigmoid };
 /// What invariant point attention reads; core/ops/invariant_point_attention.h has the shapes.
 struct IpaTensors {
   Tensor q_scalar, kv_scalar, q_point, kv_point, affine, bias, z, query_mask, mask, point_weights;
+};
+
+/// Predicted frames [n_frame, 12] and points [n_point, 3], what they are held against, and masks.
+struct FapeTensors {
+  Tensor frames, points, target_frames, frame_mask, target_points, point_mask;
+};
+
+/// Atoms [n, 14, 3] f32 or f64; whether they exist and their radii [n, 14], residue numbers [n],
+/// f64; types [n] i32, rows of the bounds [21, 14, 14] f32, and the row of proline.
+struct ViolationTensors {
+  Tensor atoms, exists, radius, index, types, lower, upper;
+  int32_t proline;
+};
+/// f64. connections [2, 3, n]: loss, then violated, of the bond C-N and the angles CA-C-N and
+/// C-N-CA between residues i and i + 1 (the last is 0); clashes and within [2, n, 14]: loss, then
+/// violated, of each atom; means [4]: of the connections' losses, and of clashes over pairs of
+/// atoms.
+struct ViolationResults {
+  Tensor connections, clashes, within, means;
+};
+
+/// A template: of residue types i32, CB atoms [n, 3] and whether they are there, whether the
+/// backbone is (f32), its frames [n, 12] f64, and squared edges [bins + 1] of distances.
+struct TemplateTensors {
+  Tensor types, beta, beta_mask, backbone, frames, edges;
+  bool unit_vector;
 };
 
 /// Arrays of all parameters in one order: f32, contiguous; sums of gradients f64 too, on the CPU.
@@ -151,6 +178,57 @@ struct Kernels {
   /// the gradient's rows are written where the weight is not 0. Contiguous.
   void (*cross_entropy)(const Tensor& logits, const Tensor& classes, const Tensor& weights,
                         double norm, const Tensor& loss, const Tensor& gradient);
+  /// The losses of core/loss/losses.h, f32 or f64, contiguous: the value goes into loss [1] f64
+  /// (the torsions' is added, layer after layer), gradients are added and may be undefined.
+  void (*fape)(const FapeTensors& in, double clamp, double unclamped, double scale,
+               const Tensor& loss, const Tensor& dframes, const Tensor& dpoints);
+  /// angles [n, 7, 2]; chi, mask, periodic [n, 4] f64 (1: a turn by pi changes nothing).
+  void (*chi_loss)(const Tensor& angles, const Tensor& chi, const Tensor& mask,
+                   const Tensor& periodic, int64_t layers, const Tensor& loss,
+                   const Tensor& dangles);
+  /// angles [n, 14] unnormalized, mask [n] f64.
+  void (*angle_norm_loss)(const Tensor& angles, const Tensor& mask, int64_t layers,
+                          const Tensor& loss, const Tensor& dangles);
+  /// loss = norm sum weight (softplus(logit) - label logit); labels and weights f64.
+  void (*binary_cross_entropy)(const Tensor& logits, const Tensor& labels, const Tensor& weights,
+                               double norm, const Tensor& loss, const Tensor& gradient);
+  /// loss = sum of weight[k] times the number term[k].
+  void (*weighted_sum)(TensorList terms, std::span<const double> weights, const Tensor& loss);
+  /// For pairs of the rows i = first_row, ... with all j: classes [rows, n] i32, how many of
+  /// `breaks` (f64) are below the squared distance; weights f64 = mask[i] mask[j]. points [n, 3],
+  /// mask [n] f64.
+  void (*distance_classes)(const Tensor& points, const Tensor& mask, const Tensor& breaks,
+                           int64_t first_row, const Tensor& classes, const Tensor& weights);
+  /// The same of how far j's origin in i's frame is from where it is in `truth`: frames [n, 12],
+  /// truth f64; 0 for i = j.
+  void (*aligned_error_classes)(const Tensor& frames, const Tensor& truth, const Tensor& mask,
+                                const Tensor& breaks, int64_t first_row, const Tensor& classes,
+                                const Tensor& weights);
+  /// score [n] f64: lDDT of points [n, 3] against truth [n, 3] f64 under mask [n] f64, cutoff 15.
+  void (*lddt)(const Tensor& points, const Tensor& truth, const Tensor& mask, const Tensor& score);
+  /// classes i32 of scores f64 from 0 to 1 among `bins` of one width.
+  void (*score_classes)(const Tensor& score, int64_t bins, const Tensor& classes);
+  /// better [n] f32: 1 where the ground truth with exchanged names is closer (Suppl. Alg. 26 lines
+  /// 1-5). atoms [n, 14, 3]; truth and alternative [n, 14, 3], exists and ambiguous [n, 14] f64.
+  void (*alternative_is_better)(const Tensor& atoms, const Tensor& truth, const Tensor& alternative,
+                                const Tensor& exists, const Tensor& ambiguous,
+                                const Tensor& better);
+  /// out[i] = b[i] where choose[i] is not 0, else a[i]; [n, ..] f32.
+  void (*choose_rows)(const Tensor& choose, const Tensor& a, const Tensor& b, const Tensor& out);
+  /// Suppl. eq. 44 to 47 and AlphaFold's structural violation loss.
+  void (*violations)(const ViolationTensors& in, double tolerance, double overlap,
+                     const Tensor& loss, const ViolationResults& results, const Tensor& datoms);
+  /// factors [n, c], f32 or f64: 0 with probability `rate`, else 1 / (1 - rate); element i by word
+  /// i of the stream.
+  void (*draw_dropout)(const Rng& rng, double rate, const Tensor& factors);
+  /// out [.., 25]: one-hot of letters i32 (0 to 22), then has_deletion and deletion_value, f32.
+  void (*extra_msa_features)(const Tensor& letters, const Tensor& has_deletion,
+                             const Tensor& deletion_value, const Tensor& out);
+  /// out [rows, n, channels]: what a template says of pairs of the rows first_row, ... with all;
+  /// core/model/template_features.h.
+  void (*template_pair_features)(const TemplateTensors& in, int64_t first_row, const Tensor& out);
+  /// out [rows] f64: the softmax of logits [rows, bins] over values [bins] f64.
+  void (*expectations)(const Tensor& logits, const Tensor& values, const Tensor& out);
   /// norm [1] f64 = sqrt of the sum of all squares, in a fixed order.
   void (*global_norm)(TensorList arrays, const Tensor& norm);
   /// sum += gradient, scaled to the norm `limit` where it is longer (0: never); nothing where its

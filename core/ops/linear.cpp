@@ -1,7 +1,7 @@
 // Linear: collapses the leading axes to at most two strided ones and calls the matrix product.
 #include "core/ops/linear.h"
 
-#include "core/ops/views.h"
+#include "core/ops/gradient.h"
 
 namespace ff {
 namespace {
@@ -27,8 +27,13 @@ void products_backward(const Var& x, const Var& w, const Var& b, const Tensor& d
   const Kernels& k = kernels(dy.device());
   const Tensor rows = dy.view({-1, dy.size(-1)});
   const int64_t c = x.size(-1), n = rows.size(1);
-  if (const Tensor dx = x.grad_into()) {
-    const Tensor wt = w.value().view({c, n}).transpose(0, 1).unsqueeze(0);
+  const Tensor wt = w.value().view({c, n}).transpose(0, 1).unsqueeze(0);
+  if (has_room(x) && x.slot()->dtype == dy.dtype() && dy.device().kind == Device::cuda) {
+    // Written instead of added to zeros, which a GPU would fill and read.
+    const Tensor dx = Tensor::empty(x.slot()->shape, dy.dtype(), dy.device());
+    k.linear(rows.unsqueeze(0), wt, {}, Activation::kNone, false, dx.view({1, -1, c}));
+    x.add_grad(dx);
+  } else if (const Tensor dx = x.grad_into()) {
     // Any strides that a product cannot write go through a copy.
     const bool direct = dx.is_contiguous() || dx.rank() == 2 || dx.rank() == 3;
     const Tensor to = direct ? dx : Tensor::empty(dx.shape(), dx.dtype(), dx.device());
@@ -84,8 +89,8 @@ Var linear_add(const Var& residual, const Var& x, const Var& w, const Var& b) {
   kernels(xv.device()).linear(xs, wv.unsqueeze(0), bv, Activation::kNone, true, ys);
   return result("linear_add", y, {&residual, &x, &w, &b},
                 [x, w, b, r = residual.gradient_only()](const Tensor& dy) {
-                  if (const Tensor to = r.grad_into()) kernels(dy.device()).add(dy, to);
                   products_backward(x, w, b, dy);
+                  hand_over(r, dy);
                 });
 }
 

@@ -60,7 +60,7 @@ Var scale_translation(const Var& affine, double factor) {
   return result("scale_translation", out, {&affine},
                 [factor, to = affine.gradient_only()](const Tensor& dy) {
                   kernels(dy.device()).scale_affine(dy, 1, factor, dy);
-                  kernels(dy.device()).add(dy, to.grad_into());
+                  hand_over(to, dy);
                 });
 }
 
@@ -68,7 +68,7 @@ Var stop_rotation_gradient(const Var& affine) {
   return result("stop_rotation_gradient", affine.value(), {&affine},
                 [to = affine.gradient_only()](const Tensor& dy) {
                   kernels(dy.device()).scale_affine(dy, 0, 1, dy);
-                  kernels(dy.device()).add(dy, to.grad_into());
+                  hand_over(to, dy);
                 });
 }
 
@@ -147,7 +147,7 @@ Var relu(const Var& x) {
   kernels(out.device()).relu(x.value(), out);
   return result("relu", out, {&x}, [=](const Tensor& dy) {
     kernels(dy.device()).activation_backward(out, Activation::kRelu, dy);
-    kernels(dy.device()).add(dy, x.grad_into());
+    hand_over(x, dy);
   });
 }
 

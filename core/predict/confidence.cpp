@@ -5,40 +5,22 @@
 #include <cmath>
 #include <vector>
 
+#include "core/ops/kernels.h"
+
 namespace ff {
 namespace {
 
-/// sum_b softmax(row)_b value_b
-double expectation(const double* row, const std::vector<double>& value) {
-  const double high = *std::max_element(row, row + value.size());
-  double total = 0, sum = 0;
-  for (size_t b = 0; b < value.size(); ++b) {
-    const double e = std::exp(row[b] - high);
-    total += e;
-    sum += e * value[b];
-  }
-  return sum / total;
-}
-
-/// The expectation of `value` in every row of logits [..., bin].
+/// The expectation of `value` in every row of logits [..., bin], computed where they are.
 std::vector<double> expectations(const Tensor& logits, const std::vector<double>& value) {
   const int64_t bins = logits.size(-1);
   check(bins == int64_t(value.size()), "logits ", logits.shape().str(), " for ", value.size(),
         " bins");
-  const Tensor rows = logits.contiguous();
-  std::vector<double> out(size_t(rows.numel() / bins));
-#pragma omp parallel
-  {
-    std::vector<double> row(value.size());
-#pragma omp for
-    for (int64_t r = 0; r < int64_t(out.size()); ++r) {
-      for (int64_t b = 0; b < bins; ++b)
-        row[size_t(b)] = rows.dtype() == Dtype::f64 ? rows.data<double>()[r * bins + b]
-                                                    : rows.data<float>()[r * bins + b];
-      out[size_t(r)] = expectation(row.data(), value);
-    }
-  }
-  return out;
+  const Device device = logits.device();
+  const Tensor out = Tensor::empty({logits.numel() / bins}, Dtype::f64, device);
+  kernels(device).expectations(logits.contiguous(),
+                               Tensor::of<double>({bins}, value.data()).to(device), out);
+  const Tensor host = out.to(Device{});
+  return {host.data<double>(), host.data<double>() + host.numel()};
 }
 
 /// Half a step above each break; the last bin catches everything beyond.

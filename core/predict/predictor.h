@@ -12,10 +12,11 @@ inline Arrays predict(const AlphaFold& model, const FeatureSource& features,
   Arrays out = model.run(features, options);
   add_confidence(model.config().heads, out, model.dap());
   const auto logits = out.find("predicted_aligned_error/logits");
-  if (model.dap().single() || logits == out.end()) return out;
+  if (logits == out.end()) return out;
   if (options.keep(logits->first)) {
     const NoGrad no_grad;
-    logits->second = gather(model.dap(), logits->second, 0, logits->second.size(1)).value();
+    logits->second =
+        gather(model.dap(), logits->second, 0, logits->second.size(1)).value().to(Device{});
   } else {
     out.erase(logits);
   }

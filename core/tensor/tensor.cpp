@@ -57,6 +57,11 @@ void cpu_zero(void* p, int64_t bytes) { std::memset(p, 0, size_t(bytes)); }
 DeviceMemory g_memory[kKinds] = {
     {cpu_allocate, cpu_release, cpu_zero, nullptr, nullptr, nullptr, [] {}}, {}};
 
+struct {
+  std::atomic<int64_t> launches{0}, uploads{0}, upload_bytes{0}, downloads{0}, download_bytes{0},
+      waits{0};
+} g_work;
+
 const DeviceMemory& memory_of(Device device) {
   const DeviceMemory& memory = g_memory[device.kind];
   check(memory.allocate != nullptr, "no memory is registered for this kind of device");
@@ -72,7 +77,33 @@ void reset_memory_peak(Device::Kind kind) {
   g_counters[kind].peak.store(g_counters[kind].current.load());
 }
 void register_memory(Device::Kind kind, const DeviceMemory& memory) { g_memory[kind] = memory; }
-void synchronize(Device device) { memory_of(device).synchronize(); }
+void synchronize(Device device) {
+  if (device.kind != Device::cpu) ++g_work.waits;
+  memory_of(device).synchronize();
+}
+
+DeviceWork device_work() {
+  return {g_work.launches,  g_work.uploads,        g_work.upload_bytes,
+          g_work.downloads, g_work.download_bytes, g_work.waits};
+}
+DeviceWork operator-(const DeviceWork& a, const DeviceWork& b) {
+  return {a.launches - b.launches,
+          a.uploads - b.uploads,
+          a.upload_bytes - b.upload_bytes,
+          a.downloads - b.downloads,
+          a.download_bytes - b.download_bytes,
+          a.waits - b.waits};
+}
+void copy_bytes(void* to, const void* from, int64_t bytes) {
+  constexpr int64_t kPart = int64_t(256) << 10;
+  const int64_t parts = (bytes + kPart - 1) / kPart;
+#pragma omp parallel for schedule(static) if (parts > 1)
+  for (int64_t p = 0; p < parts; ++p)
+    std::memcpy(static_cast<char*>(to) + p * kPart, static_cast<const char*>(from) + p * kPart,
+                size_t(std::min(kPart, bytes - p * kPart)));
+}
+void count_wait() { ++g_work.waits; }
+void count_launch() { g_work.launches.fetch_add(1, std::memory_order_relaxed); }
 
 struct Tensor::Storage {
   Storage(int64_t bytes_, Device device_) : bytes(bytes_), device(device_) {
@@ -313,8 +344,13 @@ void Tensor::copy_from(const Tensor& source) const {
     check(device_ == source.device_, "copy from one GPU to another");
     memory_of(device_).copy(source, *this);
   } else if (alike && !to_cpu) {
+    ++g_work.uploads;
+    g_work.upload_bytes += bytes;
     memory_of(device_).upload(raw(), source.raw(), bytes);
   } else if (alike && !from_cpu) {
+    ++g_work.downloads;
+    ++g_work.waits;
+    g_work.download_bytes += bytes;
     memory_of(source.device_).download(raw(), source.raw(), bytes);
   } else if (alike) {
     std::memcpy(raw(), source.raw(), size_t(bytes));

@@ -121,6 +121,20 @@ void register_memory(Device::Kind kind, const DeviceMemory& memory);
 /// Waits until the device has done all that was asked of it.
 void synchronize(Device device);
 
+/// What devices that are not the CPU were asked for, since the program began.
+struct DeviceWork {
+  int64_t launches = 0;  ///< kernels, fills, and copies within the device
+  int64_t uploads = 0, upload_bytes = 0, downloads = 0, download_bytes = 0;
+  int64_t waits = 0;  ///< of the host for the device: every download and synchronize()
+};
+DeviceWork device_work();
+DeviceWork operator-(const DeviceWork& after, const DeviceWork& before);
+/// For a device's module: after each launch, and where a copy had to wait for the device.
+void count_launch();
+void count_wait();
+/// For a device's module: memcpy on the host, by all threads where it is long.
+void copy_bytes(void* to, const void* from, int64_t bytes);
+
 class Tensor {
  public:
   Tensor() = default;

@@ -1,7 +1,7 @@
 // The bridge from the model's outputs to the losses' inputs.
 #include "core/train/objective.h"
 
-#include "core/ops/views.h"
+#include "core/base/timeline.h"
 
 namespace ff {
 
@@ -17,22 +17,21 @@ LossConfig head_weights(const HeadsConfig& heads, LossConfig loss) {
 
 Losses objective(const LossConfig& loss, const HeadsConfig& heads, const Outputs& outputs,
                  const Arrays& batch, const Arrays& labels, bool violations) {
-  // The losses are the CPU's, but for cross-entropies of logits for every pair and MSA row.
-  const auto host = [](const Var& x) { return x ? to_device(x, Device{}) : x; };
+  const Span span("losses");
   LossInputs in;
   for (const FoldLayer& layer : outputs.fold.layers) {
-    in.affines.push_back(host(layer.affine));
-    in.angles.push_back(host(layer.angles));
-    in.unnormalized_angles.push_back(host(layer.unnormalized_angles));
+    in.affines.push_back(layer.affine);
+    in.angles.push_back(layer.angles);
+    in.unnormalized_angles.push_back(layer.unnormalized_angles);
   }
-  in.frames = host(outputs.fold.layers.back().frames);
-  in.atoms = host(outputs.fold.layers.back().atoms);
+  in.frames = outputs.fold.layers.back().frames;
+  in.atoms = outputs.fold.layers.back().atoms;
   const HeadLogits& logits = outputs.logits;
   in.distogram = logits.distogram;
   in.masked_msa = logits.masked_msa;
-  in.lddt = host(logits.lddt);
+  in.lddt = logits.lddt;
   in.aligned_error = logits.aligned_error;
-  in.resolved = host(logits.resolved);
+  in.resolved = logits.resolved;
   in.dap = outputs.dap;
   in.n_seq = outputs.msa_rows.n_seq;
   in.msa_rows = outputs.msa_rows.aligned(outputs.dap, outputs.dap.rank());

@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "core/base/machine.h"
+#include "core/base/timeline.h"
 #include "core/geometry/residue_constants.h"
 #include "core/model/flops.h"
 #include "core/train/metrics.h"
@@ -26,8 +27,6 @@ PassSizes sizes_of(const Arrays& slice) {
   return s;
 }
 
-double number(const Tensor& t) { return double(*t.to(Dtype::f64).contiguous().data<double>()); }
-
 /// Terms as the log names them.
 constexpr std::pair<const char*, const char*> kTerms[] = {
     {"structure_module/fape", "fape"},
@@ -43,6 +42,25 @@ constexpr std::pair<const char*, const char*> kTerms[] = {
 /// What is added over a step's samples; a sum and a count for each term from kFirstTerm on.
 enum : size_t { kSamples, kSkipped, kNorm, kClipped, kLoss, kLddt, kFlops, kFirstTerm };
 using Totals = std::array<double, kFirstTerm + 2 * std::size(kTerms)>;
+
+/// The numbers, all at once from where they are; 0 for one that is undefined.
+std::vector<double> numbers(const std::vector<Tensor>& terms) {
+  const Tensor all = Tensor::zeros({int64_t(terms.size())}, terms[0].dtype(), terms[0].device());
+  for (size_t i = 0; i < terms.size(); ++i)
+    if (terms[i]) all.select(0, int64_t(i)).copy_from(terms[i]);
+  const Tensor host = all.to(Device{}).to(Dtype::f64);
+  return {host.data<double>(), host.data<double>() + host.numel()};
+}
+
+double mean_lddt(const Tensor& lddt, const Tensor& atom_mask) {
+  const Tensor scores = lddt.to(Device{}), mask = atom_mask.select(1, kAtomCa).contiguous();
+  double sum = 0, count = 1e-10;
+  for (int64_t i = 0; i < scores.numel(); ++i) {
+    sum += double(mask.data<float>()[i]) * scores.data<double>()[i];
+    count += double(mask.data<float>()[i]);
+  }
+  return sum / count;
+}
 
 }  // namespace
 
@@ -137,24 +155,21 @@ Trainer::Result Trainer::run(Params& worker, const TrainingSample& sample) const
                                         dap.single() ? BlockDone() : block_done);
   const Losses losses = objective(loss_, config_.model.heads, outputs, batch, sample.labels, false);
   Result r;
-  r.terms = losses.terms;
-  r.loss = number(losses.total.value());
+  r.terms.emplace_back(losses.total.value());
+  for (const auto& [term, name] : kTerms)
+    if (const auto found = losses.terms.find(term); found != losses.terms.end())
+      r.terms.push_back(found->second);
+    else
+      r.terms.emplace_back();
   const double seed = std::sqrt(double(sample.n_res())) / dap.size();
   tape.backward({losses.total}, {Tensor::of({}, &seed).to(losses.total.value().dtype())});
   r.gradients = params.take_grads();
   for (const auto& [name, gradient] : r.gradients)
     if (!summed.count(name)) shares.add(gradient);
   shares.finish();
-  const Tensor mask = sample.labels.at("all_atom_mask").select(1, kAtomCa).contiguous();
-  const std::vector<double> lddt =
-      lddt_ca(outputs.fold.layers.back().atoms.value().to(Device{}).select(1, 1),
-              sample.labels.at("all_atom_positions").select(1, kAtomCa), mask);
-  double sum = 0, count = 1e-10;
-  for (size_t i = 0; i < lddt.size(); ++i) {
-    sum += double(mask.data<float>()[i]) * lddt[i];
-    count += double(mask.data<float>()[i]);
-  }
-  r.lddt_ca = sum / count;
+  r.lddt = lddt_ca(outputs.fold.layers.back().atoms.value().select(1, 1),
+                   sample.labels.at("all_atom_positions").select(1, kAtomCa),
+                   sample.labels.at("all_atom_mask").select(1, kAtomCa));
   r.flops = training_flops(config_.model, sizes_of(batch), double(sample.num_recycle()), true);
   return r;
 }
@@ -190,8 +205,11 @@ StepReport Trainer::step(const std::vector<TrainingSample>& samples) {
       if (e) std::rethrow_exception(e);
     for (size_t i = 0; i < count; ++i) {
       const Result& r = results[i];
+      // The sample's work is given; from here on its numbers are waited for.
+      const Span span("optimizer");
       const Clipped c = add_clipped(sum, r.gradients, config_.optim.clip_per_example);
-      if (!report.skipped && (!c.finite || !std::isfinite(r.loss))) {
+      const std::vector<double> terms = numbers(r.terms);
+      if (!report.skipped && (!c.finite || !std::isfinite(terms[0]))) {
         report.skipped = true;
         report.blamed = first + i;
         report.fault = first_fault(samples[first + i]);
@@ -200,12 +218,12 @@ StepReport Trainer::step(const std::vector<TrainingSample>& samples) {
       all[kSkipped] += report.skipped ? 1 : 0;
       all[kNorm] += c.norm;
       all[kClipped] += c.clipped ? 1 : 0;
-      all[kLoss] += r.loss;
-      all[kLddt] += r.lddt_ca;
+      all[kLoss] += terms[0];
+      all[kLddt] += mean_lddt(r.lddt, samples[first + i].labels.at("all_atom_mask"));
       all[kFlops] += r.flops;
       for (size_t t = 0; t < std::size(kTerms); ++t)
-        if (const auto found = r.terms.find(kTerms[t].first); found != r.terms.end()) {
-          all[kFirstTerm + 2 * t] += number(found->second);
+        if (r.terms[1 + t]) {
+          all[kFirstTerm + 2 * t] += terms[1 + t];
           all[kFirstTerm + 2 * t + 1] += 1;
         }
     }
@@ -225,6 +243,7 @@ StepReport Trainer::step(const std::vector<TrainingSample>& samples) {
   report.flops = all[kFlops];
   const int64_t seen = state_.samples + int64_t(n);
   const double rate = learning_rate(config_.optim, seen);
+  const Span span("optimizer");
   if (report.skipped)
     ++state_.skipped;
   else

@@ -60,8 +60,9 @@ class Trainer {
   /// One sample's gradients and what is reported of it.
   struct Result {
     Arrays gradients;
-    Arrays terms;
-    double loss = 0, lddt_ca = 0, flops = 0;
+    std::vector<Tensor> terms;  ///< the total, then the log's; numbers where the network is
+    Tensor lddt;                ///< [n_res] f64
+    double flops = 0;
   };
   Result run(Params& params, const TrainingSample& sample) const;
   /// Runs a sample again under a FiniteWatch.

@@ -3,7 +3,7 @@
 
 #include "core/ops/cpu/simd.h"
 #include "core/ops/gemm.h"
-#include "core/ops/kernels.h"
+#include "core/ops/plain_kernels.h"
 
 namespace ff::cpu::FF_ISA {
 

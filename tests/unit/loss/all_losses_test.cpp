@@ -294,7 +294,7 @@ TEST_CASE("lDDT on a bin's edge falls to AlphaFold's side") {
     truth.data<double>()[3 * i] = 5 + 0.1 * double(i);
     guess.data<double>()[3 * i] = truth.data<double>()[3 * i] + (i <= 10 ? 3 : 5);
   }
-  const double score = lddt_ca(guess, truth, mask)[0];
+  const double score = lddt_ca(guess, truth, mask).data<double>()[0];
   CHECK(score == Approx(0.1));
   CHECK(int(float(score) * 50.F) == 4);
 }

@@ -117,6 +117,22 @@ void check_there(const IpaTensors& t) {
                           t.query_mask, t.mask, t.point_weights})
     check_there(x);
 }
+void check_there(const FapeTensors& t) {
+  for (const Tensor& x :
+       {t.frames, t.points, t.target_frames, t.frame_mask, t.target_points, t.point_mask})
+    check_there(x);
+}
+void check_there(const TemplateTensors& t) {
+  for (const Tensor& x : {t.types, t.beta, t.beta_mask, t.backbone, t.frames, t.edges})
+    check_there(x);
+}
+void check_there(const ViolationTensors& t) {
+  for (const Tensor& x : {t.atoms, t.exists, t.radius, t.index, t.types, t.lower, t.upper})
+    check_there(x);
+}
+void check_there(const ViolationResults& t) {
+  for (const Tensor& x : {t.connections, t.clashes, t.within, t.means}) check_there(x);
+}
 void check_there(TensorList list) {
   for (const Tensor& x : list) check_there(x);
 }
@@ -163,8 +179,12 @@ void use_locked_device() {
             &K::atom14_to_atom37, &K::invariant_point_attention_backward, &K::apply_rigids_backward,
             &K::update_backbone_backward, &K::affine_frames_backward, &K::normalize_pairs_backward,
             &K::torsions_to_frames_backward, &K::frames_to_atom14_backward,
-            &K::atom14_to_atom37_backward, &K::relu, &K::symmetrize, &K::cross_entropy,
-            &K::global_norm, &K::add_clipped, &K::adam_step>();
+            &K::atom14_to_atom37_backward, &K::relu, &K::symmetrize, &K::cross_entropy, &K::fape,
+            &K::chi_loss, &K::angle_norm_loss, &K::binary_cross_entropy, &K::weighted_sum,
+            &K::distance_classes, &K::aligned_error_classes, &K::lddt, &K::score_classes,
+            &K::alternative_is_better, &K::choose_rows, &K::violations, &K::draw_dropout,
+            &K::extra_msa_features, &K::template_pair_features, &K::expectations, &K::global_norm,
+            &K::add_clipped, &K::adam_step>();
   register_kernels(Device::cuda, &kernels);
   const auto copy_bytes = [](void* to, const void* from, int64_t bytes) {
     check(arena().holds(to) != arena().holds(from), "an upload or download within one memory");
@@ -256,4 +276,27 @@ TEST_CASE("a device's gradients are the CPU's") {
     REQUIRE(got.at(name).device() == kDevice);
     test::compare(name, got.at(name).to(Device{}), value, 1e-4);
   }
+}
+
+TEST_CASE("a training pass waits for a device nowhere between its features and its gradients") {
+  use_locked_device();
+  const Fixture f("tiny");
+  Arrays truth;
+  for (const auto& [name, value] : read_npz(test::data_path("tiny/labels.npz")))
+    truth[name] = value.select(0, 1);
+  Params params = f.params().on(kDevice);
+  params.want_grads();
+  const AlphaFold model(f.config, params, Dtype::bf16);
+  LossConfig config = head_weights(f.config.heads);
+  config.structural_violation_loss_weight = 1;
+  const DeviceWork before = device_work();
+  Tape tape;
+  const Outputs outputs = model.forward([&](int64_t i) { return f.slice(i); }, 1,
+                                        {.active = true, .seed = 1, .step = 2, .sample = 3});
+  const Losses losses = objective(config, f.config.heads, outputs, f.slice(1), truth, false);
+  tape.backward({losses.total});
+  const DeviceWork work = device_work() - before;
+  CHECK(work.uploads > 0);
+  CHECK(work.downloads == 0);
+  CHECK(work.waits == 0);
 }
