@@ -133,6 +133,7 @@ struct Bench {
   bool training;
   const std::vector<std::string>& only;  ///< names of rows; empty: all
   nlohmann::json rows = nlohmann::json::array();
+  std::vector<std::shared_ptr<GradSlot>> leaves = {};
 
   void head() const {
     std::printf("%-28s %10s %10s %10s %8s %10s %10s\n", "module", "ms", training ? "backward" : "",
@@ -172,19 +173,26 @@ struct Bench {
     std::fflush(stdout);
   }
 
+  /// Asks for a leaf's gradient, which a row's backward makes anew.
+  void watch(Var& leaf) {
+    if (!training) return;
+    leaf.want_grad();
+    leaves.push_back(leaf.slot());
+  }
+
   /// Inputs in turn, so many that together no cache holds them.
   struct Inputs {
     Vars copies;
     size_t turn = 0;
     const Var& next() { return copies[turn++ % copies.size()]; }
   };
-  Inputs inputs(const Dims& shape, uint64_t stream) const {
+  Inputs inputs(const Dims& shape, uint64_t stream) {
     const int64_t bytes = shape.product() * size_of(dtype), cache = int64_t(128) << 20;
     Inputs in;
     for (int64_t i = 0; i == 0 || (device.kind != Device::cpu && i * bytes < cache && i < 16);
          ++i) {
       in.copies.emplace_back(ff::noise(shape, stream, dtype, device));
-      if (training) in.copies.back().want_grad();
+      watch(in.copies.back());
     }
     return in;
   }
@@ -206,6 +214,7 @@ struct Bench {
           seeds.push_back(ones(y[i].shape()).to(device).to(y[i].value().dtype()));
         tape.backward(y, seeds);
         for (const auto& [key, v] : params.all()) v.slot()->grad = Tensor();
+        for (const auto& leaf : leaves) leaf->grad = Tensor();
       });
       forward = median_seconds(device, n.repeat, [&] {
         const Tape tape;
@@ -326,7 +335,7 @@ struct Bench {
     Inputs q = inputs(shape, 5), k = inputs(shape, 6), v = inputs(shape, 7);
     Var bias(ff::noise({heads, N, N}, 8, Dtype::f32, device, 3));
     Var scale(ones({config.pair_channel}).to(device)), offset(scale.value().clone());
-    if (training) bias.want_grad(), scale.want_grad(), offset.want_grad();
+    for (Var* leaf : {&bias, &scale, &offset}) watch(*leaf);
     const double logits = double(N) * double(N) * double(N) * double(heads);
     row("triangle attention core",
         {{0, 4 * logits * double(c)}, 4 * Z + 4 * double(heads * N * N), logits},
