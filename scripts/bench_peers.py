@@ -41,8 +41,6 @@ def table(scale):
     """(name, shape, backward, ours: arguments of fastfold bench and the row's name, peers, seconds that a peer may take)"""
     size = lambda n: max(4, n // scale)
     rows = []
-    plain = ["sdpa", "sdpa compiled", "cueq", "openfold"]
-
     def add(name, row, S, N, backward, peers, arguments=(), shape=None, seconds=8):
         S, N = size(S), size(N)
         rows.append(dict(name=name, row=row, S=S, N=N, backward=backward, peers=peers, seconds=seconds,
@@ -50,28 +48,31 @@ def table(scale):
                          arguments=["--n-seq", str(S), "--n-res", str(N), *arguments] + (["--training"] if backward else [])))
 
     alone = ["--modules-only", "--blocks", "1", "--n-extra", "1"]
-    block = plain + ["flex compiled", "cueq compiled", "openfold compiled"]
-    for S, N, backward in ((128, 256, 0), (512, 384, 0), (128, 256, 1), (512, 384, 1), (128, 512, 0), (128, 1024, 0), (128, 2048, 0)):
-        wanted = [p for p in block if N < 512 or p not in ("sdpa", "openfold compiled")]
-        add("block", "block", S, N, backward, wanted, alone, seconds=40 if backward else 25)
-    for S, N, backward in ((128, 256, 0), (512, 384, 0), (128, 512, 0), (128, 1024, 0), (128, 256, 1), (512, 384, 1)):
-        add("triangle multiplication", "triangle multiplication out", S, N, backward,
-            ["plain", "plain compiled", "cueq", "openfold"] + ["openfold compiled"] * (N < 512), alone, f"{size(N)}")
-        add("triangle attention", "triangle attention start", S, N, backward,
-            plain + ["flex compiled"] + ["openfold compiled"] * (N < 512), alone, f"{size(N)}")
-    for S, N, backward in ((128, 256, 0), (512, 384, 0), (128, 512, 0), (128, 1024, 0), (128, 2048, 0), (128, 256, 1), (512, 384, 1)):
-        add("triangle attention core", "triangle attention core", S, N, backward, ["sdpa", "cudnn", "flex compiled", "cueq"], alone,
-            f"{size(N)}")
-    for backward in (0, 1):
-        for S, N in ((128, 256), (512, 384)):
-            add("row attention", "row attention", S, N, backward, plain + ["flex compiled"], alone)
-            add("outer product mean", "outer product mean", S, N, backward, ["plain", "plain compiled", "openfold"], alone)
-        add("layer norm", "layer norm", 512, 384, backward, ["plain", "plain compiled"], alone, f"{size(384) ** 2} x 128")
     whole = ["--preset", "model_3_ptm", "--n-extra", str(size(1024))]
+    short, long = ((128, 256), (512, 384)), ((128, 512), (128, 1024), (128, 2048))
+    both = [(S, N, backward) for backward in (0, 1) for S, N in short]
+    for S, N, backward in both + [(S, N, 0) for S, N in long]:
+        add("block", "block", S, N, backward, ["cueq compiled", "flex compiled", "cueq", "openfold"]
+            + ["sdpa compiled", "openfold compiled"] * (N < 512), alone, seconds=40 if backward else 25)
     add("optimizer", "optimizer", 128, 256, 1, ["fused", "foreach"], whole, "93 M", seconds=15)
     add("training step", "training step", 128, 256, 1, ["trunk", "openfold"], whole, seconds=60)
-    for N in (256, 512, 1024):
-        add("model", "whole pass", 512, N, 0, ["openfold", "openfold cueq", "trunk"], whole, seconds=45)
+    for N in (256, 512):
+        add("model", "whole pass", 512, N, 0, ["openfold", "openfold cueq", "trunk"], whole, seconds=30)
+    for S, N, backward in both + [(S, N, 0) for S, N in long[:2]]:
+        few = ["openfold compiled"] * (N < 512)
+        add("triangle multiplication", "triangle multiplication out", S, N, backward,
+            ["cueq", "plain compiled", "openfold", *few], alone, f"{size(N)}")
+        add("triangle attention", "triangle attention start", S, N, backward,
+            ["cueq", "flex compiled", "sdpa compiled", "openfold", *few], alone, f"{size(N)}")
+    for S, N, backward in both + [(S, N, 0) for S, N in long]:
+        add("triangle attention core", "triangle attention core", S, N, backward, ["flex compiled", "cueq", "sdpa", "cudnn"], alone,
+            f"{size(N)}")
+    for S, N, backward in both:
+        add("row attention", "row attention", S, N, backward, ["cueq", "flex compiled", "sdpa compiled", "openfold"], alone)
+        add("outer product mean", "outer product mean", S, N, backward, ["plain compiled", "openfold"], alone)
+    for backward in (0, 1):
+        add("layer norm", "layer norm", 512, 384, backward, ["plain", "plain compiled"], alone, f"{size(384) ** 2} x 128")
+    add("model", "whole pass", 512, 1024, 0, ["openfold cueq", "trunk", "openfold"], whole, seconds=60)
     return rows
 
 
