@@ -4,7 +4,7 @@
 #include <malloc.h>
 
 #include <CLI/CLI.hpp>
-#include <chrono>
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <map>
@@ -14,15 +14,17 @@
 #include "app/commands.h"
 #include "app/inputs.h"
 #include "app/report.h"
+#include "app/stopwatch.h"
 #include "comm/launch.h"
 #include "core/base/machine.h"
-#include "core/base/rng.h"
 #include "core/base/timeline.h"
 #include "core/geometry/residue_constants.h"
 #include "core/model/alphafold.h"
 #include "core/model/evoformer.h"
 #include "core/model/flops.h"
+#include "core/ops/attention.h"
 #include "core/ops/kernels.h"
+#include "core/ops/layer_norm.h"
 #include "core/train/trainer.h"
 #include "io/features.h"
 #include "io/file.h"
@@ -32,16 +34,8 @@
 namespace ff {
 namespace {
 
-double seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
 Tensor noise(const Dims& shape, uint64_t stream, float spread = 0.05f) {
-  const Tensor t = Tensor::empty(shape);
-  const Rng random(1, {stream});
-  for (int64_t i = 0; i < t.numel(); ++i)
-    t.data<float>()[i] = spread * (2 * unit_float(random.word(uint64_t(i))) - 1);
-  return t;
+  return noise(shape, stream, Dtype::f32, Device{}, spread);
 }
 
 Tensor ones(const Dims& shape) {
@@ -103,15 +97,43 @@ struct Sizes {
   int64_t n_res = 185, n_seq = 512, n_extra = 1024, repeat = 2;
 };
 
+/// What a row does, for its floor.
+struct Work {
+  Work(double flop) : flop(flop) {}  // NOLINT: all of a row that is one whole
+  Work(Flops f, double bytes = 0, double exponentials = 0)
+      : flop(f.forward()), backward_flop(f.backward()), bytes(bytes), exponentials(exponentials) {}
+  double flop, backward_flop = 0;
+  double bytes = 0;         ///< that a forward must read and write
+  double exponentials = 0;  ///< of softmax
+  double backward = 2;      ///< times `bytes` of the backward
+};
+
+/// What the machine could do at best; infinite where it does not count.
+struct Ceilings {
+  double flops, bytes, exponentials;
+};
+
+Ceilings ceilings(Dtype dtype, Device device) {
+  Ceilings c{matrix_rate(dtype, device), INFINITY, INFINITY};
+  if (device.kind == Device::cpu) return c;
+  const Tensor from = Tensor::zeros({int64_t(1) << 28}, Dtype::f32, device),
+               to = Tensor::empty(from.shape(), Dtype::f32, device);
+  c.bytes = 8.0 * double(from.numel()) / median_seconds(device, 5, [&] { to.copy_from(from); });
+  c.exponentials = 3.6e12;  // 16 a clock of 132 multiprocessors at 1.7 GHz: a Hopper's
+  return c;
+}
+
 struct Bench {
   const ModelConfig& config;
   const Params& params;
   Sizes n;
   Dtype dtype;
   Device device;
-  double ceiling;
+  Ceilings ceiling;
   bool training;
+  const std::vector<std::string>& only;  ///< names of rows; empty: all
   nlohmann::json rows = nlohmann::json::array();
+  std::vector<std::shared_ptr<GradSlot>> leaves = {};
 
   void head() const {
     std::printf("%-28s %10s %10s %10s %8s %10s %10s\n", "module", "ms", training ? "backward" : "",
@@ -151,59 +173,82 @@ struct Bench {
     std::fflush(stdout);
   }
 
-  /// Best of the runs of f, which returns Vars; while training with a tape, whose backward begins
-  /// from all ones. `flop`: of one run.
+  /// Asks for a leaf's gradient, which a row's backward makes anew.
+  void watch(Var& leaf) {
+    if (!training) return;
+    leaf.want_grad();
+    leaves.push_back(leaf.slot());
+  }
+
+  /// Inputs in turn, so many that together no cache holds them.
+  struct Inputs {
+    Vars copies;
+    size_t turn = 0;
+    const Var& next() { return copies[turn++ % copies.size()]; }
+  };
+  Inputs inputs(const Dims& shape, uint64_t stream) {
+    const int64_t bytes = shape.product() * size_of(dtype), cache = int64_t(128) << 20;
+    Inputs in;
+    for (int64_t i = 0; i == 0 || (device.kind != Device::cpu && i * bytes < cache && i < 16);
+         ++i) {
+      in.copies.emplace_back(ff::noise(shape, stream, dtype, device));
+      watch(in.copies.back());
+    }
+    return in;
+  }
+
+  /// f returns Vars; while training with a tape, whose backward begins from all ones. False where
+  /// the row is not asked for.
   template <class F>
-  void row(const std::string& name, double flop, F f) {
-    double forward = 1e9, backward = 1e9;
-    const auto now = [&] {
-      synchronize(device);
-      return seconds();
-    };
+  bool row(const std::string& name, const Work& work, F f) {
+    if (!only.empty() && std::find(only.begin(), only.end(), name) == only.end()) return false;
     reset_memory_peak(device.kind);
     const int64_t before = memory_count(device.kind).current;
-    for (int64_t i = 0; i < n.repeat; ++i) {
-      if (training) {
+    double forward = 0, both = 0;
+    if (training) {
+      std::vector<Tensor> seeds;
+      both = median_seconds(device, n.repeat, [&] {
         Tape tape;
-        const double start = now();
         const Vars y = f();
-        const double middle = now();
-        std::vector<Tensor> seeds;
-        for (const Var& v : y) seeds.push_back(ones(v.shape()).to(device).to(v.value().dtype()));
-        const double again = now();
+        for (size_t i = seeds.size(); i < y.size(); ++i)
+          seeds.push_back(ones(y[i].shape()).to(device).to(y[i].value().dtype()));
         tape.backward(y, seeds);
-        backward = std::min(backward, now() - again);
-        forward = std::min(forward, middle - start);
         for (const auto& [key, v] : params.all()) v.slot()->grad = Tensor();
-      } else {
-        const NoGrad no_grad;
-        const double start = now();
+        for (const auto& leaf : leaves) leaf->grad = Tensor();
+      });
+      forward = median_seconds(device, n.repeat, [&] {
+        const Tape tape;
         f();
-        forward = std::min(forward, now() - start);
-      }
+      });
+    } else {
+      const NoGrad no_grad;
+      forward = both = median_seconds(device, n.repeat, f);
     }
-    const double floor = flop / ceiling, took = forward + (training ? backward : 0),
-                 extra = double(memory_count(device.kind).peak - before) / (1 << 20);
-    std::printf("%-28s %10.2f ", name.c_str(), forward * 1e3);
-    training ? std::printf("%10.2f ", backward * 1e3) : std::printf("%10s ", "");
-    std::printf("%10.2f %8.1f %8.0f %% %10.1f\n", floor * 1e3, flop * 1e-9, 100 * floor / took,
+    const double flop = work.flop + (training ? work.backward_flop : 0),
+                 bytes = work.bytes * (training ? 1 + work.backward : 1),
+                 exponentials = work.exponentials * (training ? 2 : 1),
+                 floor = std::max({flop / ceiling.flops, bytes / ceiling.bytes,
+                                   exponentials / ceiling.exponentials}),
+                 peak = double(memory_count(device.kind).peak) / (1 << 20),
+                 extra = peak - double(before) / (1 << 20);
+    std::printf("%-28s %10.3f ", name.c_str(), forward * 1e3);
+    training ? std::printf("%10.3f ", (both - forward) * 1e3) : std::printf("%10s ", "");
+    std::printf("%10.3f %8.1f %8.0f %% %10.1f\n", floor * 1e3, flop * 1e-9, 100 * floor / both,
                 extra);
     std::fflush(stdout);
     rows.push_back({{"name", name},
                     {"ms", forward * 1e3},
                     {"floor_ms", floor * 1e3},
                     {"gflop", flop * 1e-9},
-                    {"share_of_floor", floor / took},
-                    {"temporary_mib", extra}});
-    if (training) rows.back()["backward_ms"] = backward * 1e3;
-  }
-  template <class F>
-  void row(const std::string& name, const Flops& flops, F f) {
-    row(name, flops.forward() + (training ? flops.backward() : 0), [&] { return Vars{f()}; });
+                    {"share_of_floor", floor / both},
+                    {"temporary_mib", extra},
+                    {"peak_mib", peak}});
+    if (training) rows.back()["backward_ms"] = (both - forward) * 1e3;
+    return true;
   }
 
-  /// The modules of one block; FLOPs by the counts of Jumper et al.'s layers (a multiply-add is
-  /// two).
+  /// The modules of one block; FLOPs and bytes by the counts of Jumper et al.'s layers (a
+  /// multiply-add is two; everything fused that reads the same).
   void block(bool extra) {
     const EvoformerConfig& e = config.evoformer;
     const std::string stack = extra ? "extra_msa_stack" : "evoformer_iteration";
@@ -214,53 +259,110 @@ struct Bench {
                  cz = double(config.pair_channel);
     const double o = double(e.num_outer_channel),
                  t = double(e.triangle_multiplication_outgoing_channel);
-    const double heads = double(e.triangle_attention_starting_node.num_head);
-    Var m(noise({n_seq, n.n_res, c_m}, 2).to(dtype).to(device)),
-        z(noise({n.n_res, n.n_res, config.pair_channel}, 3).to(dtype).to(device));
-    if (training) m.want_grad(), z.want_grad();
+    const double heads = double(e.triangle_attention_starting_node.num_head),
+                 row_heads = double(e.msa_row_attention.num_head),
+                 column_heads = double(e.msa_column_attention.num_head);
+    const double M = S * N * cm * double(size_of(dtype)), Z = N * N * cz * double(size_of(dtype));
+    Inputs m = inputs({n_seq, n.n_res, c_m}, 2),
+           z = inputs({n.n_res, n.n_res, config.pair_channel}, 3);
     const Tensor msa_mask = ones({n_seq, n.n_res}).to(device),
                  pair_mask = ones({n.n_res, n.n_res}).to(device);
     const std::string at = extra ? "extra: " : "";
     row(at + "row attention",
-        Flops{10 * S * N * cm * cm + 2 * N * N * cz * double(e.msa_row_attention.num_head),
-              4 * S * N * N * cm},
-        [&] { return msa_row_attention(s / "msa_row_attention_with_pair_bias", m, z, msa_mask); });
+        {{10 * S * N * cm * cm + 2 * N * N * cz * row_heads, 4 * S * N * N * cm},
+         13 * M + Z + 32 * N * N,
+         S * N * N * row_heads},
+        [&] {
+          return Vars{msa_row_attention(s / "msa_row_attention_with_pair_bias", m.next(), z.next(),
+                                        msa_mask)};
+        });
     if (extra)
       row(at + "column global attention",
-          Flops{S * N * cm * (4 * cm + 4 * cm / double(e.msa_column_attention.num_head)),
-                4 * S * N * cm * double(e.msa_column_attention.num_head)},
-          [&] {
-            return msa_column_global_attention(s / "msa_column_global_attention", m, msa_mask);
+          {{S * N * cm * (4 * cm + 4 * cm / column_heads), 4 * S * N * cm * column_heads}}, [&] {
+            return Vars{
+                msa_column_global_attention(s / "msa_column_global_attention", m.next(), msa_mask)};
           });
     else
-      row(at + "column attention", Flops{10 * S * N * cm * cm, 4 * N * S * S * cm},
-          [&] { return msa_column_attention(s / "msa_column_attention", m, msa_mask); });
-    row(at + "MSA transition", Flops{4 * double(e.msa_transition_factor) * S * N * cm * cm},
-        [&] { return transition(s / "msa_transition", m); });
+      row(at + "column attention",
+          {{10 * S * N * cm * cm, 4 * N * S * S * cm}, 13 * M, N * S * S * column_heads}, [&] {
+            return Vars{msa_column_attention(s / "msa_column_attention", m.next(), msa_mask)};
+          });
+    row(at + "MSA transition", {{4 * double(e.msa_transition_factor) * S * N * cm * cm}, 2 * M},
+        [&] { return Vars{transition(s / "msa_transition", m.next())}; });
     row(at + "outer product mean",
-        Flops{4 * S * N * cm * o + 2 * N * N * S * o * o + 2 * N * N * o * o * cz},
-        [&] { return outer_product_mean(s / "outer_product_mean", m, z, msa_mask); });
+        {{4 * S * N * cm * o + 2 * N * N * S * o * o + 2 * N * N * o * o * cz}, 1.5 * M + 2 * Z},
+        [&] {
+          return Vars{outer_product_mean(s / "outer_product_mean", m.next(), z.next(), msa_mask)};
+        });
     if (extra) return;
-    const Flops multiplication{10 * N * N * cz * t + 2 * N * N * cz * cz + 2 * N * N * N * t},
-        attention{10 * N * N * cz * cz + 2 * N * N * cz * heads, 4 * N * N * N * cz};
-    row("triangle multiplication out", multiplication, [&] {
-      return triangle_multiplication(s / "triangle_multiplication_outgoing", z, pair_mask, true);
-    });
-    row("triangle multiplication in", multiplication, [&] {
-      return triangle_multiplication(s / "triangle_multiplication_incoming", z, pair_mask, false);
-    });
-    row("triangle attention start", attention, [&] {
-      return triangle_attention(s / "triangle_attention_starting_node", z, pair_mask, true);
-    });
-    row("triangle attention end", attention, [&] {
-      return triangle_attention(s / "triangle_attention_ending_node", z, pair_mask, false);
-    });
-    row("pair transition", Flops{4 * double(e.pair_transition_factor) * N * N * cz * cz},
-        [&] { return transition(s / "pair_transition", z); });
-    const Flops whole = evoformer_block_flops(config, {n.n_res, n_seq, n.n_extra, 0}, false);
-    row("block", whole.forward() + (training ? whole.backward() : 0), [&] {
-      const Representations y = evoformer_block(s, e, false, {m, z}, msa_mask, pair_mask, Trace());
-      return Vars{y.m, y.z};
+    const Work multiplication{{10 * N * N * cz * t + 2 * N * N * cz * cz + 2 * N * N * N * t},
+                              9 * Z},
+        attention{{10 * N * N * cz * cz + 2 * N * N * cz * heads, 4 * N * N * N * cz},
+                  13 * Z,
+                  N * N * N * heads};
+    const auto multiply = [&](bool outgoing) {
+      const char* name = outgoing ? "outgoing" : "incoming";
+      return Vars{triangle_multiplication(s / cat("triangle_multiplication_", name), z.next(),
+                                          pair_mask, outgoing)};
+    };
+    row("triangle multiplication out", multiplication, [&] { return multiply(true); });
+    row("triangle multiplication in", multiplication, [&] { return multiply(false); });
+    const auto attend = [&](bool starting) {
+      const char* name = starting ? "starting_node" : "ending_node";
+      return Vars{
+          triangle_attention(s / cat("triangle_attention_", name), z.next(), pair_mask, starting)};
+    };
+    row("triangle attention start", attention, [&] { return attend(true); });
+    row("triangle attention end", attention, [&] { return attend(false); });
+    row("pair transition", {{4 * double(e.pair_transition_factor) * N * N * cz * cz}, 2 * Z},
+        [&] { return Vars{transition(s / "pair_transition", z.next())}; });
+    operations(z, Z);
+    row("block",
+        {evoformer_block_flops(config, {n.n_res, n_seq, n.n_extra, 0}, false), 29.5 * M + 49 * Z,
+         2 * N * N * N * heads + S * N * N * row_heads + N * S * S * column_heads},
+        [&] {
+          const Representations y =
+              evoformer_block(s, e, false, {m.next(), z.next()}, msa_mask, pair_mask, Trace());
+          return Vars{y.m, y.z};
+        });
+  }
+
+  /// What stands alone: the triangle attention's core, and a layer norm of z, of Z bytes.
+  void operations(Inputs& z, double Z) {
+    const int64_t heads = config.evoformer.triangle_attention_starting_node.num_head,
+                  c = config.pair_channel / heads, N = n.n_res;
+    const Dims shape{N, N, heads, c};
+    Inputs q = inputs(shape, 5), k = inputs(shape, 6), v = inputs(shape, 7);
+    Var bias(ff::noise({heads, N, N}, 8, Dtype::f32, device, 3));
+    Var scale(ones({config.pair_channel}).to(device)), offset(scale.value().clone());
+    for (Var* leaf : {&bias, &scale, &offset}) watch(*leaf);
+    const double logits = double(N) * double(N) * double(N) * double(heads);
+    row("triangle attention core",
+        {{0, 4 * logits * double(c)}, 4 * Z + 4 * double(heads * N * N), logits},
+        [&] { return Vars{attention(q.next(), k.next(), v.next(), Var(), bias, Tensor())}; });
+    Work norm{Flops{}, 2 * Z};
+    norm.backward = 1.5;
+    row("layer norm", norm, [&] { return Vars{layer_norm(z.next(), scale, offset)}; });
+  }
+
+  /// One step of Adam and of the average over all parameters, with the clipped gradient's sum.
+  void optimizer() {
+    Arrays values, gradient;
+    for (const auto& [name, v] : params.all()) {
+      values[name] = ff::noise(v.shape(), 9, Dtype::f32, device);
+      gradient[name] = ff::noise(v.shape(), 10, Dtype::f32, device, 1e-3f);
+    }
+    Arrays m = zeros_like(values), v = zeros_like(values), ema = zeros_like(values);
+    double count = 0;
+    for (const auto& [name, value] : values) count += double(value.numel());
+    const OptimConfig optim;
+    int64_t step = 0;
+    training = false;  // the row times all of it as one
+    row("optimizer", {Flops{}, 9 * 4 * count}, [&] {
+      Arrays sum = zeros_like(values);
+      add_clipped(sum, gradient, optim.clip_per_example);
+      adam_step(optim, {values, m, v, ema}, sum, 1, optim.lr, ++step);
+      return Vars();
     });
   }
 
@@ -339,8 +441,8 @@ void training_step(Bench& bench, const Params& params, int threads) {
     trainer.step(samples);
     return Vars();
   };
-  bench.row("training step", training_flops(bench.config, sizes, 0, true), step);
-  bench.host_side("training step", step);
+  if (bench.row("training step", training_flops(bench.config, sizes, 0, true), step))
+    bench.host_side("training step", step);
 }
 
 struct Options {
@@ -354,6 +456,7 @@ struct Options {
   Sizes n;
   int64_t blocks = -1;
   bool modules_only = false;
+  std::vector<std::string> rows;
 };
 
 void write_json(const std::string& path, const nlohmann::json& json) {
@@ -468,12 +571,13 @@ int run(const Options& options) {
   Params params = Params(config, std::move(values), "bench").on(device);
   if (options.training) params.want_grads();
   const Params cast = params.in_precision(dtype);
-  const double ceiling = matrix_rate(dtype, device);
-  std::printf("kernels %s, matrix products at most %.0f GFLOP/s (%s)\n", kernels(device).name,
-              ceiling * 1e-9, name_of(dtype));
-  std::printf("n_res %lld, n_seq %lld, n_extra %lld\n", (long long)options.n.n_res,
+  const Ceilings ceiling = ceilings(dtype, device);
+  std::printf("kernels %s, matrix products at most %.0f GFLOP/s (%s)", kernels(device).name,
+              ceiling.flops * 1e-9, name_of(dtype));
+  if (device.kind != Device::cpu) std::printf(", copies %.2f TB/s", ceiling.bytes * 1e-12);
+  std::printf("\nn_res %lld, n_seq %lld, n_extra %lld\n", (long long)options.n.n_res,
               (long long)options.n.n_seq, (long long)options.n.n_extra);
-  Bench bench{config, cast, options.n, dtype, device, ceiling, options.training};
+  Bench bench{config, cast, options.n, dtype, device, ceiling, options.training, options.rows};
   bench.head();
   bench.block(false);
   bench.block(true);
@@ -487,10 +591,9 @@ int run(const Options& options) {
     run_options.num_recycle = 0;
     run_options.keep = [](const std::string&) { return false; };
     bench.n.repeat = device.kind == Device::cpu ? 1 : 3;
-    const std::string name = cat("whole pass, ", config.evoformer_num_block, " blocks");
     if (options.training) {
       // What a step runs but for its losses; blocks run forward twice.
-      bench.row(name, training_flops(config, sizes, 0, true), [&] {
+      bench.row("whole pass", training_flops(config, sizes, 0, true), [&] {
         const Outputs out = model.forward(source, 0);
         Vars all{out.fold.act, out.fold.layers.back().atoms};
         for (const Var& x : {out.logits.distogram, out.logits.masked_msa, out.logits.lddt})
@@ -499,26 +602,34 @@ int run(const Options& options) {
       });
       training_step(bench, params,
                     options.compute.threads > 0 ? options.compute.threads : available_threads());
+      bench.n.repeat = options.n.repeat;
+      bench.optimizer();
     } else {
       const auto pass = [&] {
         model.run(source, run_options);
         return Vars();
       };
-      bench.row(name, pass_flops(config, sizes).forward(), pass);
-      bench.host_side("whole pass", pass);
+      if (bench.row("whole pass", pass_flops(config, sizes).forward(), pass))
+        bench.host_side("whole pass", pass);
     }
     std::printf("%s\n", memory_line().c_str());
   }
-  write_json(options.json, {{"kernels", kernels(device).name},
-                            {"ceiling_gflops", ceiling * 1e-9},
-                            {"precision", name_of(dtype)},
-                            {"n_res", options.n.n_res},
-                            {"n_seq", options.n.n_seq},
-                            {"n_extra", options.n.n_extra},
-                            {"training", options.training},
-                            {"rows", bench.rows},
-                            {"peak_rss_bytes", peak_rss()},
-                            {"peak_tensor_bytes", memory_count(device.kind).peak}});
+  if (bench.rows.empty())
+    fail(Exit::kUsage,
+         "--rows: none of the table's rows has such a name; they are those that are "
+         "printed without --rows");
+  write_json(options.json,
+             {{"kernels", kernels(device).name},
+              {"ceiling_gflops", ceiling.flops * 1e-9},
+              {"copy_tb_per_s", device.kind == Device::cpu ? 0 : ceiling.bytes * 1e-12},
+              {"precision", name_of(dtype)},
+              {"n_res", options.n.n_res},
+              {"n_seq", options.n.n_seq},
+              {"n_extra", options.n.n_extra},
+              {"training", options.training},
+              {"rows", bench.rows},
+              {"peak_rss_bytes", peak_rss()},
+              {"peak_tensor_bytes", memory_count(device.kind).peak}});
   return int(Exit::kDone);
 }
 
@@ -551,10 +662,12 @@ Command add_bench(CLI::App& root) {
   app->add_option("--blocks", options->blocks,
                   "Evoformer blocks of the whole pass (default: the preset's)")
       ->check(CLI::Range(1, 48));
-  app->add_option("--repeat", options->n.repeat, "runs of each module; the best counts")
+  app->add_option("--repeat", options->n.repeat, "runs of each module; the median counts")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
   app->add_flag("--modules-only", options->modules_only, "leave the whole pass out");
+  app->add_option("--rows", options->rows, "only the rows of these names, comma between them")
+      ->delimiter(',');
   app->add_option("--json", options->json, "write the table as JSON");
   options->comm.add_to(*app);
   return {app, [options] { return run(*options); }, true};

@@ -1,52 +1,15 @@
 // Times attention's core on a GPU, forward and backward, at the shapes of the network; beside each
 // time its floor by this GPU's own ceilings. Usage: bench_attention [repetitions]
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
-#include <vector>
 
 #include "app/gpu.h"
-#include "core/base/rng.h"
+#include "app/stopwatch.h"
 #include "core/ops/kernels.h"
 
 namespace ff {
 namespace {
-
-double seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-/// Uniform numbers in [-spread, spread], a block of them over and over: only its making is quick.
-Tensor noise(const Dims& shape, uint64_t stream, Dtype dtype, Device device, float spread) {
-  const int64_t n = shape.product(), block = std::min<int64_t>(n, (1 << 20) - 3);
-  const Tensor some = Tensor::empty({1, block});
-  const Rng random(1, {stream});
-  for (int64_t i = 0; i < block; ++i)
-    some.data<float>()[i] = spread * (2 * unit_float(random.word(uint64_t(i))) - 1);
-  const int64_t blocks = (n + block - 1) / block;
-  const Tensor all = Tensor::empty({blocks, block}, dtype, device);
-  all.copy_from(some.to(device).expand(0, blocks));
-  return all.view({blocks * block}).narrow(0, 0, n).view(shape);
-}
-
-/// Median seconds of f: each sample as many calls as take ten milliseconds or more.
-template <class F>
-double time_of(Device device, int repetitions, F f) {
-  const auto run = [&](int calls) {
-    synchronize(device);
-    const double start = seconds();
-    for (int i = 0; i < calls; ++i) f();
-    synchronize(device);
-    return (seconds() - start) / calls;
-  };
-  run(2);
-  const int calls = int(std::clamp(10e-3 / run(1), 1.0, 200.0));
-  std::vector<double> samples;
-  for (int i = 0; i < repetitions; ++i) samples.push_back(run(calls));
-  std::nth_element(samples.begin(), samples.begin() + repetitions / 2, samples.end());
-  return samples[size_t(repetitions / 2)];
-}
 
 struct Shape {
   const char* name;
@@ -76,8 +39,8 @@ void bench(const Shape& s, Device device, int repetitions, double flop_rate, dou
   };
   const double forward_floor = floor(4 * logits * double(s.c), 5),
                backward_floor = floor(10 * logits * double(s.c), 14);
-  const double forward =
-      time_of(device, repetitions, [&] { kernel.attention(q, k, v, gate, bias, mask, o, lse); });
+  const double forward = median_seconds(
+      device, repetitions, [&] { kernel.attention(q, k, v, gate, bias, mask, o, lse); });
   double backward = 0;
   if (bytes < 2e9) {  // room for the gradients
     const Tensor dy = noise(dims, 7, Dtype::bf16, device, 1);
@@ -86,7 +49,7 @@ void bench(const Shape& s, Device device, int repetitions, double flop_rate, dou
     };
     const Tensor dq = zeros(q), dk = zeros(k), dv = zeros(v), dgate = zeros(gate),
                  dbias = zeros(bias);
-    backward = time_of(device, repetitions, [&] {
+    backward = median_seconds(device, repetitions, [&] {
       kernel.attention_backward(q, k, v, gate, bias, mask, o, lse, dy, dq, dk, dv, dgate, dbias);
     });
   }
@@ -105,11 +68,11 @@ int run(int repetitions) {
     const Tensor a = noise({1, n, n}, 1, Dtype::bf16, device, 1),
                  c = Tensor::empty({1, n, n}, Dtype::bf16, device);
     flop_rate = 2.0 * double(n * n * n) /
-                time_of(device, repetitions, [&] { kernels(device).matmul(a, a, c); });
+                median_seconds(device, repetitions, [&] { kernels(device).matmul(a, a, c); });
     const Tensor from = Tensor::zeros({int64_t(1) << 28}, Dtype::f32, device),
                  to = Tensor::empty(from.shape(), Dtype::f32, device);
-    byte_rate =
-        8.0 * double(from.numel()) / time_of(device, repetitions, [&] { to.copy_from(from); });
+    byte_rate = 8.0 * double(from.numel()) /
+                median_seconds(device, repetitions, [&] { to.copy_from(from); });
   }
   std::printf("matrix product %.0f TFLOP/s, copy %.2f TB/s; bf16, gated, masked; ms\n",
               flop_rate * 1e-12, byte_rate * 1e-12);

@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <thread>
 
 #include "comm/launch.h"
@@ -24,9 +25,19 @@ constexpr size_t kHostName = 64;
 
 std::atomic<bool> g_running{false};
 
+/// In a bundle (scripts/bundle) Open MPI lies beside the program, and srun does not say so.
+void find_bundled_plugins() {
+  std::error_code ignored;
+  const auto root =
+      std::filesystem::read_symlink("/proc/self/exe", ignored).parent_path().parent_path();
+  if (std::filesystem::exists(root / "libexec" / "orterun", ignored))
+    setenv("OPAL_PREFIX", root.c_str(), 0);
+}
+
 class MpiLink : public Link {
  public:
   explicit MpiLink(double timeout) : timeout_(timeout) {
+    find_bundled_plugins();
     int provided = 0;
     MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided);
     g_running = true;

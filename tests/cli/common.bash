@@ -34,6 +34,30 @@ nothing_in() {
   [ -z "$(find "$1" -type f 2> /dev/null)" ] || problem "left behind: $(find "$1" -type f)"
 }
 
+# example_shards CHAIN...: trains on these chains of examples/training, in the folder `shards`.
+example_shards() {
+  local examples chain
+  examples=$(dirname "$(dirname "$data")")/examples/training/chains
+  mkdir -p few
+  for chain in "$@"; do cp "$examples/$chain.pdb.gz" few; done
+  expect 0 "$# chains in 1 shard" prepare build few --single-sequence -o shards
+}
+
+# small_network RECYCLES: the model of a training configuration, one that takes no time.
+small_network() {
+  cat << END
+model:
+  c_m: 16
+  c_z: 16
+  c_e: 8
+  c_s: 16
+  num_recycle: $1
+  evoformer_stack: {no_blocks: 1, no_heads_msa: 2, msa_dropout: 0.15, pair_dropout: 0.25}
+  extra_msa: {no_blocks: 1}
+  structure_module: {c: 16, no_blocks: 2, no_heads_ipa: 2}
+END
+}
+
 finish() {
   [ "$failures" -eq 0 ] || exit 1
   echo "all as expected"

@@ -40,22 +40,11 @@ done
 
 # Training: signalled it goes back to the queue and on from its checkpoint, until it is done.
 grep -qx '#SBATCH --signal=USR1@[0-9]*' "$jobs/train.sbatch" || problem "the ranks get no signal"
-mkdir few
-cp "$root"/examples/training/chains/{5PTI_A,pdb1ubi_A}.pdb.gz few
-expect 0 "2 chains in 1 shard" prepare build few --single-sequence -o shards
-cat > train.yaml << 'END'
+example_shards 5PTI_A pdb1ubi_A
+cat - <(small_network 0) > train.yaml << 'END'
 recipe: demo
 data:
   train: {shards: [shards], crop_size: 16, max_msa_clusters: 4, max_extra_msa: 4}
-model:
-  c_m: 16
-  c_z: 16
-  c_e: 8
-  c_s: 16
-  num_recycle: 0
-  evoformer_stack: {no_blocks: 1, no_heads_msa: 2}
-  extra_msa: {no_blocks: 1}
-  structure_module: {c: 16, no_blocks: 1, no_heads_ipa: 2}
 run: {global_batch: 1, max_steps: 1000000}
 END
 export FASTFOLD=$program DAP=1

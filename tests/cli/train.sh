@@ -1,23 +1,11 @@
 # train: runs killed, stopped and resumed give the bits of one that was not; what is refused, and how.
 source "$(dirname "$0")/common.bash"
-examples=$(dirname "$(dirname "$data")")/examples/training
 
-mkdir few
-cp "$examples"/chains/{5PTI_A,pdb1ubi_A,pdb1ejg_A}.pdb.gz few
-expect 0 "3 chains in 1 shard" prepare build few --single-sequence -o shards
-cat > small.yaml << 'EOF'
+example_shards 5PTI_A pdb1ubi_A pdb1ejg_A
+cat - <(small_network 1) > small.yaml << 'EOF'
 recipe: demo
 data:
   train: {shards: [shards], crop_size: 24, max_msa_clusters: 4, max_extra_msa: 4}
-model:
-  c_m: 16
-  c_z: 16
-  c_e: 8
-  c_s: 16
-  num_recycle: 1
-  evoformer_stack: {no_blocks: 1, no_heads_msa: 2, msa_dropout: 0.15, pair_dropout: 0.25}
-  extra_msa: {no_blocks: 1}
-  structure_module: {c: 16, no_blocks: 2, no_heads_ipa: 2}
 run: {global_batch: 2, max_steps: 20, checkpoint_every: 10}
 EOF
 # says CODE TEXT ARGS...: as expect, where the message may have several lines.

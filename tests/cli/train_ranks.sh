@@ -3,26 +3,14 @@
 source "$(dirname "$0")/common.bash"
 command -v mpirun > /dev/null || { echo "SKIPPED: no mpirun"; exit 0; }
 tests=$(dirname "$data")
-examples=$(dirname "$tests")/examples/training
 
-mkdir few
-cp "$examples"/chains/{5PTI_A,pdb1ubi_A,pdb1ejg_A}.pdb.gz few
-expect 0 "3 chains in 1 shard" prepare build few --single-sequence -o shards
+example_shards 5PTI_A pdb1ubi_A pdb1ejg_A
 # 19 residues and 5 rows: neither 2 nor 4 divides them.
-cat > small.yaml << 'YAML'
+cat - <(small_network 0) > small.yaml << 'YAML'
 recipe: demo
 data:
   train: {shards: [shards], crop_size: 19, max_msa_clusters: 5, max_extra_msa: 6}
   validation: {shards: [shards]}
-model:
-  c_m: 16
-  c_z: 16
-  c_e: 8
-  c_s: 16
-  num_recycle: 0
-  evoformer_stack: {no_blocks: 1, no_heads_msa: 2, msa_dropout: 0.15, pair_dropout: 0.25}
-  extra_msa: {no_blocks: 1}
-  structure_module: {c: 16, no_blocks: 2, no_heads_ipa: 2}
 optim: {warmup_samples: 8}
 run: {global_batch: 4, precision: f64, max_steps: 30, checkpoint_every: 10, val_every: 30}
 YAML

@@ -74,11 +74,11 @@ TEST_CASE("hhr hits equal what AlphaFold's parser made of them") {
   REQUIRE(hits.size() == want.size());
   for (size_t i = 0; i < hits.size(); ++i) {
     CHECK(hits[i].index == want[i]["index"]);
-    CHECK(hits[i].name == want[i]["name"]);
+    CHECK(hits[i].name == want[i]["name"].get<std::string>());
     CHECK(hits[i].aligned_cols == want[i]["aligned_cols"]);
     CHECK(hits[i].sum_probs == Approx(want[i]["sum_probs"].get<double>()).margin(1e-5));
-    CHECK(hits[i].query == want[i]["query"]);
-    CHECK(hits[i].hit_sequence == want[i]["hit_sequence"]);
+    CHECK(hits[i].query == want[i]["query"].get<std::string>());
+    CHECK(hits[i].hit_sequence == want[i]["hit_sequence"].get<std::string>());
     CHECK(hits[i].indices_query == want[i]["indices_query"].get<std::vector<int>>());
     CHECK(hits[i].indices_hit == want[i]["indices_hit"].get<std::vector<int>>());
   }
@@ -92,11 +92,11 @@ TEST_CASE("hits of hmmsearch equal what AlphaFold's parser made of them") {
   REQUIRE(hits.size() == want.size());
   for (size_t i = 0; i < hits.size(); ++i) {
     CHECK(hits[i].index == want[i]["index"]);
-    CHECK(hits[i].name == want[i]["name"]);
+    CHECK(hits[i].name == want[i]["name"].get<std::string>());
     CHECK(hits[i].aligned_cols == want[i]["aligned_cols"]);
     CHECK_FALSE(hits[i].has_sum_probs);
     CHECK(hits[i].query == query);
-    CHECK(hits[i].hit_sequence == want[i]["hit_sequence"]);
+    CHECK(hits[i].hit_sequence == want[i]["hit_sequence"].get<std::string>());
     CHECK(hits[i].indices_query == want[i]["indices_query"].get<std::vector<int>>());
     CHECK(hits[i].indices_hit == want[i]["indices_hit"].get<std::vector<int>>());
   }

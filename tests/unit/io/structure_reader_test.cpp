@@ -90,13 +90,13 @@ TEST_CASE("atoms of mmCIF entries equal AlphaFold's") {
     const StructureEntry entry = read_structure(labels + "input/" + id + ".cif.gz");
     const Arrays want = read_npz(labels + id + "_A.npz");
     const nlohmann::json info = nlohmann::json::parse(std::ifstream(labels + id + "_A.json"));
-    CHECK(entry.release_date == info["header"]["release_date"]);
-    CHECK(entry.method == info["header"]["structure_method"]);
+    CHECK(entry.release_date == info["header"]["release_date"].get<std::string>());
+    CHECK(entry.method == info["header"]["structure_method"].get<std::string>());
     CHECK(entry.resolution == info["header"]["resolution"]);
     const auto chain = std::find_if(entry.chains.begin(), entry.chains.end(),
                                     [](const ChainStructure& c) { return c.name == "A"; });
     REQUIRE(chain != entry.chains.end());
-    CHECK(chain->sequence == info["seqres"]);
+    CHECK(chain->sequence == info["seqres"].get<std::string>());
     test::compare("positions", chain->positions, want.at("all_atom_positions"), 0);
     test::compare("mask", chain->mask, want.at("all_atom_mask").to(Dtype::f32), 0);
   }
@@ -115,12 +115,12 @@ TEST_CASE("chains of whole entries equal AlphaFold's") {
     INFO(name);
     const StructureEntry entry = read_structure(std::string(shared) + "/data/entries/" + name);
     CHECK(entry.release_date == info.value("release_date", ""));
-    CHECK(entry.method == info["structure_method"]);
+    CHECK(entry.method == info["structure_method"].get<std::string>());
     CHECK(entry.resolution == info["resolution"]);
     REQUIRE(entry.chains.size() == info["chains"].size());
     for (const ChainStructure& chain : entry.chains) {
       INFO(chain.name);
-      const nlohmann::json& c = info["chains"].at(chain.name);
+      const auto c = info["chains"].at(chain.name).get<std::vector<std::string>>();
       CHECK(fnv(chain.sequence.data(), chain.sequence.size()) == c[0]);
       CHECK(fnv(chain.positions) == c[1]);
       CHECK(fnv(chain.mask) == c[2]);

@@ -101,8 +101,8 @@ TEST_CASE("template features equal AlphaFold's") {
       nlohmann::json::parse(std::ifstream(TEST_DATA "/features_q73/expected_templates.json"));
   REQUIRE(got.used.size() == want["template_domain_names"].size());
   for (size_t t = 0; t < got.used.size(); ++t) {
-    CHECK(got.used[t].name == want["template_domain_names"][t]);
-    CHECK(letters_of(got.features, int64_t(t)) == want["template_sequence"][t]);
+    CHECK(got.used[t].name == want["template_domain_names"][t].get<std::string>());
+    CHECK(letters_of(got.features, int64_t(t)) == want["template_sequence"][t].get<std::string>());
   }
   const Arrays raw = read_npz(TEST_DATA "/features_q73/expected_raw_features.npz");
   test::compare("aatype", got.features.aatype, raw.at("template_aatype"), 0);

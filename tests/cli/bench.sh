@@ -1,0 +1,16 @@
+# bench: a row for every module and for the whole, in JSON too, and --rows.
+source "$(dirname "$0")/common.bash"
+small=(--preset demo --blocks 1 --n-res 8 --n-seq 4 --n-extra 4 --repeat 1 --threads 1)
+expect 0 "whole pass" bench "${small[@]}" --json forward.json
+expect 0 "optimizer" bench "${small[@]}" --training --json training.json
+for row in "row attention" "triangle attention core" "layer norm" block "extra: outer product mean" "whole pass"; do
+  for file in forward training; do
+    grep -q "\"name\": \"$row\"" $file.json || problem "$file: no row '$row': $(cat $file.json)"
+  done
+done
+grep -q '"backward_ms"' training.json || problem "no backward: $(cat training.json)"
+grep -q '"backward_ms"' forward.json && problem "a backward of the forward: $(cat forward.json)"
+expect 0 "block" bench "${small[@]}" --rows block,optimizer --json some.json
+[ "$(grep -c '"name"' some.json)" -eq 1 ] || problem "--rows: $(cat some.json)"
+expect 2 "none of the table's rows" bench "${small[@]}" --rows blocks
+finish
