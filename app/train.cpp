@@ -98,7 +98,7 @@ class Run {
         dataset_(config.train.shards),
         sampler_(dataset_, sampler_config(config), uint64_t(config.seed)),
         trainer_(config, std::move(state), threads, grid, device),
-        peak_(matrix_rate(trainer_.precision(), device) * grid.world.size()) {
+        peak_(folder ? matrix_rate(trainer_.precision(), device) * grid.world.size() : 0) {
     if (folder_) {
       log_.emplace(folder_->path(), trainer_.state().step);
       events_.emplace(folder_->path(), trainer_.state().step);
@@ -271,7 +271,7 @@ class Run {
   Trainer trainer_;
   std::optional<TrainingLog> log_;
   std::optional<EventFile> events_;
-  const double peak_;
+  const double peak_;  ///< of all ranks together, FLOP/s; measured where it is logged
   int replays_ = 0;
 };
 

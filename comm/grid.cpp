@@ -27,8 +27,8 @@ void BucketedSum::flush() {
   Bucket bucket;
   bucket.arrays = std::move(waiting_);
   waiting_.clear();
-  const Dtype dtype = bucket.arrays[0].dtype();
-  bucket.packed = Tensor::empty({bytes_ / size_of(dtype)}, dtype);
+  const Tensor& first = bucket.arrays[0];
+  bucket.packed = Tensor::empty({bytes_ / size_of(first.dtype())}, first.dtype(), first.device());
   bytes_ = 0;
   int64_t at = 0;
   for (const Tensor& array : bucket.arrays) {

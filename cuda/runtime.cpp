@@ -102,7 +102,8 @@ void start(int index) {
   uint64_t keep = UINT64_MAX;
   check_cuda(cudaMemPoolSetAttribute(g_state.pool, cudaMemPoolAttrReleaseThreshold, &keep),
              "cudaMemPoolSetAttribute");
-  register_memory(Device::cuda, {allocate, release, zero, upload, download, copy, synchronize});
+  register_memory(Device::cuda,
+                  {allocate, release, zero, upload, download, copy, add_up, synchronize});
 }
 
 }  // namespace ff::cuda
