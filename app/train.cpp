@@ -326,7 +326,8 @@ void share(const Group& world, TrainState& state) {
 int run(const Options& o, const Group& world) {
   set_quiet(o.quiet || world.rank() != 0);
   const TrainConfig config = configuration(o, world);
-  const Grid grid = make_grid(world, int(config.run.dap));
+  const bool on_gpu = o.device == "cuda";
+  const Grid grid = make_grid(world, int(config.run.dap), on_gpu ? Device::cuda : Device::cpu);
   const int threads = o.threads > 0 ? o.threads
                                     : int(config.run.threads.value_or(std::max(
                                           1, available_threads() / world.ranks_on_this_host())));
@@ -343,6 +344,7 @@ int run(const Options& o, const Group& world) {
     });
     return int(Exit::kDone);
   }
+  const Device device = on_gpu ? use_gpu(world) : Device{};
   std::optional<RunFolder> folder;
   std::optional<Run> training;
   TrainState state;
@@ -353,8 +355,7 @@ int run(const Options& o, const Group& world) {
   });
   share(world, state);
   together(world, [&] {
-    training.emplace(config, folder ? &*folder : nullptr, std::move(state), threads, grid,
-                     o.device == "cuda" ? use_gpu() : Device{});
+    training.emplace(config, folder ? &*folder : nullptr, std::move(state), threads, grid, device);
     if (folder) write_text(folder->path() + "/config.yaml", train_config_yaml(config));
   });
   return int(training->go());
