@@ -554,15 +554,16 @@ int run(const Options& options) {
   if (launched().size > 1 && !options.comm.wanted)
     fail(Exit::kUsage,
          "fastfold bench works with one rank but for --comm; start it without mpirun");
+  const Dtype dtype = dtype_of_precision(options.compute.precision);
+  if (options.comm.wanted)
+    return bench_comm(options.comm, options.compute,
+                      {options.preset, options.n.n_res, options.n.n_seq, dtype}, options.n.repeat,
+                      options.json);
   const Device device = options.compute.apply();
   if (options.featurisation) return run_featurisation(options);
   if (!options.inputs.inputs.empty())
     fail(Exit::kUsage, options.inputs.inputs[0], ": only --featurisation takes inputs");
   if (!options.shards.empty()) return run_loader(options);
-  const Dtype dtype = dtype_of_precision(options.compute.precision);
-  if (options.comm.wanted)
-    return bench_comm(options.comm, {options.preset, options.n.n_res, options.n.n_seq, dtype},
-                      options.n.repeat, options.json);
   ModelConfig config = preset_config(options.preset);
   if (options.blocks > 0) config.evoformer_num_block = options.blocks;
   Arrays values;

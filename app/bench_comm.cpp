@@ -42,6 +42,7 @@ struct Cost {
   double seconds = 0, received = 0, communication = 0, exposed = 0;
 
   static Cost so_far(const Group& group) {
+    group.settle();
     Cost all{0, double(group.received_bytes())};
     for (const auto& [name, e] : exposures()) {
       if (name == kStart) continue;
@@ -55,7 +56,7 @@ struct Cost {
 /// f(start) begins together with the other ranks where it calls start(), and returns what shall not
 /// be freed before the clock is read. One run more than `runs` comes first, to warm up.
 template <class F>
-Cost measure(const Group& group, int64_t runs, F f) {
+Cost measure(const Group& group, Device device, int64_t runs, F f) {
   std::vector<Cost> costs;
   for (int64_t i = 0; i <= runs; ++i) {
     Cost before;
@@ -66,6 +67,7 @@ Cost measure(const Group& group, int64_t runs, F f) {
       before.received = double(group.received_bytes());
       begin = now_ns();
     });
+    synchronize(device);
     const int64_t end = now_ns();
     const Cost after = Cost::so_far(group);
     if (i == 0) continue;
@@ -84,13 +86,13 @@ Cost measure(const Group& group, int64_t runs, F f) {
 /// Bytes are of the whole: what all ranks hold together of an all-gather's result or a
 /// reduce-scatter's input is one copy a rank; an all-to-all sends and an all-reduce sums so many on
 /// every rank.
-nlohmann::json collectives(const Group& world, int64_t largest, int64_t runs) {
+nlohmann::json collectives(const Group& world, Device device, int64_t largest, int64_t runs) {
   const Dap dap(world);
   const double n = world.size();
   const Span span("bench");
   nlohmann::json rows = nlohmann::json::array();
   const auto row = [&](const char* name, int64_t bytes, double factor, const auto& f) {
-    const Cost cost = measure(world, runs, f);
+    const Cost cost = measure(world, device, runs, f);
     const double bandwidth = factor * double(bytes) / cost.seconds * 1e-9;
     if (world.rank() == 0) {
       std::printf("%-16s %12lld %12.3f %12.3f\n", name, (long long)bytes, cost.seconds * 1e3,
@@ -109,8 +111,9 @@ nlohmann::json collectives(const Group& world, int64_t largest, int64_t runs) {
   const double part = (n - 1) / n;
   for (int64_t bytes = kSmallest; bytes <= largest; bytes *= 4) {
     const int64_t count = bytes / 4;
-    const Var own(Tensor::zeros({dap.mine(count).count})), row_of_all(Tensor::zeros({1, count}));
-    const Tensor whole = Tensor::zeros({count});
+    const auto zeros = [&](const Dims& shape) { return Tensor::zeros(shape, Dtype::f32, device); };
+    const Var own(zeros({dap.mine(count).count})), row_of_all(zeros({1, count}));
+    const Tensor whole = zeros({count});
     row("all-gather", bytes, part, [&](const auto& start) {
       start();
       return Vars{gather(dap, own, 0, count)};
@@ -139,15 +142,16 @@ nlohmann::json collectives(const Group& world, int64_t largest, int64_t runs) {
 
 /// One block, forward as in prediction, and forward and backward as in training but for dropout and
 /// for the sum of the parameters' gradients.
-nlohmann::json block_scaling(const Group& world, const CommBenchBlock& b, int64_t runs) {
+nlohmann::json block_scaling(const Group& world, Device device, const CommBenchBlock& b,
+                             int64_t runs) {
   ModelConfig config = preset_config(b.preset);
   config.evoformer_num_block = 1;
-  Params params(config, initial_params(config, 1), b.preset);
+  Params params = Params(config, initial_params(config, 1), b.preset).on(device);
   params.want_grads();
   const Params cast = params.in_precision(b.dtype);
   const Scope scope =
       Scope(cast, "alphafold/alphafold_iteration/evoformer/evoformer_iteration").block(0);
-  const Tensor msa_mask = ones({b.n_seq, b.n_res});
+  const Tensor msa_mask = ones({b.n_seq, b.n_res}).to(device);
   std::set<int> counts{world.size()};
   for (int p = 1; p < world.size(); p *= 2) counts.insert(p);
   nlohmann::json rows = nlohmann::json::array();
@@ -163,16 +167,17 @@ nlohmann::json block_scaling(const Group& world, const CommBenchBlock& b, int64_
     const char* name = training ? "forward + backward" : "forward";
     for (const int p : counts) {
       if (world.rank() < p) {
-        const Dap dap(world.part(0, p, 1));
+        const Dap dap(world.part(0, p, 1), Dap::worth_a_message(device.kind));
         const Range own_seq = dap.mine(b.n_seq), own_res = dap.mine(b.n_res);
-        const Tensor m = filled({own_seq.count, b.n_res, config.msa_channel}, b.dtype, 1),
-                     z = filled({own_res.count, b.n_res, config.pair_channel}, b.dtype, 2),
-                     pair_mask = ones({own_res.count, b.n_res});
+        const Tensor
+            m = filled({own_seq.count, b.n_res, config.msa_channel}, b.dtype, 1).to(device),
+            z = filled({own_res.count, b.n_res, config.pair_channel}, b.dtype, 2).to(device),
+            pair_mask = ones({own_res.count, b.n_res}).to(device);
         const auto block = [&](const Var& m, const Var& z) {
           return evoformer_block(scope, config.evoformer, false, {m, z}, msa_mask, pair_mask,
                                  Trace(), {}, dap);
         };
-        const Cost cost = measure(dap.group(), runs, [&](const auto& start) {
+        const Cost cost = measure(dap.group(), device, runs, [&](const auto& start) {
           Var m_in(m.clone()), z_in(z.clone());
           if (!training) {
             const NoGrad no_grad;
@@ -223,24 +228,27 @@ void CommBench::add_to(CLI::App& app) {
   ranks.add_to(app, false);
 }
 
-int bench_comm(const CommBench& options, const CommBenchBlock& block, int64_t repeat,
-               const std::string& json) {
+int bench_comm(const CommBench& options, const ComputeOptions& compute, const CommBenchBlock& block,
+               int64_t repeat, const std::string& json) {
   return on_ranks(options.ranks, [&](const Group& world) {
     if (world.size() == 1)
       fail(Exit::kUsage, "bench --comm needs several ranks; start it with mpirun -np RANKS");
     if (!timeline_active()) start_timeline();
+    const Device device = compute.apply(world);
     std::set<std::string> hosts;
     for (int r = 0; r < world.size(); ++r) hosts.insert(world.host(r));
     if (world.rank() == 0)
       std::printf("%d ranks on %zu %s\n", world.size(), hosts.size(),
                   hosts.size() == 1 ? "host" : "hosts");
-    const nlohmann::json by_size = collectives(world, options.largest, kCollectiveRuns * repeat),
-                         scaling = block_scaling(world, block, repeat);
+    const nlohmann::json by_size =
+                             collectives(world, device, options.largest, kCollectiveRuns * repeat),
+                         scaling = block_scaling(world, device, block, repeat);
     if (world.rank() != 0 || json.empty()) return int(Exit::kDone);
     AtomicFile file(json);
     file.write(nlohmann::json{{"ranks", world.size()},
                               {"hosts", hosts.size()},
                               {"threads", omp_get_max_threads()},
+                              {"device", compute.device},
                               {"precision", name_of(block.dtype)},
                               {"preset", block.preset},
                               {"n_res", block.n_res},

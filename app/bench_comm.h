@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <string>
 
+#include "app/commands.h"
 #include "app/ranks.h"
-#include "core/tensor/tensor.h"
 
 namespace ff {
 
@@ -28,7 +28,7 @@ struct CommBenchBlock {
 /// Prints two tables from rank 0 and writes them to `json` where that is not "": collectives by
 /// size, and one Evoformer block on 1, 2, 4, ... and all ranks. Of `repeat` runs of the block, and
 /// of five times as many of a collective, the median counts.
-int bench_comm(const CommBench& options, const CommBenchBlock& block, int64_t repeat,
-               const std::string& json);
+int bench_comm(const CommBench& options, const ComputeOptions& compute, const CommBenchBlock& block,
+               int64_t repeat, const std::string& json);
 
 }  // namespace ff

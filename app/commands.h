@@ -4,7 +4,7 @@
 #include <functional>
 #include <string>
 
-#include "core/tensor/tensor.h"
+#include "comm/group.h"
 
 namespace CLI {
 class App;
@@ -36,10 +36,13 @@ struct ComputeOptions {
   bool quiet = false;
   std::string precision = "f32", device = "cpu";
 
+  Device::Kind kind() const { return device == "cpu" ? Device::cpu : Device::cuda; }
+
   /// Adds --threads, --quiet, --device and --precision (f32, bf16 and, for tests, f64).
   void add_to(CLI::App& app, bool with_f64);
-  /// Sets threads and quiet, and returns the device; throws Exit::kDevice where it cannot be had.
-  Device apply() const;
+  /// Sets threads and quiet, and returns the device, on several ranks each its own; throws
+  /// Exit::kDevice where it cannot be had.
+  Device apply(const Group& world = {}) const;
 };
 
 }  // namespace ff

@@ -21,12 +21,12 @@ void ComputeOptions::add_to(CLI::App& app, bool with_f64) {
       ->check(CLI::IsMember({"cpu", "cuda"}));
 }
 
-Device ComputeOptions::apply() const {
+Device ComputeOptions::apply(const Group& world) const {
   set_quiet(quiet);
   set_threads(threads > 0 ? threads : available_threads());
   if (device == "cpu") return {};
   if (precision == "f64") fail(Exit::kUsage, "--precision f64 is for --device cpu");
-  return use_gpu();
+  return use_gpu(world);
 }
 
 }  // namespace ff

@@ -17,6 +17,7 @@
 #include "app/commands.h"
 #include "app/gpu.h"
 #include "app/model_file.h"
+#include "comm/link.h"
 #include "core/base/log.h"
 #include "core/base/machine.h"
 #include "core/model/config.h"
@@ -141,6 +142,14 @@ Finding gpu() {
   return f;
 }
 
+Finding nccl() {
+  std::string text;
+  const bool found = find_nccl(text);
+  Finding f{"nccl", found ? "ok" : "note", text, {{"found", found}}};
+  if (!found) f.text = "ranks on GPUs exchange through their hosts' memory: " + text;
+  return f;
+}
+
 Finding mpi() {
   std::vector<std::string> seen;
   nlohmann::ordered_json variables = nlohmann::ordered_json::object();
@@ -149,11 +158,13 @@ Finding mpi() {
       variables[name] = value;
       seen.push_back(cat(name, "=", value));
     }
-  return {"mpi",
-          "note",
-          cat("not in this version: one process works alone; of a launcher's variables ",
-              seen.empty() ? "none is" : joined(seen) + " are", " set"),
-          {{"compiled_in", false}, {"variables", variables}}};
+  const std::string version = mpi_version();
+  return {
+      "mpi",
+      version.empty() ? "note" : "ok",
+      cat(version.empty() ? "not in this build: one process works alone" : version,
+          "; of a launcher's variables ", seen.empty() ? "none is" : joined(seen) + " are", " set"),
+      {{"compiled_in", !version.empty()}, {"version", version}, {"variables", variables}}};
 }
 
 Finding hdf5() {
@@ -204,9 +215,9 @@ struct Options {
 };
 
 int run(const Options& o) {
-  const Finding findings[] = {processor(), kernel_table(), threads(), memory(),
-                              gpu(),       mpi(),          hdf5(),    output_folder(o.output),
-                              presets(),   parameters()};
+  const Finding findings[] = {
+      processor(), kernel_table(),          threads(), memory(),    gpu(), nccl(), mpi(),
+      hdf5(),      output_folder(o.output), presets(), parameters()};
   std::vector<std::string> bad;
   Exit code = Exit::kDone;
   for (const Finding& f : findings)

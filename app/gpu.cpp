@@ -3,6 +3,7 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 
@@ -58,6 +59,30 @@ Device use_gpu(int index) {
   std::string reason;
   open_module(reason)->use(index);
   return {Device::cuda, index};
+}
+
+Device use_gpu(const Group& world) {
+  Device device;
+  std::string id;
+  together(world, [&] {
+    std::string reason;
+    const GpuModule* module = open_module(reason);
+    const int count = module ? module->count() : 0;
+    device = use_gpu(world.rank_on_this_host() % std::max(count, 1));
+    if (world.size() > 1) id = find_gpus(device.index).gpus[0].id;
+  });
+  world.use_device(gpu_communication(), id);
+  return device;
+}
+
+DeviceComm& gpu_communication() {
+  std::string reason;
+  return open_module(reason)->communication();
+}
+
+bool find_nccl(std::string& text) {
+  const GpuModule* module = open_module(text);
+  return module && module->find_nccl(text);
 }
 
 }  // namespace ff

@@ -213,10 +213,10 @@ int run(const Options& o, const Group& world) {
                       cat("parity is of one protein: --dap ", o.ranks.dap, " on ", world.size(),
                           " ranks; start as many as --dap says"),
                       world.rank() == 0);
-  const Dap dap(world);
+  const Dap dap(world, Dap::worth_a_message(o.compute.kind()));
   if (o.labels.empty() != (o.losses.empty() && o.gradients.empty()))
     fail(Exit::kUsage, "--labels goes with --losses or --gradients");
-  const Device device = o.compute.apply();
+  const Device device = o.compute.apply(world);
   const Dtype precision = dtype_of_precision(o.compute.precision);
   const bool f64 = precision == Dtype::f64;
   const Configuration configuration(o);

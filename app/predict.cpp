@@ -645,11 +645,11 @@ class Run {
 };
 
 int run(Options& o, const Group& world) {
-  const Grid grid = make_grid(world, o.ranks.dap);
+  const Grid grid = make_grid(world, o.ranks.dap, o.compute.kind());
   if (o.compute.threads == 0)
     o.compute.threads = std::max(1, available_threads() / world.ranks_on_this_host());
   o.compute.quiet |= grid.dap.rank() != 0;
-  o.device = o.compute.apply();
+  o.device = o.compute.apply(world);
   if (grid.dap.rank() == 0) set_json_log(o.json_log);
   resolve_aliases(o);
   if (o.inputs.inputs.empty() && o.inputs.features.empty())

@@ -52,6 +52,7 @@ int on_ranks(const RankOptions& options, const std::function<int(const Group&)>&
   if (!options.profile.empty()) start_timeline();
   const auto run = [&] {
     const int code = f(world);
+    world.settle();
     if (!options.profile.empty()) write_profile(world, options.profile);
     return code;
   };

@@ -98,7 +98,7 @@ class Run {
         dataset_(config.train.shards),
         sampler_(dataset_, sampler_config(config), uint64_t(config.seed)),
         trainer_(config, std::move(state), threads, grid, device),
-        peak_(matrix_rate(trainer_.precision(), device) * grid.world.size()) {
+        peak_(folder ? matrix_rate(trainer_.precision(), device) * grid.world.size() : 0) {
     if (folder_) {
       log_.emplace(folder_->path(), trainer_.state().step);
       events_.emplace(folder_->path(), trainer_.state().step);
@@ -271,7 +271,7 @@ class Run {
   Trainer trainer_;
   std::optional<TrainingLog> log_;
   std::optional<EventFile> events_;
-  const double peak_;
+  const double peak_;  ///< of all ranks together, FLOP/s; measured where it is logged
   int replays_ = 0;
 };
 
@@ -326,7 +326,8 @@ void share(const Group& world, TrainState& state) {
 int run(const Options& o, const Group& world) {
   set_quiet(o.quiet || world.rank() != 0);
   const TrainConfig config = configuration(o, world);
-  const Grid grid = make_grid(world, int(config.run.dap));
+  const bool on_gpu = o.device == "cuda";
+  const Grid grid = make_grid(world, int(config.run.dap), on_gpu ? Device::cuda : Device::cpu);
   const int threads = o.threads > 0 ? o.threads
                                     : int(config.run.threads.value_or(std::max(
                                           1, available_threads() / world.ranks_on_this_host())));
@@ -343,6 +344,7 @@ int run(const Options& o, const Group& world) {
     });
     return int(Exit::kDone);
   }
+  const Device device = on_gpu ? use_gpu(world) : Device{};
   std::optional<RunFolder> folder;
   std::optional<Run> training;
   TrainState state;
@@ -353,8 +355,7 @@ int run(const Options& o, const Group& world) {
   });
   share(world, state);
   together(world, [&] {
-    training.emplace(config, folder ? &*folder : nullptr, std::move(state), threads, grid,
-                     o.device == "cuda" ? use_gpu() : Device{});
+    training.emplace(config, folder ? &*folder : nullptr, std::move(state), threads, grid, device);
     if (folder) write_text(folder->path() + "/config.yaml", train_config_yaml(config));
   });
   return int(training->go());

@@ -22,23 +22,26 @@ Var token() { return Var(Tensor::empty({0})); }
 /// Lets the begin's backward run, after the await's.
 void pass(const Var& token) { token.grad_into(); }
 
-Tensor or_zeros(const Tensor& dy, const Dims& shape, Dtype dtype) {
-  return dy.defined() ? dy : Tensor::zeros(shape, dtype);
+/// Uninitialised, of x's dtype and device.
+Tensor like(const Tensor& x, const Dims& shape) {
+  return Tensor::empty(shape, x.dtype(), x.device());
 }
 
-/// sum = parts added in order, through f32 or wider.
+/// What or_zeros makes zeros of.
+struct Kind {
+  explicit Kind(const Tensor& t) : shape(t.shape()), dtype(t.dtype()), device(t.device()) {}
+  Dims shape;
+  Dtype dtype;
+  Device device;
+};
+Tensor or_zeros(const Tensor& dy, const Kind& kind) {
+  return dy.defined() ? dy : Tensor::zeros(kind.shape, kind.dtype, kind.device);
+}
+
 Tensor sum_of(const std::vector<Tensor>& parts) {
-  const Dtype dtype = parts[0].dtype();
-  const Tensor sum = parts[0].to(dtype == Dtype::bf16 ? Dtype::f32 : dtype).contiguous();
-  const Tensor out = sum.raw() == parts[0].raw() ? sum.clone() : sum;
-  for (size_t r = 1; r < parts.size(); ++r) {
-    const Tensor x = parts[r].to(out.dtype()).contiguous();
-    if (out.dtype() == Dtype::f64)
-      for (int64_t i = 0; i < out.numel(); ++i) out.data<double>()[i] += x.data<double>()[i];
-    else
-      for (int64_t i = 0; i < out.numel(); ++i) out.data<float>()[i] += x.data<float>()[i];
-  }
-  return out.to(dtype);
+  const Tensor sum = like(parts[0], parts[0].shape());
+  add_up(parts, sum);
+  return sum;
 }
 
 /// Sends every rank its range of x's `axis` and receives theirs of the own range; `received` are
@@ -49,7 +52,7 @@ Pending scatter_parts(const Dap& dap, const Tensor& x, int axis, const std::vect
   const int64_t mine = ranges[size_t(dap.rank())].count;
   for (const Range& range : ranges) {
     route.send.push_back(x.narrow(axis, range.start, range.count));
-    received->push_back(Tensor::empty(with_size(x.shape(), axis, mine), x.dtype()));
+    received->push_back(like(x, with_size(x.shape(), axis, mine)));
   }
   route.recv = *received;
   return dap.group().exchange(std::move(route), what);
@@ -98,7 +101,7 @@ Gathering::Gathering(const Dap& dap, const Var& x, int axis, std::vector<Range> 
   const Tensor& value = x.value();
   check(value.size(axis) == s.ranges[size_t(dap.rank())].count, "gathering axis ", axis, " of ",
         value.shape(), ", expected ", s.ranges[size_t(dap.rank())].count, " rows");
-  s.out = Tensor::empty(with_size(value.shape(), axis, s.ranges.back().end()), value.dtype());
+  s.out = like(value, with_size(value.shape(), axis, s.ranges.back().end()));
   Route route;
   for (const Range& range : s.ranges) {
     route.send.push_back(value);
@@ -125,9 +128,8 @@ Var Gathering::await() const {
     Vars outputs{s.out};
     // The state must not hold the node's own output: the tape would keep itself alive.
     Tape::current()->record_collective(
-        outputs, [state = state_, shape = s.out.shape(),
-                  dtype = s.out.value().dtype()](const std::vector<Tensor>& dy) {
-          state->backward = scatter_parts(state->dap, or_zeros(dy[0], shape, dtype), state->axis,
+        outputs, [state = state_, kind = Kind(s.out.value())](const std::vector<Tensor>& dy) {
+          state->backward = scatter_parts(state->dap, or_zeros(dy[0], kind), state->axis,
                                           state->ranges, &state->received, mirrored(state->name));
           pass(state->token);
         });
@@ -150,10 +152,9 @@ Var unshard(const Dap& dap, const Var& x, int axis, int64_t n) {
   if (!recording({&x})) return whole;
   Vars outputs{whole};
   Tape::current()->record(outputs, [x = x.gradient_only(), rows = dap.mine(n), axis,
-                                    factor = float(dap.size())](const std::vector<Tensor>& dy) {
-    const Tensor own = dy[0].narrow(axis, rows.start, rows.count).to(Dtype::f64).clone();
-    for (int64_t i = 0; i < own.numel(); ++i) own.data<double>()[i] *= double(factor);
-    x.add_grad(own.to(dy[0].dtype()));
+                                    factor = size_t(dap.size())](const std::vector<Tensor>& dy) {
+    const Tensor own = dy[0].narrow(axis, rows.start, rows.count);
+    x.add_grad(sum_of(std::vector<Tensor>(factor, own)));
   });
   return outputs[0];
 }
@@ -177,11 +178,10 @@ Var reduce(const Dap& dap, const Var& x) {
   const Tensor value = sum(x.value(), name);
   if (!recording({&x})) return value;
   Vars outputs{Var(value)};
-  Tape::current()->record_collective(
-      outputs, [sum, x = x.gradient_only(), shape = value.shape(), dtype = value.dtype(),
-                name](const std::vector<Tensor>& dy) {
-        x.add_grad(sum(or_zeros(dy[0], shape, dtype), mirrored(name)));
-      });
+  Tape::current()->record_collective(outputs, [sum, x = x.gradient_only(), kind = Kind(value),
+                                               name](const std::vector<Tensor>& dy) {
+    x.add_grad(sum(or_zeros(dy[0], kind), mirrored(name)));
+  });
   return outputs[0];
 }
 
@@ -239,8 +239,7 @@ void Relayout::begin(const Var& x) {
   check(x.shape() == with_size(s.shape, s.from, rows), "part ", k, " is ", x.shape(), ", expected ",
         rows, " rows of axis ", s.from, " of ", s.shape);
   if (!s.out.defined())
-    s.out =
-        Tensor::empty(with_size(s.shape, s.to, s.dap.mine(s.shape[s.to]).count), x.value().dtype());
+    s.out = like(x.value(), with_size(s.shape, s.to, s.dap.mine(s.shape[s.to]).count));
   s.forward.push_back(s.send(k, x.value(), s.out, false));
   ++Tape::collectives();
   if (!recording({&x})) return;
@@ -265,19 +264,19 @@ Var Relayout::await() {
   if (s.tokens.empty()) return out;
   check(s.tokens.size() == s.parts.size(), "some parts want a gradient and some do not");
   Vars outputs{Var(out)};
-  Tape::current()->record_collective(outputs, [state = state_, shape = out.shape(),
-                                               dtype = out.dtype()](const std::vector<Tensor>& dy) {
-    State& s = *state;
-    const Tensor whole = or_zeros(dy[0], shape, dtype);
-    s.backward.resize(s.parts.size());
-    s.received.resize(s.parts.size());
-    for (size_t k = s.parts.size(); k-- > 0;) {
-      const int64_t rows = s.parts[k][size_t(s.dap.rank())].count;
-      s.received[k] = Tensor::empty(with_size(s.shape, s.from, rows), dtype);
-      s.backward[k] = s.send(k, s.received[k], whole, true);
-      pass(s.tokens[k]);
-    }
-  });
+  Tape::current()->record_collective(
+      outputs, [state = state_, kind = Kind(out)](const std::vector<Tensor>& dy) {
+        State& s = *state;
+        const Tensor whole = or_zeros(dy[0], kind);
+        s.backward.resize(s.parts.size());
+        s.received.resize(s.parts.size());
+        for (size_t k = s.parts.size(); k-- > 0;) {
+          const int64_t rows = s.parts[k][size_t(s.dap.rank())].count;
+          s.received[k] = like(whole, with_size(s.shape, s.from, rows));
+          s.backward[k] = s.send(k, s.received[k], whole, true);
+          pass(s.tokens[k]);
+        }
+      });
   return outputs[0];
 }
 

@@ -3,7 +3,7 @@
 
 namespace ff {
 
-Grid make_grid(const Group& world, int dap) {
+Grid make_grid(const Group& world, int dap, Device::Kind kind) {
   if (world.size() % dap != 0)
     throw SharedError(
         Exit::kUsage,
@@ -11,7 +11,8 @@ Grid make_grid(const Group& world, int dap) {
             " ranks a protein (dap) do not divide; start a multiple of ", dap, " or change dap"),
         world.rank() == 0);
   const int group = world.rank() / dap, place = world.rank() % dap;
-  return {world, Dap(world.part(group * dap, dap, 1)), world.part(place, world.size() / dap, dap)};
+  return {world, Dap(world.part(group * dap, dap, 1), Dap::worth_a_message(kind)),
+          world.part(place, world.size() / dap, dap)};
 }
 
 void BucketedSum::add(const Tensor& array) {
@@ -27,8 +28,8 @@ void BucketedSum::flush() {
   Bucket bucket;
   bucket.arrays = std::move(waiting_);
   waiting_.clear();
-  const Dtype dtype = bucket.arrays[0].dtype();
-  bucket.packed = Tensor::empty({bytes_ / size_of(dtype)}, dtype);
+  const Tensor& first = bucket.arrays[0];
+  bucket.packed = Tensor::empty({bytes_ / size_of(first.dtype())}, first.dtype(), first.device());
   bytes_ = 0;
   int64_t at = 0;
   for (const Tensor& array : bucket.arrays) {

@@ -12,8 +12,9 @@ struct Grid {
   Group dp;  ///< the ranks at this one's place in every group
 };
 
-/// Throws Exit::kUsage, alike on all ranks, where `dap` does not divide their number.
-Grid make_grid(const Group& world, int dap);
+/// Of ranks that compute on such devices. Throws Exit::kUsage, alike on all ranks, where `dap` does
+/// not divide their number.
+Grid make_grid(const Group& world, int dap, Device::Kind kind);
 
 /// Begins the sums of arrays over a group: packed into buckets, so that many small ones are one
 /// exchange. f32 or f64, contiguous, all of one type; every rank adds the same in the same order.

@@ -13,18 +13,21 @@
 
 namespace ff {
 
+class DeviceComm;
+class Transport;
 class World;
 
 /// A job under way. A default one is done.
 class Pending {
  public:
-  /// Returns when it is done; throws what it threw. Spent waiting is shown on the timeline.
+  /// Returns when it is done, or when what a device is given next comes behind it; throws what it
+  /// threw. Spent waiting is shown on the timeline.
   void wait();
+
+  struct State;
 
  private:
   friend class Group;
-  friend class World;
-  struct State;
   std::shared_ptr<State> state_;
 };
 
@@ -45,11 +48,23 @@ class Group {
   Group part(int first, int count, int stride) const;
   /// Host of a rank of this group; "" for a group of one without a launcher.
   std::string host(int rank) const;
-  /// How many of the run's ranks are on this one's host.
+  /// How many of the run's ranks are on this one's host, and how many of them before it.
   int ranks_on_this_host() const;
+  int rank_on_this_host() const;
 
-  /// Begins an exchange: packs what is not contiguous, sends, receives, unpacks. The tensors must
-  /// not be written before it is awaited, and are kept alive until then. CPU tensors alone.
+  /// Tensors of a device may be exchanged from now on; `gpu` is the one that this rank computes on,
+  /// by a name that tells all GPUs apart. All ranks of the run call it: they are joined by NCCL
+  /// where each has a GPU of its own and finds the library, and by their hosts' memory otherwise;
+  /// FASTFOLD_COMM=nccl or host in the environment chooses. Says on rank 0 which. Throws
+  /// Exit::kDevice, alike on all ranks, where NCCL was chosen and cannot be had.
+  void use_device(DeviceComm& device, const std::string& gpu) const;
+  /// Waits for the device, so that the timeline is complete.
+  void settle() const;
+
+  /// Begins an exchange: packs what is not contiguous, sends, receives, unpacks. The tensors are
+  /// all of one device, must not be written before it is awaited, and are kept alive until then. A
+  /// device's work up to here comes before it, and what it is given once this is awaited behind it;
+  /// with NCCL no thread waits for that.
   Pending exchange(Route route, const std::string& what) const;
   /// Begins x = rank 0's x. Contiguous.
   Pending broadcast(const Tensor& x, const std::string& what) const;
@@ -69,7 +84,14 @@ class Group {
 
  private:
   friend Group start_world(const std::function<std::unique_ptr<Link>()>& make);
+  /// What an exchange of tensors does: `carry` on its own, `pack` before and `unpack` after it.
+  struct Steps {
+    std::function<void()> pack;
+    std::function<void(Transport&)> carry;
+    std::function<void()> unpack;
+  };
   Pending begin(const std::string& what, std::function<void(Link&)> job) const;
+  Pending begin(Device device, const std::string& what, Steps steps) const;
 
   std::shared_ptr<World> world_;
   std::vector<int> members_;  // ranks of the run

@@ -32,11 +32,19 @@ class Link {
   virtual int64_t claim() = 0;
   /// While there is nothing to exchange: serves other ranks' claims.
   virtual void idle() {}
+
+  /// Seconds that one exchange may last.
+  virtual double timeout() const { return 600; }
+  /// Of these ranks those that do not ask the same within a few seconds.
+  virtual std::vector<int> absent(const std::vector<int>& /*members*/) { return {}; }
 };
 
 /// The ranks that a launcher started, joined by MPI; nullptr without a launcher. Throws
 /// Exit::kUsage where this build has no MPI. `timeout` in seconds.
 std::unique_ptr<Link> mpi_link(double timeout);
+
+/// Of the MPI library, "Open MPI v4.1.4"; "" in a build without.
+std::string mpi_version();
 
 /// Ends every rank of an MPI run at once with this code; returns where there is no such run.
 void abort_all_ranks(int code);

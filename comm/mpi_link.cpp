@@ -19,8 +19,8 @@
 namespace ff {
 namespace {
 
-constexpr int kExchange = 1, kClaim = 2, kClaimed = 3;  // tags
-constexpr int64_t kMostBytes = int64_t(1) << 30;        // a count is an int
+constexpr int kExchange = 1, kClaim = 2, kClaimed = 3, kPresent = 4;  // tags
+constexpr int64_t kMostBytes = int64_t(1) << 30;                      // a count is an int
 constexpr size_t kHostName = 64;
 
 std::atomic<bool> g_running{false};
@@ -125,6 +125,31 @@ class MpiLink : public Link {
     }
   }
 
+  double timeout() const override { return timeout_; }
+
+  std::vector<int> absent(const std::vector<int>& members) override {
+    constexpr double kSeconds = 3;
+    std::vector<MPI_Request> answers(members.size(), MPI_REQUEST_NULL);
+    for (size_t i = 0; i < members.size(); ++i) {
+      if (members[i] == rank_) continue;
+      MPI_Request sent;  // the run ends before anybody asks for it
+      MPI_Isend(nullptr, 0, MPI_BYTE, members[i], kPresent, MPI_COMM_WORLD, &sent);
+      MPI_Irecv(nullptr, 0, MPI_BYTE, members[i], kPresent, MPI_COMM_WORLD, &answers[i]);
+    }
+    const int64_t begin = now_ns();
+    std::vector<int> missing;
+    do {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      missing.clear();
+      for (size_t i = 0; i < members.size(); ++i) {
+        int there = 0;
+        MPI_Test(&answers[i], &there, MPI_STATUS_IGNORE);
+        if (!there) missing.push_back(members[i]);
+      }
+    } while (!missing.empty() && 1e-9 * double(now_ns() - begin) < kSeconds);
+    return missing;
+  }
+
  private:
   /// from[i]: the rank that requests[i] waits for, -1 for a send.
   void wait(std::vector<MPI_Request> requests, const std::vector<int>& from,
@@ -169,6 +194,14 @@ std::unique_ptr<Link> mpi_link(double timeout) {
          link->size(),
          "; the launcher is not of the MPI that this program was built with, Open MPI");
   return link;
+}
+
+std::string mpi_version() {
+  char text[MPI_MAX_LIBRARY_VERSION_STRING];
+  int length = 0;
+  MPI_Get_library_version(text, &length);
+  const std::string all(text, size_t(length));
+  return all.substr(0, all.find_first_of(",\n"));
 }
 
 void abort_all_ranks(int code) {

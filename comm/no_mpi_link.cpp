@@ -13,6 +13,8 @@ std::unique_ptr<Link> mpi_link(double) {
   return nullptr;
 }
 
+std::string mpi_version() { return ""; }
+
 void abort_all_ranks(int) {}
 
 }  // namespace ff

@@ -4,15 +4,13 @@
 
 #include <cublasLt.h>
 #include <dlfcn.h>
-#include <glob.h>
 
 #include <algorithm>
 #include <array>
-#include <cstdlib>
 #include <map>
 #include <mutex>
-#include <vector>
 
+#include "cuda/libraries.h"
 #include "cuda/module_parts.h"
 #include "cuda/runtime.h"
 
@@ -39,55 +37,13 @@ Lt g_lt;
 
 std::string library_name() { return cat("libcublasLt.so.", CUBLAS_VER_MAJOR); }
 
-/// Files that may be the library, the likeliest first; patterns of glob(7).
-std::vector<std::string> places() {
-  std::vector<std::string> found, environments;
-  const auto toolkit = [&](const std::string& root) {
-    for (const char* lib : {"/lib64/", "/lib/"}) found.push_back(root + lib + library_name());
-  };
-  const auto wheels = [&](const std::string& prefix) {
-    for (const char* packages : {"/site-packages", "/dist-packages"})
-      found.push_back(prefix + "/lib/python3*" + packages + "/nvidia/*/lib/" + library_name());
-  };
-  for (const char* name : {"CUDA_HOME", "CUDA_PATH"})
-    if (const char* root = std::getenv(name)) toolkit(root);
-  for (const char* name : {"VIRTUAL_ENV", "CONDA_PREFIX"})
-    if (const char* root = std::getenv(name)) wheels(root);
-  // Beside each folder of programs: where an nvcc or a python3 is, its libraries are.
-  std::string path = std::getenv("PATH") ? std::getenv("PATH") : "";
-  for (size_t start = 0, end; start < path.size(); start = end + 1) {
-    end = std::min(path.find(':', start), path.size());
-    const std::string root = path.substr(start, end - start) + "/..";
-    toolkit(root);
-    wheels(root);
-  }
-  toolkit("/usr/local/cuda");
-  wheels("/usr/local");
-  wheels("/usr");
-  if (const char* home = std::getenv("HOME")) wheels(std::string(home) + "/.local");
-  return found;
-}
-
 void* open_library() {
-  if (void* library = dlopen(library_name().c_str(), RTLD_NOW | RTLD_LOCAL)) return library;
-  std::string error = dlerror();
-  for (const std::string& pattern : places()) {
-    glob_t files{};
-    void* library = nullptr;
-    if (glob(pattern.c_str(), 0, nullptr, &files) == 0)
-      for (size_t i = 0; i < files.gl_pathc && !library; ++i) {
-        library = dlopen(files.gl_pathv[i], RTLD_NOW | RTLD_LOCAL);
-        if (!library) error = dlerror();
-      }
-    globfree(&files);
-    if (library) return library;
-  }
+  const LibraryFile file = find_library(library_name());
+  if (file.handle) return file.handle;
   fail(Exit::kDevice, "--device cuda needs ", library_name(), " (cuBLAS of CUDA ", CUBLAS_VER_MAJOR,
-       "): it is not in the loader's path, in CUDA_HOME, beside nvcc or in a Python's nvidia "
-       "packages (",
-       error,
-       "); install the CUDA toolkit or `pip install nvidia-cublas`, or add its "
-       "folder to LD_LIBRARY_PATH");
+       "): it is ", file.text,
+       "; install the CUDA toolkit or `pip install nvidia-cublas`, or add its folder to "
+       "LD_LIBRARY_PATH");
 }
 
 void check_lt(cublasStatus_t status, const char* call, const std::string& what = "") {

@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "cuda/module_parts.h"
+#include "cuda/nccl.h"
 #include "cuda/table.h"
 
 namespace ff {
@@ -41,6 +42,8 @@ cudaError_t describe(int device, GpuInfo* gpu) {
   cudaDeviceProp properties;
   if (cudaError_t e = cudaGetDeviceProperties(&properties, device)) return e;
   std::snprintf(gpu->name, sizeof gpu->name, "%s", properties.name);
+  const auto* uuid = reinterpret_cast<const unsigned char*>(properties.uuid.bytes);
+  for (int i = 0; i < 16; ++i) std::snprintf(gpu->id + 2 * i, 3, "%02x", uuid[i]);
   gpu->compute_major = properties.major;
   gpu->compute_minor = properties.minor;
   size_t free_bytes = 0, total_bytes = 0;
@@ -89,7 +92,13 @@ void use_gpu(int index) {
   register_kernels(Device::cuda, &cuda::kTable);
 }
 
-constexpr GpuModule kModule = {FASTFOLD_VERSION, report_gpus, use_gpu};
+int count_gpus() {
+  int count = 0;
+  return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+}
+
+constexpr GpuModule kModule = {FASTFOLD_VERSION, report_gpus,         use_gpu,
+                               count_gpus,       cuda::communication, cuda::find_nccl};
 
 }  // namespace
 }  // namespace ff

@@ -4,12 +4,16 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 namespace ff {
+
+class DeviceComm;
 
 /// One GPU as the driver describes it.
 struct GpuInfo {
   char name[256];
+  char id[40];  ///< tells all GPUs apart
   int compute_major, compute_minor;
   int64_t total_bytes, free_bytes;
 };
@@ -30,6 +34,12 @@ struct GpuModule {
   /// Takes GPU `index` for this process: makes its stream, finds cuBLASLt, registers its memory and
   /// kernels. Throws Exit::kDevice with one sentence on what is missing.
   void (*use)(int index);
+  /// How many there are, at no cost; 0 where there is no driver.
+  int (*count)();
+  /// What ranks exchange by, once a GPU is in use.
+  DeviceComm& (*communication)();
+  /// NCCL's version and file, or false and why there is none.
+  bool (*find_nccl)(std::string& text);
 };
 
 inline constexpr char kGpuEntryPoint[] = "fastfold_cuda";

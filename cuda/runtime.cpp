@@ -19,10 +19,11 @@ namespace {
 
 struct State {
   DeviceInfo info;
-  cudaStream_t stream = nullptr;
+  cudaStream_t stream = nullptr, communication = nullptr;
   cudaMemPool_t pool = nullptr;
 };
 State g_state;
+thread_local cudaStream_t t_stream = nullptr;  // OnStream's
 
 /// Makes the process's GPU the calling thread's.
 void make_current() {
@@ -33,7 +34,8 @@ void make_current() {
 }
 
 void* allocate(int64_t bytes, int) {
-  const cudaStream_t s = stream();
+  make_current();
+  const cudaStream_t s = g_state.stream;
   void* p = nullptr;
   cudaError_t status = cudaMallocAsync(&p, size_t(bytes), s);
   if (status == cudaErrorMemoryAllocation) {
@@ -176,8 +178,16 @@ void download(void* to, const void* from, int64_t bytes) {
 
 cudaStream_t stream() {
   make_current();
-  return g_state.stream;
+  return t_stream ? t_stream : g_state.stream;
 }
+
+cudaStream_t communication_stream() {
+  make_current();
+  return g_state.communication;
+}
+
+OnStream::OnStream(cudaStream_t s) { t_stream = s; }
+OnStream::~OnStream() { t_stream = nullptr; }
 
 const DeviceInfo& device_info() { return g_state.info; }
 
@@ -208,6 +218,11 @@ void start(int index) {
   make_current();
   check_cuda(cudaStreamCreateWithFlags(&g_state.stream, cudaStreamNonBlocking),
              "cudaStreamCreateWithFlags");
+  int lowest = 0, highest = 0;
+  check_cuda(cudaDeviceGetStreamPriorityRange(&lowest, &highest),
+             "cudaDeviceGetStreamPriorityRange");
+  check_cuda(cudaStreamCreateWithPriority(&g_state.communication, cudaStreamNonBlocking, highest),
+             "cudaStreamCreateWithPriority");
   check_cuda(cudaDeviceGetDefaultMemPool(&g_state.pool, index), "cudaDeviceGetDefaultMemPool");
   // Memory stays with the pool: returning it to the driver and asking again would wait for the GPU.
   uint64_t keep = UINT64_MAX;
@@ -219,7 +234,8 @@ void start(int index) {
                                        [] { nvtxRangePop(); }};
   hook_spans(&kRanges);
 #endif
-  register_memory(Device::cuda, {allocate, release, zero, upload, download, copy, synchronize});
+  register_memory(Device::cuda,
+                  {allocate, release, zero, upload, download, copy, add_up, synchronize});
 }
 
 }  // namespace ff::cuda

@@ -12,6 +12,20 @@ namespace ff::cuda {
 /// process's GPU current on the calling thread: ask for it before any other CUDA call.
 cudaStream_t stream();
 
+/// The stream of communication beside it, ordered with it by events alone; its kernels go first
+/// where both have some. Makes the GPU current, too.
+cudaStream_t communication_stream();
+
+/// While one is alive stream() is this one, on its thread. Memory is still given and taken back in
+/// the order of the stream of all work.
+class OnStream {
+ public:
+  explicit OnStream(cudaStream_t s);
+  ~OnStream();
+  OnStream(const OnStream&) = delete;
+  OnStream& operator=(const OnStream&) = delete;
+};
+
 /// The GPU in use.
 struct DeviceInfo {
   int index = 0, major = 0, minor = 0;

@@ -18,25 +18,10 @@ class Deaf {
   Tape* tape_;
 };
 
-/// to += from, of any strides and devices, on the CPU. Only seeds and what came from other ranks
-/// take this way.
+/// to += from, of any strides and devices. Only seeds and what came from other ranks take this way.
 void accumulate(const Tensor& from, const Tensor& to) {
-  if (to.device() != Device{}) {
-    const Tensor sum = to.to(Device{});
-    accumulate(from.to(Device{}), sum);
-    return to.copy_from(sum);
-  }
-  if (from.dtype() == Dtype::f32 && to.dtype() == Dtype::f32 && from.is_contiguous() &&
-      to.is_contiguous()) {
-    const float* x = from.data<float>();
-    float* y = to.data<float>();
-    for (int64_t i = 0; i < to.numel(); ++i) y[i] += x[i];
-    return;
-  }
-  const Tensor sum = to.to(Dtype::f64).contiguous().clone(),
-               more = from.to(Dtype::f64).contiguous();
-  for (int64_t i = 0; i < sum.numel(); ++i) sum.data<double>()[i] += more.data<double>()[i];
-  to.copy_from(sum);
+  const Tensor parts[] = {to, from.to(to.device())};
+  add_up(parts, to);
 }
 
 }  // namespace

@@ -69,8 +69,8 @@ Span::~Span() {
 std::string timeline_json(int rank) {
   const std::lock_guard lock(g_mutex);
   nlohmann::json events = nlohmann::json::array();
-  constexpr const char* kRows[] = {"computing", "communication"};
-  for (int row = 0; row < 2; ++row)
+  constexpr const char* kRows[] = {"computing", "communication", "waits of the GPU"};
+  for (int row = 0; row < 3; ++row)
     events.push_back({{"ph", "M"},
                       {"name", "thread_name"},
                       {"pid", rank},

@@ -8,7 +8,8 @@
 
 namespace ff {
 
-enum class Row : uint8_t { kCompute, kCommunication };
+/// kDevice: where a device's computing stands still.
+enum class Row : uint8_t { kCompute, kCommunication, kDevice };
 
 /// Starts recording; the spans of before are forgotten.
 void start_timeline();

@@ -53,9 +53,9 @@ void cpu_release(void* p, int64_t, int) { std::free(p); }
 
 void cpu_zero(void* p, int64_t bytes) { std::memset(p, 0, size_t(bytes)); }
 
-/// upload, download and copy are never asked of the CPU.
+/// upload, download, copy and add_up are never asked of the CPU.
 DeviceMemory g_memory[kKinds] = {
-    {cpu_allocate, cpu_release, cpu_zero, nullptr, nullptr, nullptr, [] {}}, {}};
+    {cpu_allocate, cpu_release, cpu_zero, nullptr, nullptr, nullptr, nullptr, [] {}}, {}};
 
 struct {
   std::atomic<int64_t> launches{0}, uploads{0}, upload_bytes{0}, downloads{0}, download_bytes{0},
@@ -332,7 +332,33 @@ void with_type(Dtype dtype, F f) {
   }
 }
 
+template <class T>
+void add_in_order(std::span<const Tensor> parts, const Tensor& total) {
+  T* to = total.data<T>();
+  for (size_t k = 0; k < parts.size(); ++k) {
+    const Tensor part = parts[k].to(total.dtype()).contiguous();
+    const T* x = part.data<T>();
+    for (int64_t i = 0; i < total.numel(); ++i) to[i] = k ? to[i] + x[i] : x[i];
+  }
+}
+
 }  // namespace
+
+void add_up(std::span<const Tensor> parts, const Tensor& sum) {
+  check(!parts.empty(), "a sum of nothing");
+  Dtype wide = sum.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32;
+  for (const Tensor& part : parts) {
+    check(part.shape() == sum.shape() && part.device() == sum.device(), "a sum of ", part.shape(),
+          " into ", sum.shape(), ", or of another device");
+    if (part.dtype() == Dtype::f64) wide = Dtype::f64;
+  }
+  if (!sum.numel()) return;
+  if (sum.device().kind != Device::cpu) return memory_of(sum.device()).add_up(parts, sum);
+  const bool in_place = sum.dtype() == wide && sum.is_contiguous();
+  const Tensor total = in_place ? sum : Tensor::empty(sum.shape(), wide);
+  wide == Dtype::f64 ? add_in_order<double>(parts, total) : add_in_order<float>(parts, total);
+  if (!in_place) sum.copy_from(total);
+}
 
 void Tensor::copy_from(const Tensor& source) const {
   check(shape_ == source.shape_, "copy of ", source.shape_, " into ", shape_);

@@ -105,6 +105,8 @@ struct MemoryCount {
 MemoryCount memory_count(Device::Kind kind = Device::cpu);
 void reset_memory_peak(Device::Kind kind = Device::cpu);
 
+class Tensor;
+
 /// What a device can do with memory; the CPU's is built in, the CUDA module registers its own.
 /// Calls are ordered with each other and with the device's kernels; errors are thrown.
 struct DeviceMemory {
@@ -112,8 +114,9 @@ struct DeviceMemory {
   void (*release)(void* p, int64_t bytes, int index);
   void (*zero)(void* p, int64_t bytes);
   void (*upload)(void* to, const void* from, int64_t bytes);  ///< `from` is read before it returns
-  void (*download)(void* to, const void* from, int64_t bytes);     ///< has arrived when it returns
-  void (*copy)(const class Tensor& from, const class Tensor& to);  ///< any strides and dtypes
+  void (*download)(void* to, const void* from, int64_t bytes);  ///< has arrived when it returns
+  void (*copy)(const Tensor& from, const Tensor& to);           ///< any strides and dtypes
+  void (*add_up)(std::span<const Tensor> parts, const Tensor& sum);
   void (*synchronize)();
 };
 void register_memory(Device::Kind kind, const DeviceMemory& memory);
@@ -134,6 +137,10 @@ void count_launch();
 void count_wait();
 /// For a device's module: memcpy on the host, by all threads where it is long.
 void copy_bytes(void* to, const void* from, int64_t bytes);
+
+/// sum = its parts, added in their order in f32 or wider. Of one shape and device; the first part
+/// may be `sum` itself.
+void add_up(std::span<const Tensor> parts, const Tensor& sum);
 
 class Tensor {
  public:

@@ -202,6 +202,14 @@ void use_locked_device() {
                    .upload = copy_bytes,
                    .download = copy_bytes,
                    .copy = copy,
+                   .add_up =
+                       [](std::span<const Tensor> parts, const Tensor& sum) {
+                         std::vector<Tensor> here;
+                         for (const Tensor& part : parts) here.push_back(part.to(Device{}));
+                         const Tensor total = Tensor::empty(sum.shape(), sum.dtype());
+                         add_up(here, total);
+                         sum.copy_from(total);
+                       },
                    .synchronize = [] {}});
 }
 
