@@ -1,6 +1,4 @@
 // From the network's outputs and the labels to every loss and their weighted sum.
-#include <algorithm>
-#include <cmath>
 #include <numeric>
 
 #include "core/base/error.h"

@@ -287,7 +287,7 @@ Trunk run_trunk(const Pass& p, const Arrays& f, const Recycled& prev) {
     torsions = template_torsion_features(f);
     rows.total += torsions.mask.size(0);
   }
-  Var m = embed_msa(p, f, prev, rows.aligned(dap, dap.rank())), z = embed_pair(p, f, prev);
+  Var z = embed_pair(p, f, prev);
   p.trace("embed/pair_before_templates", z);
   if (config.templates.enabled) z = embed_templates(p, f, z, pair_mask);
 
@@ -301,6 +301,8 @@ Trunk run_trunk(const Pass& p, const Arrays& f, const Recycled& prev) {
     z = extra.z;
   }
 
+  // The alignment last: it is in memory, and on its way to a GPU, only when its stack begins.
+  Var m = embed_msa(p, f, prev, rows.aligned(dap, dap.rank()));
   if (torsions.mask.defined()) append_template_rows(p, torsions, rows.templates(dap), m, mask);
   Representations x{m, z};
   m = z = Var();

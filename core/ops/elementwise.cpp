@@ -103,14 +103,6 @@ Var cast(const Var& x, Dtype dtype) {
   });
 }
 
-Var to_device(const Var& x, Device device) {
-  if (x.value().device() == device) return x;
-  return result("to_device", x.value().to(device), {&x},
-                [from = x.value().device(), to = x.gradient_only()](const Tensor& dy) {
-                  hand_over(to, dy.to(from));
-                });
-}
-
 Var repeat(const Var& x, int64_t n) {
   return result("repeat", x.value().unsqueeze(0).expand(0, n), {&x},
                 [n, shape = x.shape(), to = x.gradient_only()](const Tensor& dy) {

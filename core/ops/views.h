@@ -33,9 +33,6 @@ Var stack(const Vars& parts, int axis);
 /// A copy in another dtype; itself when it is that already.
 Var cast(const Var& x, Dtype dtype);
 
-/// A copy on another device, with the gradient copied back; itself when it is there already.
-Var to_device(const Var& x, Device device);
-
 /// Calls f(start, count) for ranges of `step` that cover [0, n): on the CPU's threads at once, in
 /// order on a GPU. For NoGrad only.
 void for_ranges(Device device, int64_t n, int64_t step,
