@@ -242,7 +242,7 @@ def main():
         logs = args.scratch = os.path.join(args.scratch, "logs")
         os.makedirs(logs)
         compiled = [j for j in jobs if "compiled" in j["peer"] or j["peer"] == "trunk"]
-        many = max(1, min(6, (os.cpu_count() or 2) // 2))
+        many = max(1, min(8, (os.cpu_count() or 2) // 2))
         if compiled and args.device == "cuda":
             until = min(deadline, START + 0.35 * args.budget_seconds)
             threads = [threading.Thread(target=run_jobs, args=(args, compiled[k::many], until, {}, True)) for k in range(many)]
