@@ -1,12 +1,10 @@
 // fastfold predict: from sequences and their alignments to ranked structures with confidences.
-#include <sys/utsname.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <ctime>
 #include <filesystem>
 #include <future>
 #include <map>
@@ -14,14 +12,10 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
-#include "app/commands.h"
 #include "app/foreign_flags.h"
 #include "app/gpu.h"
-#include "app/inputs.h"
-#include "app/model_file.h"
-#include "app/ranks.h"
+#include "app/predict_record.h"
 #include "app/report.h"
-#include "app/results.h"
 #include "core/base/log.h"
 #include "core/base/machine.h"
 #include "core/base/progress.h"
@@ -29,13 +23,15 @@
 #include "core/predict/predictor.h"
 #include "io/choices.h"
 #include "io/hash.h"
-#include "io/html_report.h"
 #include "io/npz.h"
 
 namespace fs = std::filesystem;
 
 namespace ff {
 namespace {
+
+using Options = PredictOptions;
+using Model = PredictModel;
 
 using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) {
@@ -59,26 +55,6 @@ bool is_saved(const std::vector<std::string>& names, const std::string& key) {
   return false;
 }
 
-struct Options {
-  ComputeOptions compute;
-  Device device;
-  InputOptions inputs;
-  ConfigChanges changes;
-  std::vector<std::string> params, save;
-  std::string data_dir, preset, model_preset, output = ".", json_log;
-  std::string rank = "auto", layout = "fastfold", format = "both";
-  int num_models = 0;
-  int64_t num_recycle = -1, num_ensemble = -1, num_seeds = 1;
-  uint64_t random_seed = 0;
-  std::optional<double> tolerance, stop_at_score;
-  bool use_precomputed_msas = false, cif_output = false, save_outputs = false;
-  bool skip_existing = false, dry_run = false;
-  RankOptions ranks;
-
-  ResultOptions results() const { return {output, layout_of_name(layout), format_of_name(format)}; }
-  std::string rank_by() const { return rank == "ptm" ? "ptm" : "plddt"; }
-};
-
 /// AlphaFold's names for things that ours replace, and its --data-dir.
 void resolve_aliases(Options& o) {
   const auto take = [](std::string& option, const fs::path& found) {
@@ -96,14 +72,6 @@ void resolve_aliases(Options& o) {
   if (o.cif_output) o.format = "cif";
   if (o.save_outputs) o.save = {"all"};
 }
-
-/// A network with its parameters.
-struct Model {
-  std::string name;  ///< its preset; with a number where two files are of one preset
-  std::string path;
-  RunOptions options;
-  AlphaFold network;
-};
 
 std::vector<Model> load_models(const std::vector<std::string>& files, const Options& o,
                                const Dap& dap) {
@@ -180,15 +148,6 @@ Arrays saved_arrays(const Arrays& out, const std::vector<std::string>& names) {
   for (const auto& [key, value] : out)
     if (is_saved(names, key)) saved[key] = value;
   return saved;
-}
-
-std::string utc_now() {
-  const std::time_t now = std::time(nullptr);
-  std::tm parts{};
-  gmtime_r(&now, &parts);
-  char text[32];
-  std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &parts);
-  return text;
 }
 
 /// The run over all targets.
@@ -405,10 +364,10 @@ class Run {
       results.timings[predicting + t.name] = t.predict;
       results.timings["recycles_" + t.name] = t.passes;
     }
-    results.run = record(job, in, results, started);
+    results.run = run_record(o_, models(), hashes_, job, in, results, started);
     results.msa_a3m = in.msa_a3m;
     results.fingerprint = fingerprint(job);
-    draw(job, in, results);
+    draw_results(o_, models(), job, in, results);
     throw_if_stopped();
     write_results(results, results_);
 
@@ -534,105 +493,6 @@ class Run {
                 " slices, ", model.name, " needs ", needed,
                 " (recycles and ensembles); give --num-recycle, or make it with more");
     return given;
-  }
-
-  /// run.json: enough to run the target again.
-  nlohmann::json record(const Job& job, const TargetInputs& in, const TargetResults& results,
-                        const std::string& started) {
-    nlohmann::json j;
-    utsname host{};
-    uname(&host);
-    j["fastfold"] = FASTFOLD_VERSION;
-    j["command"] = command_line();
-    j["working_directory"] = fs::current_path();
-    j["host"] = host.nodename;
-    j["started"] = started;
-    j["finished"] = utc_now();
-    j["target"] = {{"tag", job.tag},
-                   {"title", job.title},
-                   {"sequence", job.sequence},
-                   {"residues", job.sequence.size()}};
-    nlohmann::json& inputs = j["inputs"];
-    inputs["source"] = job.source;
-    inputs["sequences"] = in.raw.n_seq;
-    inputs["alignments"] = nlohmann::json::array();
-    for (const auto& [path, rows] : in.rows)
-      inputs["alignments"].push_back(
-          {{"file", path}, {"rows", rows}, {"sha256", sha256_of_file(path)}});
-    inputs["template_hits"] = job.template_hits;
-    inputs["templates"] = nlohmann::json::array();
-    for (const UsedTemplate& t : in.templates)
-      inputs["templates"].push_back({{"name", t.name},
-                                     {"file", t.source},
-                                     {"sum_probs", t.sum_probs},
-                                     {"aligned_residues", t.aligned},
-                                     {"identity", t.identity}});
-    j["warnings"] = in.warnings;
-    j["settings"] = {
-        {"num_seeds", o_.num_seeds},
-        {"random_seed", o_.random_seed},
-        {"rank_by", o_.rank_by()},
-        {"precision", o_.compute.precision},
-        {"device", o_.compute.device},
-        {"threads", o_.compute.threads > 0 ? o_.compute.threads : available_threads()}};
-    if (o_.stop_at_score) j["settings"]["stop_at_score"] = *o_.stop_at_score;
-    for (size_t i = 0; i < models().size(); ++i) {
-      const Model& m = models()[i];
-      j["models"].push_back(
-          {{"name", m.name},
-           {"parameters", m.path},
-           {"sha256", hashes_[i].get()},
-           {"num_recycle", m.options.num_recycle},
-           {"num_ensemble", m.options.num_ensemble},
-           {"recycle_early_stop_tolerance", m.options.recycle_early_stop_tolerance},
-           {"config", nlohmann::json::parse(config_json(m.network.config()))}});
-    }
-    for (const Prediction& p : results.ranked) {
-      nlohmann::json one = {{"model", p.model},
-                            {"seed", p.seed},
-                            {"recycles", p.num_recycles},
-                            {"mean_plddt", p.mean_plddt}};
-      if (p.ptm) one["ptm"] = *p.ptm;
-      j["predictions"].push_back(one);
-    }
-    return j;
-  }
-
-  void draw(const Job& job, const TargetInputs& in, TargetResults& results) const {
-    Report report{.tag = job.tag,
-                  .title = job.title,
-                  .sequence = job.sequence,
-                  .ranked = results.ranked,
-                  .coverage = coverage_of(in.raw),
-                  .tables = {},
-                  .warnings = in.warnings};
-    std::vector<std::pair<std::string, std::string>> inputs{{"sequence", job.source}};
-    for (const auto& [path, rows] : in.rows) inputs.emplace_back(path, cat(rows, " rows"));
-    inputs.emplace_back("distinct sequences", cat(in.raw.n_seq));
-    report.tables.emplace_back("Inputs", inputs);
-    if (!in.templates.empty()) {
-      std::vector<std::pair<std::string, std::string>> templates;
-      for (const UsedTemplate& t : in.templates)
-        templates.emplace_back(t.name,
-                               cat(t.aligned, " residues, ", int(std::lround(100 * t.identity)),
-                                   " % identical, ", t.source));
-      report.tables.emplace_back("Templates", templates);
-    }
-    std::vector<std::pair<std::string, std::string>> settings{
-        {"fastfold", FASTFOLD_VERSION},
-        {"precision", o_.compute.precision},
-        {"ranked by", results.rank_by == "ptm" ? "pTM" : "mean pLDDT"}};
-    for (const Model& m : models_) settings.emplace_back(m.name, m.path);
-    report.tables.emplace_back("Settings", settings);
-    std::vector<std::pair<std::string, std::string>> times;
-    for (const auto& [key, value] : results.timings.items())
-      if (value.is_number_float()) times.emplace_back(key, show_seconds(value.get<double>()));
-    times.emplace_back("peak memory", show_bytes(peak_rss()));
-    report.tables.emplace_back("Timings", times);
-    results.report_html = report_html(report);
-    results.coverage_svg = coverage_svg(report.coverage);
-    results.plddt_svg = plddt_svg(results.ranked);
-    results.pae_svg = pae_svg(results.ranked);
   }
 
   const Options& o_;

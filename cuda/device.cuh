@@ -65,15 +65,16 @@ struct Rows {
   }
   /// Elements from the tensor's first to the first of row r.
   __device__ __forceinline__ int64_t offset(int64_t r) const {
+    if (axes <= 1) return axes ? r * stride[0] : 0;
     int64_t at = 0;
-#pragma unroll
-    for (int i = 0; i < kMost; ++i) {
-      if (i + 1 >= axes) return axes ? at + r * stride[i] : 0;
+    int i = 0;
+#pragma unroll 1
+    for (; i + 1 < axes; ++i) {
       const int64_t q = n <= INT32_MAX ? uint32_t(r) / uint32_t(size[i]) : r / size[i];
       at += (r - q * size[i]) * stride[i];
       r = q;
     }
-    return at;
+    return at + r * stride[i];
   }
   static constexpr int kMost = Dims::kMax - 1;
   int64_t c = 1, n = 1;  ///< elements of a row, rows

@@ -21,9 +21,9 @@ import argparse
 import json
 import math
 import os
+import queue
 import re
 import signal
-import select
 import subprocess
 import sys
 import tempfile
@@ -41,6 +41,7 @@ def table(scale):
     """(name, shape, backward, ours: arguments of fastfold bench and the row's name, peers, seconds that a peer may take)"""
     size = lambda n: max(4, n // scale)
     rows = []
+
     def add(name, row, S, N, backward, peers, arguments=(), shape=None, seconds=8):
         S, N = size(S), size(N)
         rows.append(dict(name=name, row=row, S=S, N=N, backward=backward, peers=peers, seconds=seconds,
@@ -118,34 +119,42 @@ def whole_row(row):
 
 # ---- The parent
 
-def start_worker(args, prewarm=False):
-    command = [sys.executable, os.path.abspath(__file__), "--worker", "--scale", str(args.scale), "--device", args.device]
-    command += ["--peers", args.peers] if args.peers else []
-    command += ["--prewarm"] if prewarm else []
-    errors = open(os.path.join(args.scratch, f"worker{len(os.listdir(args.scratch))}.log"), "w")
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True)
+class Worker:
+    """A process that takes jobs; a thread gathers what it says, since a pipe's buffer hides lines from select."""
 
+    def __init__(self, args, prewarm):
+        command = [sys.executable, os.path.abspath(__file__), "--worker", "--scale", str(args.scale), "--device", args.device]
+        command += ["--peers", args.peers] if args.peers else []
+        command += ["--prewarm"] if prewarm else []
+        with tempfile.NamedTemporaryFile("w", dir=args.scratch, suffix=".log", delete=False) as errors:
+            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
+                                            start_new_session=True)
+        self.said = queue.Queue()
+        threading.Thread(target=self.listen, daemon=True).start()
 
-def stop_worker(worker):
-    try:
-        os.killpg(worker.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    worker.wait()
+    def listen(self):
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                self.said.put(json.loads(line))
+        self.said.put(None)
 
+    def ask(self, job):
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
 
-def read_entry(worker, seconds):
-    """The worker's next entry; None where it died or took longer."""
-    until = time.time() + seconds
-    while (left := until - time.time()) > 0:
-        if not select.select([worker.stdout], [], [], left)[0]:
-            break
-        line = worker.stdout.readline()
-        if not line:
+    def entry(self, seconds):
+        """The next that it says; None where it died or took longer."""
+        try:
+            return self.said.get(timeout=max(0, seconds))
+        except queue.Empty:
             return None
-        if line.startswith("{"):
-            return json.loads(line)
-    return None
+
+    def stop(self):
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self.process.wait()
 
 
 def run_jobs(args, jobs, deadline, results, prewarm=False):
@@ -157,24 +166,22 @@ def run_jobs(args, jobs, deadline, results, prewarm=False):
         if left < 0.3 * job["seconds"]:
             results.setdefault(key, {"error": "no time left"})
             continue
-        if worker is None:
-            worker = start_worker(args, prewarm)
+        worker = worker or Worker(args, prewarm)
         try:
-            worker.stdin.write(json.dumps(job) + "\n")
-            worker.stdin.flush()
-            entry = read_entry(worker, 120)  # PyTorch is imported
-            entry = entry and read_entry(worker, min(left, 3 * job["seconds"] + 30))
+            worker.ask(job)
+            entry = worker.entry(120)  # PyTorch is imported
+            entry = entry and worker.entry(min(left, 3 * job["seconds"] + 30))
         except BrokenPipeError:
             entry = None
         if entry:
             results[key] = entry["result"]
-        if not entry or worker.poll() is not None or "CUDA error" in str(entry):
-            died = worker.poll()
+        died = worker.process.poll()
+        if not entry or died is not None or "CUDA error" in str(entry):
             results.setdefault(key, {"error": "took too long" if died is None else f"crashed ({died})"})
-            stop_worker(worker)
+            worker.stop()
             worker = None
     if worker:
-        stop_worker(worker)
+        worker.stop()
 
 
 def report(rows, mine, theirs):
@@ -242,7 +249,7 @@ def main():
         logs = args.scratch = os.path.join(args.scratch, "logs")
         os.makedirs(logs)
         compiled = [j for j in jobs if "compiled" in j["peer"] or j["peer"] == "trunk"]
-        many = max(1, min(6, (os.cpu_count() or 2) // 2))
+        many = max(1, min(8, (os.cpu_count() or 2) // 2))
         if compiled and args.device == "cuda":
             until = min(deadline, START + 0.35 * args.budget_seconds)
             threads = [threading.Thread(target=run_jobs, args=(args, compiled[k::many], until, {}, True)) for k in range(many)]

@@ -53,4 +53,16 @@ nothing_in out
 expect 2 "file" predict q.fasta -o file --params params.npz -q
 expect 2 "/proc" predict q.fasta -o /proc/fastfold --params params.npz -q
 
+# No GPU that may be used: one sentence on why, exit 4, nothing computed on the CPU instead.
+export CUDA_VISIBLE_DEVICES=
+no_gpu() { expect 4 "--device cuda cannot be had: " "$@" --device cuda; }
+predict 4 "--device cuda cannot be had: " q.fasta --msa-mode single_sequence --device cuda
+example_shards pdb1ubi_A
+no_gpu train --config demo data.train.shards=shards -o out
+no_gpu bench --preset demo --modules-only
+for of in predict train bench; do
+  expect 2 "--device" $of --device gpu
+done
+nothing_in out
+
 finish
