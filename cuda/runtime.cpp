@@ -118,7 +118,7 @@ void start(int index) {
   check_cuda(cudaMemPoolSetAttribute(g_state.pool, cudaMemPoolAttrReleaseThreshold, &keep),
              "cudaMemPoolSetAttribute");
   register_memory(Device::cuda,
-                  {allocate, release, zero, upload, download, copy, add_up, synchronize});
+                  {allocate, release, zero, upload, download, copy, copy_all, add_up, synchronize});
 }
 
 }  // namespace ff::cuda
