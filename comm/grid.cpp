@@ -33,9 +33,10 @@ void BucketedSum::flush() {
   bytes_ = 0;
   int64_t at = 0;
   for (const Tensor& array : bucket.arrays) {
-    bucket.packed.narrow(0, at, array.numel()).copy_from(array.view({-1}));
+    bucket.places.push_back(bucket.packed.narrow(0, at, array.numel()).view(array.shape()));
     at += array.numel();
   }
+  copy_all(bucket.arrays, bucket.places);
   bucket.pending = group_.all_reduce(bucket.packed, "sum of gradients");
   begun_.push_back(std::move(bucket));
 }
@@ -44,11 +45,7 @@ void BucketedSum::finish() {
   flush();
   for (Bucket& bucket : begun_) {
     bucket.pending.wait();
-    int64_t at = 0;
-    for (const Tensor& array : bucket.arrays) {
-      array.view({-1}).copy_from(bucket.packed.narrow(0, at, array.numel()));
-      at += array.numel();
-    }
+    copy_all(bucket.places, bucket.arrays);
   }
   begun_.clear();
 }

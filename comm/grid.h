@@ -29,7 +29,7 @@ class BucketedSum {
 
  private:
   struct Bucket {
-    std::vector<Tensor> arrays;
+    std::vector<Tensor> arrays, places;  ///< of each in `packed`
     Tensor packed;
     Pending pending;
   };

@@ -37,13 +37,13 @@ World::World(const std::function<std::unique_ptr<Link>()>& make) {
 }
 
 World::~World() {
-  nccl_groups_.clear();
   {
     const std::lock_guard lock(mutex_);
     stop_ = true;
     changed_.notify_all();
   }
   thread_.join();
+  nccl_groups_.clear();  // nobody watches them any more
 }
 
 void World::push(std::shared_ptr<Pending::State> job) {
@@ -129,9 +129,12 @@ void World::look(Link* link) {
     const std::lock_guard lock(mutex_);
     if (watched_.empty()) return;
     try {
+      bool reached[] = {true, true};  // streams' marks pass in their order
       for (auto w = watched_.begin(); w != watched_.end();) {
         const Watch& one = **w;
-        if (!one.end || !device->passed(one.end)) {
+        bool& more = reached[one.row == Row::kDevice];
+        more = more && one.end && device->passed(one.end);
+        if (!more) {
           ++w;
           continue;
         }
@@ -194,8 +197,13 @@ void Pending::wait() {
   const std::shared_ptr<State> state = std::move(state_);
   state_ = nullptr;
   DeviceComm* const device = state->world ? state->world->device : nullptr;
-  const auto waiting = std::make_shared<World::Watch>();
-  if (device && timeline_active()) waiting->begin = device->mark(Stream::kCompute);
+  std::shared_ptr<World::Watch> waiting;
+  if (device && timeline_active()) {
+    waiting = std::make_shared<World::Watch>();
+    waiting->row = Row::kDevice;
+    waiting->what = "wait: " + state->what;
+    waiting->begin = device->mark(Stream::kCompute);
+  }
   const int64_t begin = now_ns();
   {
     std::unique_lock lock(state->mutex);
@@ -206,9 +214,7 @@ void Pending::wait() {
   if (!device) return;
   device->follow(Stream::kCompute, state->sent);
   state->sent = nullptr;
-  if (waiting->begin) {
-    waiting->row = Row::kDevice;
-    waiting->what = "wait: " + state->what;
+  if (waiting) {
     waiting->end = device->mark(Stream::kCompute);
     state->world->watch(waiting);
   }

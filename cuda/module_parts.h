@@ -12,6 +12,8 @@ namespace ff::cuda {
 void start(int index);
 /// cuda/copy.cu: copies between tensors on the GPU, any strides and dtypes.
 void copy(const Tensor& from, const Tensor& to);
+/// cuda/copy_all.cu: many arrays at once, f32 and contiguous.
+void copy_all(std::span<const Tensor> from, std::span<const Tensor> to);
 /// cuda/add_up.cu: sums of parts in their order.
 void add_up(std::span<const Tensor> parts, const Tensor& sum);
 /// cuda/blas.cpp: finds and opens cuBLASLt; throws Exit::kDevice with where it was looked for.

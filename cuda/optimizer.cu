@@ -1,53 +1,11 @@
-// The optimizer's passes over all parameters: one launch for hundreds of arrays, whose pointers
-// travel as a kernel parameter.
-#include <algorithm>
-
+// The optimizer's passes over all parameters.
+#include "cuda/lists.cuh"
 #include "cuda/table.h"
-#include "cuda/walk.cuh"
 
 namespace ff::cuda {
 namespace {
 
-constexpr int kThreads = 256, kMostArrays = 600;
-constexpr int64_t kPiece = 32 * kThreads;  // elements of a block
-
-/// The same arrays of N lists; nullptr in a list that is left out.
-template <int N>
-struct Lists {
-  float* p[N][kMostArrays];
-  int64_t n[kMostArrays];
-  int first[kMostArrays + 1];  ///< block of each array, and their number
-  int count;
-};
-
-/// A block's part of one array: f(i, V) for each pack of V elements.
-template <int N, class F>
-__device__ __forceinline__ void each_pack(const Lists<N>& lists, F f) {
-  int low = 0, high = lists.count;
-  while (high - low > 1) {
-    const int middle = (low + high) / 2;
-    (int(blockIdx.x) < lists.first[middle] ? high : low) = middle;
-  }
-  float* p[N];
-  bool packed = true;
-#pragma unroll
-  for (int k = 0; k < N; ++k) {
-    p[k] = lists.p[k][low];
-    packed = packed && reinterpret_cast<uintptr_t>(p[k]) % 16 == 0;
-  }
-  const int64_t first = (blockIdx.x - lists.first[low]) * kPiece,
-                last = min(first + kPiece, lists.n[low]);
-  if (packed && last == first + kPiece) {
-#pragma unroll 2
-    for (int64_t i = first + 4 * threadIdx.x; i < last; i += 4 * kThreads)
-      f(p, i, std::integral_constant<int, 4>());
-  } else {
-    for (int64_t i = first + threadIdx.x; i < last; i += kThreads)
-      f(p, i, std::integral_constant<int, 1>());
-  }
-}
-
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kListThreads)
     squares_kernel(const __grid_constant__ Lists<1> lists, double* partial) {
   double sum = 0;
   each_pack(lists, [&](float* const* p, int64_t i, auto width) {
@@ -70,7 +28,7 @@ __global__ void __launch_bounds__(1024)
   if (threadIdx.x == 0) *norm = sqrt(sum);
 }
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kListThreads)
     add_clipped_kernel(const __grid_constant__ Lists<2> lists, const double* norm, double limit) {
   const double length = *norm;
   if (!isfinite(length)) return;
@@ -86,7 +44,7 @@ __global__ void __launch_bounds__(kThreads)
   });
 }
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kListThreads)
     adam_kernel(const __grid_constant__ Lists<5> lists, const __grid_constant__ AdamNumbers c) {
   each_pack(lists, [&](float* const* p, int64_t i, auto width) {
     constexpr int V = decltype(width)::value;
@@ -111,27 +69,6 @@ __global__ void __launch_bounds__(kThreads)
   });
 }
 
-/// f(lists, blocks) for up to kMostArrays arrays at a time.
-template <int N, class F>
-void each_launch(const std::array<TensorList, N>& all, F f) {
-  for (size_t first = 0; first < all[0].size(); first += kMostArrays) {
-    Lists<N> lists;
-    lists.count = int(std::min<size_t>(kMostArrays, all[0].size() - first));
-    int64_t blocks = 0;
-    for (int a = 0; a < lists.count; ++a) {
-      lists.n[a] = all[0][first + size_t(a)].numel();
-      lists.first[a] = int(blocks);
-      blocks += ceil_div(lists.n[a], kPiece);
-      for (int k = 0; k < N; ++k)
-        lists.p[k][a] = all[size_t(k)].empty()
-                            ? nullptr
-                            : all[size_t(k)][first + size_t(a)].template data<float>();
-    }
-    lists.first[lists.count] = int(blocks);
-    if (blocks) f(lists, blocks);
-  }
-}
-
 }  // namespace
 
 void global_norm(TensorList arrays, const Tensor& norm) {
@@ -140,7 +77,7 @@ void global_norm(TensorList arrays, const Tensor& norm) {
   const Scratch room(blocks * 8);
   double* partial = room.data<double>();
   each_launch<1>({arrays}, [&](const Lists<1>& lists, int64_t count) {
-    squares_kernel<<<unsigned(count), kThreads, 0, stream()>>>(lists, partial);
+    squares_kernel<<<unsigned(count), kListThreads, 0, stream()>>>(lists, partial);
     partial += count;
   });
   norm_kernel<<<1, 1024, 0, stream()>>>(room.data<double>(), blocks, norm.data<double>());
@@ -149,8 +86,8 @@ void global_norm(TensorList arrays, const Tensor& norm) {
 
 void add_clipped(TensorList gradient, const Tensor& norm, double limit, TensorList sum) {
   each_launch<2>({gradient, sum}, [&](const Lists<2>& lists, int64_t blocks) {
-    add_clipped_kernel<<<unsigned(blocks), kThreads, 0, stream()>>>(lists, norm.data<double>(),
-                                                                    limit);
+    add_clipped_kernel<<<unsigned(blocks), kListThreads, 0, stream()>>>(lists, norm.data<double>(),
+                                                                        limit);
   });
   check_launch("add_clipped", gradient.size(), " arrays");
 }
@@ -158,7 +95,7 @@ void add_clipped(TensorList gradient, const Tensor& norm, double limit, TensorLi
 void adam_step(const AdamNumbers& numbers, const AdamLists& a) {
   each_launch<5>({a.gradient, a.params, a.m, a.v, a.ema},
                  [&](const Lists<5>& lists, int64_t blocks) {
-                   adam_kernel<<<unsigned(blocks), kThreads, 0, stream()>>>(lists, numbers);
+                   adam_kernel<<<unsigned(blocks), kListThreads, 0, stream()>>>(lists, numbers);
                  });
   check_launch("adam_step", a.gradient.size(), " arrays");
 }

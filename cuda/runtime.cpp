@@ -235,7 +235,7 @@ void start(int index) {
   hook_spans(&kRanges);
 #endif
   register_memory(Device::cuda,
-                  {allocate, release, zero, upload, download, copy, add_up, synchronize});
+                  {allocate, release, zero, upload, download, copy, copy_all, add_up, synchronize});
 }
 
 }  // namespace ff::cuda

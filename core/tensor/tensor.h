@@ -116,6 +116,7 @@ struct DeviceMemory {
   void (*upload)(void* to, const void* from, int64_t bytes);  ///< `from` is read before it returns
   void (*download)(void* to, const void* from, int64_t bytes);  ///< has arrived when it returns
   void (*copy)(const Tensor& from, const Tensor& to);           ///< any strides and dtypes
+  void (*copy_all)(std::span<const Tensor> from, std::span<const Tensor> to);  ///< f32, contiguous
   void (*add_up)(std::span<const Tensor> parts, const Tensor& sum);
   void (*synchronize)();
 };
@@ -137,6 +138,9 @@ void count_launch();
 void count_wait();
 /// For a device's module: memcpy on the host, by all threads where it is long.
 void copy_bytes(void* to, const void* from, int64_t bytes);
+
+/// to[i].copy_from(from[i]), in one go where a device can.
+void copy_all(std::span<const Tensor> from, std::span<const Tensor> to);
 
 /// sum = its parts, added in their order in f32 or wider. Of one shape and device; the first part
 /// may be `sum` itself.

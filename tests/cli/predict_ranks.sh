@@ -17,4 +17,8 @@ for grid in "4 2" "3 3" "2 1"; do
   [ "$(grep -c 'ranked_000' err.txt)" -eq 3 ] || problem "grid $grid: not three targets told: $(cat err.txt)"
   rm -rf many
 done
+# A host without a GPU is told of once.
+CUDA_VISIBLE_DEVICES='' timeout 60 "$tests/mpirun" 2 "$program" predict three.fasta "${options[@]}" --device cuda --dap 2 -o none 2> err.txt
+[ $? -eq 4 ] || problem "ranks without a GPU: not exit 4"
+[ "$(grep -c '^fastfold: --device cuda cannot be had: ' err.txt)" -eq 1 ] || problem "not once: $(cat err.txt)"
 finish

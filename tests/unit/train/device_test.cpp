@@ -202,6 +202,10 @@ void use_locked_device() {
                    .upload = copy_bytes,
                    .download = copy_bytes,
                    .copy = copy,
+                   .copy_all =
+                       [](std::span<const Tensor> from, std::span<const Tensor> to) {
+                         for (size_t i = 0; i < from.size(); ++i) copy(from[i], to[i]);
+                       },
                    .add_up =
                        [](std::span<const Tensor> parts, const Tensor& sum) {
                          std::vector<Tensor> here;

@@ -1,0 +1,25 @@
+// Copies of many arrays at once: gradients into the buckets that ranks exchange, and back.
+#include "cuda/lists.cuh"
+#include "cuda/module_parts.h"
+
+namespace ff::cuda {
+namespace {
+
+__global__ void __launch_bounds__(kListThreads)
+    copy_all_kernel(const __grid_constant__ Lists<2> lists) {
+  each_pack(lists, [&](float* const* p, int64_t i, auto width) {
+    constexpr int V = decltype(width)::value;
+    store_pack(p[1] + i, load_pack<V>(static_cast<const float*>(p[0]) + i));
+  });
+}
+
+}  // namespace
+
+void copy_all(std::span<const Tensor> from, std::span<const Tensor> to) {
+  each_launch<2>({from, to}, [&](const Lists<2>& lists, int64_t blocks) {
+    copy_all_kernel<<<unsigned(blocks), kListThreads, 0, stream()>>>(lists);
+  });
+  check_launch("copy_all", from.size(), " arrays");
+}
+
+}  // namespace ff::cuda
