@@ -16,6 +16,7 @@ void copy(const Tensor& from, const Tensor& to);
 void add_up(std::span<const Tensor> parts, const Tensor& sum);
 /// cuda/blas.cpp: finds and opens cuBLASLt; throws Exit::kDevice with where it was looked for.
 void open_blas();
+bool find_blas(std::string& text);
 
 /// cuda/communication.cpp: what ranks on GPUs exchange by.
 DeviceComm& communication();
