@@ -142,6 +142,12 @@ Finding gpu() {
   return f;
 }
 
+Finding cublas() {
+  std::string text;
+  const bool found = find_blas(text);
+  return {"cublas", found ? "ok" : "note", text, {{"found", found}}};
+}
+
 Finding nccl() {
   std::string text;
   const bool found = find_nccl(text);
@@ -216,7 +222,7 @@ struct Options {
 
 int run(const Options& o) {
   const Finding findings[] = {
-      processor(), kernel_table(),          threads(), memory(),    gpu(), nccl(), mpi(),
+      processor(), kernel_table(),          threads(), memory(),    gpu(), cublas(), nccl(), mpi(),
       hdf5(),      output_folder(o.output), presets(), parameters()};
   std::vector<std::string> bad;
   Exit code = Exit::kDone;

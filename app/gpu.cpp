@@ -85,4 +85,9 @@ bool find_nccl(std::string& text) {
   return module && module->find_nccl(text);
 }
 
+bool find_blas(std::string& text) {
+  const GpuModule* module = open_module(text);
+  return module && module->find_blas(text);
+}
+
 }  // namespace ff

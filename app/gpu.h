@@ -25,5 +25,7 @@ DeviceComm& gpu_communication();
 
 /// NCCL's version and file, or false and why it cannot be had.
 bool find_nccl(std::string& text);
+/// The same of cuBLASLt, which the GPU module computes with.
+bool find_blas(std::string& text);
 
 }  // namespace ff

@@ -205,6 +205,16 @@ Tensor with_contiguous_axis(const Tensor& t) {
 
 }  // namespace
 
+bool find_blas(std::string& text) {
+  const LibraryFile file = find_library(library_name());
+  text = cat(library_name(), " is ", file.text);
+  if (!file.handle) return false;
+  const auto version =
+      reinterpret_cast<decltype(&cublasLtGetVersion)>(dlsym(file.handle, "cublasLtGetVersion"));
+  text = cat("cuBLASLt ", version ? version() : 0, ", ", file.text);
+  return true;
+}
+
 void open_blas() {
   if (g_lt.handle) return;
   void* library = open_library();

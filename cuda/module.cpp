@@ -97,8 +97,8 @@ int count_gpus() {
   return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
 }
 
-constexpr GpuModule kModule = {FASTFOLD_VERSION, report_gpus,         use_gpu,
-                               count_gpus,       cuda::communication, cuda::find_nccl};
+constexpr GpuModule kModule = {FASTFOLD_VERSION,    report_gpus,     use_gpu,        count_gpus,
+                               cuda::communication, cuda::find_blas, cuda::find_nccl};
 
 }  // namespace
 }  // namespace ff

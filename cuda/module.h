@@ -38,6 +38,8 @@ struct GpuModule {
   int (*count)();
   /// What ranks exchange by, once a GPU is in use.
   DeviceComm& (*communication)();
+  /// cuBLASLt's version and file, or false and where it was looked for.
+  bool (*find_blas)(std::string& text);
   /// NCCL's version and file, or false and why there is none.
   bool (*find_nccl)(std::string& text);
 };

@@ -18,6 +18,7 @@ void copy_all(std::span<const Tensor> from, std::span<const Tensor> to);
 void add_up(std::span<const Tensor> parts, const Tensor& sum);
 /// cuda/blas.cpp: finds and opens cuBLASLt; throws Exit::kDevice with where it was looked for.
 void open_blas();
+bool find_blas(std::string& text);
 
 /// cuda/communication.cpp: what ranks on GPUs exchange by.
 DeviceComm& communication();

@@ -2,7 +2,7 @@
 source "$(dirname "$0")/common.bash"
 
 expect 0 "can run here" doctor
-for name in processor kernels threads memory gpu nccl mpi hdf5 folder presets parameters; do
+for name in processor kernels threads memory gpu cublas nccl mpi hdf5 folder presets parameters; do
   grep -q " $name " out.txt || problem "doctor does not tell of $name: $(cat out.txt)"
 done
 grep -q "AVX" out.txt || problem "no processor features: $(cat out.txt)"
