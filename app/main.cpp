@@ -118,6 +118,8 @@ int run(int argc, char** argv) {
   watch_stop_signals();
   const int code = command->run();
   if (code == int(Exit::kRequeue)) return code;  // stopped, and nothing lost
+  // What failed on several ranks is told; mpirun then ends those that are still about to leave.
+  if (code != int(Exit::kDone) && launched().size > 1) return code;
   throw_if_stopped();  // a signal that came too late to stop anything is still told
   return code;
 }
