@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <csignal>
 #include <thread>
 
@@ -16,11 +17,21 @@ namespace {
 
 std::atomic<int> g_signal{0};
 
+/// A second signal ends the program at once, unless it is the echo of the first: timeout(1), mpirun
+/// and schedulers send one to the process and to its group.
 void wait_for_signals(sigset_t signals) {
+  using Clock = std::chrono::steady_clock;
+  constexpr std::chrono::seconds kEcho(1);
+  Clock::time_point first;
   while (true) {
     int signal = 0;
     if (sigwait(&signals, &signal) != 0) return;
-    if (g_signal.exchange(signal)) _exit(128 + signal);
+    if (g_signal) {
+      if (Clock::now() - first > kEcho) _exit(128 + signal);
+      continue;
+    }
+    first = Clock::now();
+    g_signal = signal;
     log_line(signal == SIGINT ? "fastfold: interrupted, stopping"
                               : "fastfold: terminated, stopping");
   }

@@ -1,6 +1,6 @@
 // SIGINT, SIGTERM and SIGUSR1 (what SLURM sends before a time limit): the first asks the work to
-// stop at its next step, so that temporary files are removed on the way out; the second ends the
-// process at once.
+// stop at its next step, so that temporary files are removed on the way out; a second one, a second
+// or more later, ends the process at once.
 #pragma once
 
 namespace ff {

@@ -53,6 +53,8 @@ for loaders in 1 2 4; do
   until [ "$(wc -l 2> /dev/null < run/metrics.jsonl)" -ge 3 ] 2> /dev/null || ! kill -0 $pid 2> /dev/null; do sleep 0.02; done
   [ $loaders = 4 ] && signal=TERM || signal=USR1
   kill -$signal $pid || problem "$signal: the run had ended: $(cat err.txt)"
+  sleep 0.01
+  kill -$signal $pid 2> /dev/null  # timeout(1) and schedulers signal a process and its group
   wait $pid
   [ $? -eq 75 ] || problem "$signal: not exit 75: $(cat err.txt)"
   grep -q "stopping" err.txt || problem "$signal: $(cat err.txt)"
