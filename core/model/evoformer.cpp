@@ -51,10 +51,13 @@ Var update_rows(const Dap& dap, const Var& x, int axis, int64_t n, F f) {
   return change.await();
 }
 
-/// p [c, own rows, n]: all ranks' triangle products of a and b [c, own rows, n], by channels: every
-/// rank multiplies all rows of some channels, in groups whose exchanges hide behind the products.
-Var triangle_product_by_channels(const Dap& dap, Var a, Var b, bool outgoing) {
-  if (dap.single()) return triangle_product(a, b, outgoing);
+/// p [c, own rows, n]: all ranks' triangle products of a = side(0) and b = side(1), both [c, own
+/// rows, n], by channels: every rank multiplies all rows of some channels. a is exchanged behind
+/// the making of b, b in groups of channels behind the products.
+template <class Side>
+Var triangle_product_by_channels(const Dap& dap, bool outgoing, Side side) {
+  Var a = side(0);
+  if (dap.single()) return triangle_product(a, side(1), outgoing);
   const int64_t c = a.size(0), n = a.size(2);
   const int64_t groups =
       dap.parts(c * n * n * size_of(a.value().dtype()), std::clamp<int64_t>(c, 1, kChannelGroups));
@@ -67,18 +70,20 @@ Var triangle_product_by_channels(const Dap& dap, Var a, Var b, bool outgoing) {
     as.emplace_back(dap, Dims{group.count, n, n}, 1, 0);
     bs.emplace_back(dap, Dims{group.count, n, n}, 1, 0);
   }
-  const auto begin = [&](int64_t g) {
+  const auto begin = [&](std::vector<Relayout>& parts, const Var& x, int64_t g) {
     const Range group = deal(c, groups, g);
-    as[size_t(g)].begin(narrow(a, 0, group.start, group.count));
-    bs[size_t(g)].begin(narrow(b, 0, group.start, group.count));
+    parts[size_t(g)].begin(narrow(x, 0, group.start, group.count));
   };
+  for (int64_t g = 0; g < groups; ++g) begin(as, a, g);
+  a = Var();
+  Var b = side(1);
   Relayout back(dap, {c, n, n}, 0, 1, channels);
-  begin(0);
+  begin(bs, b, 0);
   for (int64_t g = 0; g < groups; ++g) {
     if (g + 1 < groups)
-      begin(g + 1);
+      begin(bs, b, g + 1);
     else
-      a = b = Var();
+      b = Var();
     const Var left = as[size_t(g)].await(), right = bs[size_t(g)].await();
     back.begin(triangle_product(left, right, outgoing));
   }
@@ -190,12 +195,10 @@ Var triangle_multiplication(const Scope& scope, const Var& z, const Tensor& pair
   const Span span(outgoing ? "triangle multiplication out" : "triangle multiplication in");
   const int64_t n = z.size(1);
   const Tensor factors = dropout.factors(z);
-  Var sides[2];
-  const char* const kNames[] = {"left", "right"};
-  for (int side = 0; side < 2; ++side) {
-    const Scope proj = scope / (std::string(kNames[side]) + "_projection");
-    const Scope gate = scope / (std::string(kNames[side]) + "_gate");
-    sides[side] = map_rows(z, 1, [&](const Var& rows, int64_t start) {
+  const auto side = [&](int i) {
+    const std::string name = i == 0 ? "left" : "right";
+    const Scope proj = scope / (name + "_projection"), gate = scope / (name + "_gate");
+    return map_rows(z, 1, [&](const Var& rows, int64_t start) {
       const Var x = layer_norm(scope / "layer_norm_input", rows);
       const Var p = linear_channels_first(x, proj["weights"]),
                 g = linear_channels_first(x, gate["weights"]);
@@ -203,10 +206,8 @@ Var triangle_multiplication(const Scope& scope, const Var& z, const Tensor& pair
       return view(triangle_gate(p, proj["bias"], g, gate["bias"], keep),
                   {p.size(0), rows.size(0), n});
     });
-  }
-  const Var product =
-      triangle_product_by_channels(dap, std::move(sides[0]), std::move(sides[1]), outgoing);
-  sides[0] = sides[1] = Var();
+  };
+  const Var product = triangle_product_by_channels(dap, outgoing, side);
   const Scope center = scope / "center_layer_norm";
   return by_rows(z, [&](const Var& rows, int64_t start) {
     const Var p = layer_norm_channels_first(narrow(product, 1, start, rows.size(0)),
