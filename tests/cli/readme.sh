@@ -15,7 +15,7 @@ gzip < query.a3m > alignments/two/msas/bfd_uniclust_hits.a3m.gz
 
 fastfold() {
   local small=()
-  [ "$1" = predict ] && small=(--preset demo --num-recycle 0)
+  [[ "$*" = predict* && "$*" != *"--params run"* ]] && small=(--preset demo --num-recycle 0)
   [ "$1" = train ] && small=(run.max_steps=$((++trained)) run.global_batch=1 run.val_every=0 data.train.crop_size=16)
   "$program" "$@" "${small[@]}"
 }
