@@ -129,10 +129,9 @@ __global__ void __launch_bounds__(kThreads, 3)
     keep_registers(dx);
     if constexpr (kBias) {
 #pragma unroll
-      for (int n = 0; n < 4; ++n) {
-        mma_f16(*reinterpret_cast<float(*)[4]>(w + 8 * n), piece[n].x, piece[n].y, unit);
-        mma_f16(*reinterpret_cast<float(*)[4]>(w + 8 * n + 4), piece[n].z, piece[n].w, unit);
-      }
+      for (int n = 0; n < 4; ++n)
+        add_piece(reinterpret_cast<float(&)[4]>(w[8 * n]),
+                  reinterpret_cast<float(&)[4]>(w[8 * n + 4]), piece[n], unit);
     }
 #pragma unroll
     for (int n = 0; n < 8; ++n) {

@@ -14,19 +14,7 @@ __global__ void __launch_bounds__(kPartThreads)
   const int row = int(piece / to.columns % to.rows) * 16 + lane / 4;
   const int64_t h = piece / to.columns / to.rows;
   if (h >= a.n_head) return;
-  const auto pair = [&](int r, int c) {
-    float x[2];
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const int i = transposed ? c + e : r, j = transposed ? r : c + e;
-      const bool there = i < a.n_query && j < a.n_key;
-      x[e] = there ? a.bias[h * a.bias_head + i * a.bias_row + j] * a.inverse_scale : 0.0f;
-      constexpr float kMost = 65504;  // of f16
-      if (x[e] > kMost) x[e] = kMost;
-      if (x[e] < -kMost) x[e] = -kMost;
-    }
-    return pack_f16(x[0], x[1]);
-  };
+  const auto pair = [&](int r, int c) { return bias_pair(a, h, r, c, transposed); };
   const_cast<uint4*>(to.at)[piece * 32 + lane] = make_uint4(
       pair(row, column), pair(row + 8, column), pair(row, column + 8), pair(row + 8, column + 8));
 }

@@ -28,6 +28,23 @@ struct BiasPieces {
   }
 };
 
+/// Two numbers of a piece: row r, columns c and c + 1. What f16 cannot hold becomes the most that
+/// it can: an infinite one would spoil its row in the product that adds it.
+__device__ __forceinline__ uint32_t bias_pair(const Operands& a, int64_t h, int r, int c,
+                                              bool transposed = false) {
+  float x[2];
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+    const int i = transposed ? c + e : r, j = transposed ? r : c + e;
+    const bool there = i < a.n_query && j < a.n_key;
+    x[e] = there ? a.bias[h * a.bias_head + i * a.bias_row + j] * a.inverse_scale : 0.0f;
+    constexpr float kMost = 65504;
+    if (x[e] > kMost) x[e] = kMost;
+    if (x[e] < -kMost) x[e] = -kMost;
+  }
+  return pack_f16(x[0], x[1]);
+}
+
 /// Pieces in temporary memory; none where there is no bias. Rows are queries, or keys where
 /// `transposed`.
 class PackedBias {

@@ -282,10 +282,6 @@ __global__ void __launch_bounds__(kBiasThreads, kC == 64 ? 1 : 2)
   // The bias as operands of products with the unit matrix, by 16 keys, 16 rows, 8 keys, 8 rows.
   uint32_t bias[2][2][2][2];
   float sum[2][2][2][4] = {};
-  const auto bias_at = [&](int i, int j) {
-    const bool there = i < a.n_query && j < a.n_key;
-    return there ? a.bias[h * a.bias_head + i * a.bias_row + j] * a.inverse_scale : 0.0f;
-  };
 #pragma unroll
   for (int p = 0; p < 2; ++p)
 #pragma unroll
@@ -293,10 +289,8 @@ __global__ void __launch_bounds__(kBiasThreads, kC == 64 ? 1 : 2)
 #pragma unroll
       for (int n = 0; n < 2; ++n)
 #pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int i = query + 16 * m + 8 * e, j = key + 16 * p + 8 * n;
-          bias[p][m][n][e] = pack_f16(bias_at(i, j), bias_at(i, j + 1));
-        }
+        for (int e = 0; e < 2; ++e)
+          bias[p][m][n][e] = bias_pair(a, h, query + 16 * m + 8 * e, key + 16 * p + 8 * n);
   const uint32_t unit = unit_fragment(lane);
   const uint32_t base = shared_address(shared);
   const auto copy = [&](int64_t b, int stage) {

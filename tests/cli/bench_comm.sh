@@ -1,4 +1,4 @@
-# bench --comm on two ranks: its tables, and that bandwidths follow from the bytes that were counted.
+# bench --comm on two ranks: its tables, that bandwidths follow from the bytes that were counted, and its timeline drawn.
 source "$(dirname "$0")/common.bash"
 command -v mpirun > /dev/null || { echo "SKIPPED: no mpirun"; exit 0; }
 ranks=$(dirname "$data")/mpirun
@@ -26,5 +26,14 @@ received() { value received_bytes "$(grep "\"pass\":\"$1\",\"ranks\":$2," blocks
 [ "$(received 'forward' 1)" = 0.0 ] || problem "one rank received: $(cat blocks)"
 awk -v f="$(received forward 2)" -v t="$(received 'forward+backward' 2)" 'BEGIN { exit !(f > 0 && t == 2 * f) }' ||
   problem "received by two ranks: $(cat blocks)"
+
+if command -v python3 > /dev/null; then
+  bash "$ranks" 2 "$program" bench --comm --comm-largest 1KiB --preset demo --n-res 10 --n-seq 6 --repeat 1 --threads 1 \
+    --profile trace.json > out.txt 2> err.txt || problem "bench --comm --profile: $(cat out.txt err.txt)"
+  "$(dirname "$0")/../../scripts/draw-timeline" -o picture.svg trace.json trace.rank1.json 2> err.txt || problem "draw-timeline: $(cat err.txt)"
+  for text in "rank 0: computing" "rank 1: computing" "<title>wait: " "</svg>"; do
+    grep -q "$text" picture.svg || problem "no '$text' in the picture"
+  done
+fi
 
 finish
