@@ -318,15 +318,15 @@ class Run {
 
   /// Why the target is left alone, "" where it is not; then it is locked.
   std::string reason_to_skip(const Job& job, std::optional<TargetLock>& lock) const {
-    constexpr const char* kComplete = "its files are complete";
-    if (is_done(job)) return kComplete;
+    // Locked before it is looked at: a run killed after its last file has left its lock behind.
+    std::string busy;
     try {
       lock.emplace(o_.output, job.tag);
     } catch (const Error& e) {
       if (!o_.skip_existing) throw;
-      return e.what();
+      busy = e.what();
     }
-    return is_done(job) ? kComplete : "";  // another run's, meanwhile
+    return is_done(job) ? "its files are complete" : busy;
   }
 
   bool run(const Job& job) {

@@ -34,8 +34,11 @@ for round in 1 2 3 4 5 6 7 8 9 10; do
 done
 [ $interrupted -gt 0 ] || problem "no round was interrupted"
 
-# Nothing is left to do; a file that was cut off afterwards is noticed and made again.
+# Nothing is left to do, and the lock of a run killed after its last file goes; a file that was cut
+# off afterwards is noticed and made again.
+echo "process 1 on nowhere" > out/.a.lock
 "$program" predict six.fasta "${settings[@]}" --num-recycle 0 -o out --skip-existing 2> err.txt || problem "nothing to do: $(cat err.txt)"
+[ ! -e out/.a.lock ] || problem "a killed run's lock was left"
 grep -q "6 of 6 targets were left as they are" err.txt || problem "not all were skipped: $(cat err.txt)"
 truncate -s 100 out/c/ranked_000.pdb
 batch out --skip-existing || problem "the repair failed"
