@@ -44,6 +44,14 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[4], uint3
                : "memory");
 }
 
+/// An 8 x 8 matrix of bf16, of which thread (g, t) = (lane / 4, lane % 4) holds row g, columns 2t
+/// and 2t + 1, transposed.
+__device__ __forceinline__ uint32_t transpose_matrix(uint32_t x) {
+  uint32_t y;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;\n" : "=r"(y) : "r"(x));
+  return y;
+}
+
 /// d [16, 8] += a [16, 16] b [16, 8], bf16 with f32 sums. Thread (g, t) = (lane / 4, lane % 4)
 /// holds d[g, 2t], d[g, 2t + 1], d[g + 8, 2t], d[g + 8, 2t + 1].
 __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,

@@ -195,11 +195,20 @@ Var triangle_multiplication(const Scope& scope, const Var& z, const Tensor& pair
   const Span span(outgoing ? "triangle multiplication out" : "triangle multiplication in");
   const int64_t n = z.size(1);
   const Tensor factors = dropout.factors(z);
+  const Scope norm = scope / "layer_norm_input";
+  const bool fused = fuses_triangle(z, (scope / "output_projection")["weights"].size(0));
+  const auto layer = [&](const Scope& of, const std::string& name) {
+    const Scope linear = scope / name;
+    return NormedLayer{of["scale"], of["offset"], linear["weights"], linear["bias"]};
+  };
   const auto side = [&](int i) {
     const std::string name = i == 0 ? "left" : "right";
+    if (fused)
+      return triangle_side(z, pair_mask.contiguous(), layer(norm, name + "_projection"),
+                           layer(norm, name + "_gate"));
     const Scope proj = scope / (name + "_projection"), gate = scope / (name + "_gate");
     return map_rows(z, 1, [&](const Var& rows, int64_t start) {
-      const Var x = layer_norm(scope / "layer_norm_input", rows);
+      const Var x = layer_norm(norm, rows);
       const Var p = linear_channels_first(x, proj["weights"]),
                 g = linear_channels_first(x, gate["weights"]);
       const Tensor keep = pair_mask.narrow(0, start, rows.size(0)).view({-1});
@@ -209,10 +218,13 @@ Var triangle_multiplication(const Scope& scope, const Var& z, const Tensor& pair
   };
   const Var product = triangle_product_by_channels(dap, outgoing, side);
   const Scope center = scope / "center_layer_norm";
+  if (fused)
+    return triangle_end(z, product, factors, layer(center, "output_projection"),
+                        layer(norm, "gating_linear"));
   return by_rows(z, [&](const Var& rows, int64_t start) {
     const Var p = layer_norm_channels_first(narrow(product, 1, start, rows.size(0)),
                                             center["scale"], center["offset"]);
-    const Var gate = linear(scope / "gating_linear", layer_norm(scope / "layer_norm_input", rows));
+    const Var gate = linear(scope / "gating_linear", layer_norm(norm, rows));
     return add_gated(rows, ff::dropout(linear(scope / "output_projection", p), factors), gate);
   });
 }

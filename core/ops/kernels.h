@@ -47,6 +47,12 @@ struct TemplateTensors {
 /// Arrays of all parameters in one order: f32, contiguous; sums of gradients f64 too, on the CPU.
 using TensorList = std::span<const Tensor>;
 
+/// A linear layer of what a layer norm gives: LN(x; scale, offset) w + b, w [c, c]; or gradients of
+/// these, each of which may be undefined.
+struct NormedLinear {
+  Tensor scale, offset, w, b;
+};
+
 /// Adam's numbers of one step; core/train/optimizer.h has its formula.
 struct AdamNumbers {
   float beta1, beta2, keep1, keep2;  ///< keep = 1 - beta
@@ -111,6 +117,22 @@ struct Kernels {
                                  const Tensor& gate_bias, const Tensor& mask, const Tensor& da,
                                  const Tensor& dproj, const Tensor& dproj_bias, const Tensor& dgate,
                                  const Tensor& dgate_bias);
+  /// The fused forms of core/ops/triangle.h, nullptr where there are none. z [n, m, c] bf16 and
+  /// contiguous, c 64 or 128; mask [n m], factors [m, c] f32, may be undefined; a, p [c, ..]; out
+  /// may be z.
+  void (*triangle_side)(const Tensor& z, const Tensor& mask, const NormedLinear& proj,
+                        const NormedLinear& gate, const Tensor& a);
+  void (*triangle_end)(const Tensor& z, const Tensor& p, const Tensor& factors,
+                       const NormedLinear& proj, const NormedLinear& gate, const Tensor& out);
+  /// Their gradients. dz, contiguous, is added to where `add`, else written, and may be dout; dp,
+  /// of p's strides, is written; the layers' are added, f32.
+  void (*triangle_side_backward)(const Tensor& z, const Tensor& mask, const NormedLinear& proj,
+                                 const NormedLinear& gate, const Tensor& da, const Tensor& dz,
+                                 bool add, const NormedLinear& dproj, const NormedLinear& dgate);
+  void (*triangle_end_backward)(const Tensor& z, const Tensor& p, const Tensor& factors,
+                                const NormedLinear& proj, const NormedLinear& gate,
+                                const Tensor& dout, const Tensor& dz, bool add, const Tensor& dp,
+                                const NormedLinear& dproj, const NormedLinear& dgate);
   /// y += x.
   void (*add)(const Tensor& x, const Tensor& y);
   /// y += x sigmoid(gate).

@@ -16,4 +16,24 @@ Var triangle_gate(const Var& proj, const Var& proj_bias, const Var& gate, const 
 /// outgoing: p[c,i,j] = sum_k a[c,i,k] b[c,j,k];   incoming: p[c,i,j] = sum_k a[c,k,j] b[c,k,i].
 Var triangle_product(const Var& a, const Var& b, bool outgoing);
 
+/// A linear layer of what a layer norm gives: LN(x; scale, offset) w + b.
+struct NormedLayer {
+  Var scale, offset, w, b;
+};
+
+/// Whether the two operations below serve this z: a GPU's, in bf16, contiguous, of 64 or 128
+/// channels, as many as the product has.
+bool fuses_triangle(const Var& z, int64_t channels);
+
+/// a[c, i, j] = mask[i, j] proj(z[i, j])[c] sigmoid(gate(z[i, j]))[c] in one kernel, which keeps z
+/// alone (lines 1 and 2). mask [n, m] f32 contiguous.
+Var triangle_side(const Var& z, const Tensor& mask, const NormedLayer& proj,
+                  const NormedLayer& gate);
+
+/// z + factors proj(p) sigmoid(gate(z)) in one kernel, which keeps z and p (lines 3 and 4; the
+/// module's dropout and residual). p [c, n, m]; factors [m, c] f32 or undefined. Under NoGrad
+/// written into z itself.
+Var triangle_end(const Var& z, const Var& p, const Tensor& factors, const NormedLayer& proj,
+                 const NormedLayer& gate);
+
 }  // namespace ff

@@ -8,9 +8,11 @@ using namespace ff::test;
 
 namespace {
 
-ModelConfig config_of_one_block() {
+ModelConfig config_of_one_block(int64_t pair_channel) {
   ModelConfig c = preset_config("model_1");
   c.evoformer_num_block = c.extra_msa_stack_num_block = 1;
+  c.pair_channel = c.evoformer.triangle_multiplication_outgoing_channel =
+      c.evoformer.triangle_multiplication_incoming_channel = pair_channel;
   return c;
 }
 
@@ -87,8 +89,9 @@ Arrays results(const ModelConfig& config, const Arrays& values, const Inputs& in
   return out;
 }
 
-void compare_modules(Dtype dtype, int64_t n_seq, int64_t n_res, double limit) {
-  const ModelConfig config = config_of_one_block();
+void compare_modules(Dtype dtype, int64_t n_seq, int64_t n_res, double limit,
+                     int64_t pair_channel = 128) {
+  const ModelConfig config = config_of_one_block(pair_channel);
   const Arrays values = parameters(config);
   for (const bool extra : {false, true}) {
     const int64_t c_m = extra ? config.extra_msa_channel : config.msa_channel;
@@ -153,6 +156,13 @@ TEST_CASE("GPU: every module of the trunk in f32, and its gradients") {
 TEST_CASE("GPU: every module of the trunk in bf16, and its gradients") {
   if (!have_gpu()) return;
   compare_modules(Dtype::bf16, 7, 37, 3e-2);
+}
+
+TEST_CASE("GPU: modules of other channels, and where pairs come in packs of eight") {
+  if (!have_gpu()) return;
+  compare_modules(Dtype::bf16, 5, 44, 3e-2);
+  compare_modules(Dtype::bf16, 3, 20, 3e-2, 64);
+  compare_modules(Dtype::bf16, 3, 13, 3e-2, 96);
 }
 
 TEST_CASE("GPU: modules longer than one tile of keys") {
