@@ -233,8 +233,11 @@ void attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& 
       return launch<few_keys_kernel<T>>(
           "attention to few keys", ceil_div(int64_t(a.batch) * a.n_head, kThreads), kThreads, 0, a);
     if constexpr (sizeof(T) == 2)
-      if (suits_mma(q, v) && aligned(q) && aligned(k) && aligned(v) && aligned(gate) && aligned(o))
-        return attention_mma(a);
+      if (suits_mma(q, v) && aligned(q) && aligned(k) && aligned(v) && aligned(gate) &&
+          aligned(o)) {
+        if (!device_info().hopper() || !attention_hopper(a)) attention_mma(a);
+        return;
+      }
     attention_simt(a);
   });
 }

@@ -7,7 +7,7 @@
 namespace ff::cuda {
 namespace {
 
-constexpr int kTileRows = 64, kThreads = 128;
+constexpr int kTileRows = 64, kThreads = kPartThreads;
 
 template <int kC>
 struct Layout {
@@ -37,21 +37,10 @@ __global__ void __launch_bounds__(kThreads, 3)
 
   const uint32_t own = shared_address(shared), stages = own + L::kOwnBytes;
   unsigned char* const stage_memory = shared + L::kOwnBytes;
-  const auto copy_rows = [&](uint32_t to, const HeadView<const __nv_bfloat16>& view, int from,
-                             int n, int c) {
-    constexpr int kChunks = kC / 8;
-#pragma unroll
-    for (int i = 0; i < kTileRows * kChunks; i += kThreads) {
-      const int r = (i + thread) / kChunks, chunk = (i + thread) % kChunks;
-      const bool there = from + r < n && chunk * 8 < c;
-      const __nv_bfloat16* p = view.at(b, there ? from + r : 0, h) + (there ? chunk * 8 : 0);
-      copy_async16(to + chunk_offset<kC>(r, chunk), p, there ? 16 : 0);
-    }
-  };
   const auto copy = [&](int other0, int stage) {
     const uint32_t to = stages + stage * L::kStageBytes;
-    copy_rows(to, other_c, other0, n_other, a.c);
-    copy_rows(to + L::kTileBytes, other_v, other0, n_other, a.c_v);
+    copy_tile<kC, kTileRows>(to, other_c, b, h, other0, n_other, a.c, thread);
+    copy_tile<kC, kTileRows>(to + L::kTileBytes, other_v, b, h, other0, n_other, a.c_v, thread);
     if constexpr (kKeys) {
       const int query = other0 + thread % kTileRows;
       auto* numbers =
@@ -67,8 +56,8 @@ __global__ void __launch_bounds__(kThreads, 3)
                   key < a.n_key ? 4 : 0);
     }
   };
-  copy_rows(own, own_c, row0, n_own, a.c);
-  copy_rows(own + L::kTileBytes, own_v, row0, n_own, a.c_v);
+  copy_tile<kC, kTileRows>(own, own_c, b, h, row0, n_own, a.c, thread);
+  copy_tile<kC, kTileRows>(own + L::kTileBytes, own_v, b, h, row0, n_own, a.c_v, thread);
   copy(0, 0);
   copy_commit();
 

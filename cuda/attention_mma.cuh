@@ -90,15 +90,15 @@ struct RowFragments {
   }
 };
 
-/// Copies rows row0 ... row0 + 31 of (b, h) to a tile by the `kPartThreads` threads of a part;
-/// `thread` counts them.
-template <int kC>
+/// Copies rows row0 ... row0 + kRows - 1 of (b, h) to a tile by `kPartThreads` threads; `thread`
+/// counts them.
+template <int kC, int kRows = kTile>
 __device__ __forceinline__ void copy_tile(uint32_t tile, const HeadView<const __nv_bfloat16>& view,
                                           int64_t b, int64_t h, int row0, int n, int c,
                                           int thread) {
   constexpr int kChunks = kC / 8;
 #pragma unroll
-  for (int i = thread; i < kTile * kChunks; i += kPartThreads) {
+  for (int i = thread; i < kRows * kChunks; i += kPartThreads) {
     const int row = i / kChunks, chunk = i % kChunks;
     const bool there = row0 + row < n && chunk * 8 < c;
     const __nv_bfloat16* from = view.at(b, there ? row0 + row : 0, h) + (there ? chunk * 8 : 0);
