@@ -1,6 +1,6 @@
-// Attention backward on Hopper, dq and dk with dv: as attention_mma_backward.cu, by the
-// asynchronous matrix unit. A block is one warpgroup: it takes 64 queries (for dq) or keys (for dk
-// and dv) of one row of the batch, and passes over the other side in tiles of 64.
+// Attention backward on Hopper: as attention_mma_backward.cu, by the asynchronous matrix unit. For
+// dq and for dk with dv a block is one warpgroup: it takes 64 queries (for dq) or keys (for dk and
+// dv) of one row of the batch, and passes over the other side in tiles of 64.
 #include "cuda/attention_mma.cuh"
 #include "cuda/wgmma.cuh"
 
@@ -193,6 +193,136 @@ __global__ void __launch_bounds__(kThreads, 3)
 #endif
 }
 
+// dbias: a block is two warpgroups, each takes 64 queries, both the same 64 keys of one head, and
+// passes over a part of the batch.
+
+constexpr int kBiasGroups = 2, kBiasThreads = kBiasGroups * kThreads;
+
+template <int kC>
+struct BiasLayout {
+  static constexpr int kTileBytes = kTileRows * kC * 2;
+  /// q and d_out of each warpgroup, k, v; then lse and delta of each, and the keys' mask.
+  static constexpr int kKeysAt = 2 * kBiasGroups * kTileBytes,
+                       kNumbersAt = kKeysAt + 2 * kTileBytes,
+                       kNumbers = (2 * kBiasGroups + 1) * kTileRows;
+  static constexpr int kStageBytes = kNumbersAt + (kNumbers * 4 + 1023) / 1024 * 1024;
+};
+
+template <int kC>
+__global__ void __launch_bounds__(kBiasThreads, 2)
+    bias_kernel(Operands a, BiasPieces bias, AttentionGradients<__nv_bfloat16> d, float* sums,
+                int parts) {
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  using L = BiasLayout<kC>;
+  extern __shared__ __align__(1024) unsigned char shared[];
+  const int lane = threadIdx.x % 32, group = threadIdx.x / kThreads,
+            thread = threadIdx.x % kThreads, warp = thread / 32;
+  const int key_blocks = (a.n_key + kTileRows - 1) / kTileRows,
+            query_blocks = (a.n_query + kBiasGroups * kTileRows - 1) / (kBiasGroups * kTileRows);
+  int64_t block = blockIdx.x;
+  const int key0 = int(block % key_blocks) * kTileRows;
+  block /= key_blocks;
+  const int query0 = (int(block % query_blocks) * kBiasGroups + group) * kTileRows;
+  block /= query_blocks;
+  const int64_t h = block % a.n_head, part = block / a.n_head;
+  const int first = int(part * a.batch / parts), last = int((part + 1) * a.batch / parts);
+  const int row = warp * 16 + lane / 4;  // of the warpgroup's, and 8 rows on
+
+  const uint32_t base = shared_address(shared);
+  const auto copy = [&](int64_t b, int stage) {
+    const uint32_t to = base + stage * L::kStageBytes, mine = to + 2 * group * L::kTileBytes;
+    copy_tile<kC, kTileRows>(mine, a.q, b, h, query0, a.n_query, a.c, thread);
+    copy_tile<kC, kTileRows>(mine + L::kTileBytes, a.d_out, b, h, query0, a.n_query, a.c_v, thread);
+    copy_tile<kC, kTileRows>(to + L::kKeysAt + group * L::kTileBytes, group ? a.v : a.k, b, h, key0,
+                             a.n_key, group ? a.c_v : a.c, thread);
+    // Queries and keys that do not exist have no sums to spoil.
+    const uint32_t numbers = to + L::kNumbersAt;
+    const int query = query0 + thread % kTileRows, key = key0 + thread;
+    copy_async4(numbers + threadIdx.x * 4,
+                (thread < kTileRows ? a.lse : a.delta) + (b * a.n_head + h) * a.n_query +
+                    min(query, a.n_query - 1),
+                4);
+    if (a.mask && group == 0 && thread < kTileRows)
+      copy_async4(numbers + (kBiasThreads + thread) * 4,
+                  a.mask + b * a.mask_batch + int64_t(min(key, a.n_key - 1)) * a.mask_key, 4);
+  };
+  copy(first, 0);
+  copy_commit();
+  const bool active = query0 < a.n_query;
+  const uint4* const pieces = bias.row(h, active ? query0 / 16 + warp : 0, lane) + key0 / 16 * 32;
+  const uint32_t unit = unit_fragment(lane);
+  float sum[32] = {}, w[32] = {}, dx[32] = {};
+  for (int b = first, stage = 0; b < last; ++b, stage ^= 1) {
+    copy_wait<0>();
+    fence_shared();
+    __syncthreads();  // this row of the batch is there, and all are done with the one before
+    if (b + 1 < last) copy(b + 1, stage ^ 1);
+    copy_commit();
+    uint4 piece[2] = {__ldg(pieces), __ldg(pieces + 32)};
+    const uint32_t at = base + stage * L::kStageBytes, mine = at + 2 * group * L::kTileBytes;
+    const uint64_t q = wgmma_tile<kC>(mine), d_out = wgmma_tile<kC>(mine + L::kTileBytes),
+                   k = wgmma_tile<kC>(at + L::kKeysAt),
+                   v = wgmma_tile<kC>(at + L::kKeysAt + L::kTileBytes);
+    keep_registers(w);
+    keep_registers(dx);
+    wgmma_fence();
+    wgmma_rows<true>(w, q, k);
+#pragma unroll
+    for (int i = 1; i < kC / 16; ++i) wgmma_rows<false>(w, q + 2 * i, k + 2 * i);
+    wgmma_rows<true>(dx, d_out, v);
+#pragma unroll
+    for (int i = 1; i < kC / 16; ++i) wgmma_rows<false>(dx, d_out + 2 * i, v + 2 * i);
+    wgmma_commit();
+    const auto* numbers =
+        reinterpret_cast<const float*>(shared + stage * L::kStageBytes + L::kNumbersAt);
+    const float* own = numbers + group * kThreads + row;
+    const float lse[2] = {own[0], own[8]}, delta[2] = {own[kTileRows], own[kTileRows + 8]};
+    unsigned kept[2] = {~0u, ~0u};
+    if (a.mask)
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        kept[i] = __ballot_sync(~0u, numbers[kBiasThreads + 32 * i + lane] != 0);
+    wgmma_wait<0>();
+    keep_registers(w);
+    keep_registers(dx);
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      add_piece(reinterpret_cast<float(&)[4]>(w[8 * n]),
+                reinterpret_cast<float(&)[4]>(w[8 * n + 4]), piece[n % 2], unit);
+      if (n < 2) piece[n] = __ldg(pieces + (n + 2) * 32);
+    }
+#pragma unroll
+    for (int e = 0; e < 32; ++e) w[e] = exp2_fast(fmaf(w[e], a.scale2, -lse[e / 2 % 2]));
+    if ((kept[0] & kept[1]) != ~0u) {
+#pragma unroll
+      for (int e = 0; e < 32; ++e)
+        if (!(kept[e / 16] >> ((e / 4 * 8 + lane % 4 * 2 + e % 2) & 31) & 1)) w[e] = 0;
+    }
+#pragma unroll
+    for (int e = 0; e < 32; ++e) sum[e] = fmaf(w[e], dx[e] - delta[e / 2 % 2], sum[e]);
+  }
+#pragma unroll
+  for (int e = 0; e < 32; ++e)
+    leave_bias(a, d, sums, part, h, query0 + row + e / 2 % 2 * 8,
+               key0 + e / 4 * 8 + lane % 4 * 2 + e % 2, sum[e]);
+#endif
+}
+
+template <int kC>
+void backward_bias(const Operands& a, const AttentionGradients<__nv_bfloat16>& d) {
+  const int64_t blocks = ceil_div(a.n_query, kBiasGroups * kTileRows) *
+                         ceil_div(a.n_key, kTileRows) * int64_t(a.n_head);
+  const BiasParts parts(blocks, a.batch, int64_t(a.n_head) * a.n_query * a.n_key);
+  launch<bias_kernel<kC>>("attention's backward of the bias", blocks * parts.count(), kBiasThreads,
+                          2 * BiasLayout<kC>::kStageBytes, a, PackedBias(a, false).pieces(), d,
+                          parts.sums(), parts.count());
+  parts.add_to(a, d);
+}
+
+bool suits(const Operands& a) {
+  return std::max(a.c, a.c_v) <= 32 && a.n_query >= kTileRows && a.n_key >= kTileRows;
+}
+
 template <int kC, bool kBias>
 void backward(const Operands& a, const AttentionGradients<__nv_bfloat16>& d) {
   const int64_t batches = a.batch * int64_t(a.n_head);
@@ -209,12 +339,17 @@ void backward(const Operands& a, const AttentionGradients<__nv_bfloat16>& d) {
 }  // namespace
 
 bool attention_hopper_backward(const Operands& a, const AttentionGradients<__nv_bfloat16>& d) {
-  const int c = std::max(a.c, a.c_v);
-  if (c > 32 || a.n_query < kTileRows || a.n_key < kTileRows) return false;
-  if (c <= 16)
+  if (!suits(a)) return false;
+  if (std::max(a.c, a.c_v) <= 16)
     a.bias ? backward<16, true>(a, d) : backward<16, false>(a, d);
   else
     a.bias ? backward<32, true>(a, d) : backward<32, false>(a, d);
+  return true;
+}
+
+bool attention_hopper_backward_bias(const Operands& a, const AttentionGradients<__nv_bfloat16>& d) {
+  if (!suits(a)) return false;
+  std::max(a.c, a.c_v) <= 16 ? backward_bias<16>(a, d) : backward_bias<32>(a, d);
   return true;
 }
 

@@ -212,4 +212,16 @@ __device__ __forceinline__ void add_rows(const HeadView<__nv_bfloat16>& to,
     }
 }
 
+/// One number of the bias's gradient, of `part` of the batch: into `sums`, or added to the gradient
+/// where there is one part.
+__device__ __forceinline__ void leave_bias(const Operands& a,
+                                           const AttentionGradients<__nv_bfloat16>& d, float* sums,
+                                           int64_t part, int64_t h, int i, int j, float value) {
+  if (i >= a.n_query || j >= a.n_key) return;
+  if (sums)
+    sums[((part * a.n_head + h) * a.n_query + i) * a.n_key + j] = value;
+  else
+    d.bias[h * d.bias_head + i * d.bias_row + j] += value;
+}
+
 }  // namespace ff::cuda

@@ -382,14 +382,9 @@ __global__ void __launch_bounds__(kBiasThreads, kC == 64 ? 1 : 2)
 #pragma unroll
       for (int n = 0; n < 2; ++n)
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const int i = query + 16 * m + e / 2 * 8, j = key + 16 * p + 8 * n + e % 2;
-          if (i >= a.n_query || j >= a.n_key) continue;
-          if (sums)
-            sums[((part * a.n_head + h) * a.n_query + i) * a.n_key + j] = sum[p][m][n][e];
-          else
-            d.bias[h * d.bias_head + i * d.bias_row + j] += sum[p][m][n][e];
-        }
+        for (int e = 0; e < 4; ++e)
+          leave_bias(a, d, sums, part, h, query + 16 * m + e / 2 * 8, key + 16 * p + 8 * n + e % 2,
+                     sum[p][m][n][e]);
 }
 
 template <int kC, int kParts, bool kBias>
