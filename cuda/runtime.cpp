@@ -63,6 +63,19 @@ void zero(void* p, int64_t bytes) {
 
 void synchronize() { check_cuda(cudaStreamSynchronize(stream()), "cudaStreamSynchronize"); }
 
+/// What the driver has, and what the pool keeps without using it.
+int64_t available(int) {
+  make_current();
+  size_t free_bytes = 0, total_bytes = 0;
+  uint64_t reserved = 0, used = 0;
+  check_cuda(cudaMemGetInfo(&free_bytes, &total_bytes), "cudaMemGetInfo");
+  check_cuda(cudaMemPoolGetAttribute(g_state.pool, cudaMemPoolAttrReservedMemCurrent, &reserved),
+             "cudaMemPoolGetAttribute");
+  check_cuda(cudaMemPoolGetAttribute(g_state.pool, cudaMemPoolAttrUsedMemCurrent, &used),
+             "cudaMemPoolGetAttribute");
+  return int64_t(free_bytes) + int64_t(reserved - used);
+}
+
 void move(void* to, const void* from, int64_t bytes, cudaMemcpyKind kind, cudaEvent_t done) {
   check_cuda(cudaMemcpyAsync(to, from, size_t(bytes), kind, stream()), "cudaMemcpyAsync", bytes,
              kind == cudaMemcpyHostToDevice ? " bytes to the GPU" : " bytes from the GPU");
@@ -234,8 +247,8 @@ void start(int index) {
                                        [] { nvtxRangePop(); }};
   hook_spans(&kRanges);
 #endif
-  register_memory(Device::cuda,
-                  {allocate, release, zero, upload, download, copy, copy_all, add_up, synchronize});
+  register_memory(Device::cuda, {allocate, release, zero, upload, download, copy, copy_all, add_up,
+                                 synchronize, available});
 }
 
 }  // namespace ff::cuda

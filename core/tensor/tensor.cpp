@@ -8,6 +8,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "core/base/machine.h"
+
 namespace ff {
 
 int64_t size_of(Dtype dtype) {
@@ -54,8 +56,9 @@ void cpu_release(void* p, int64_t, int) { std::free(p); }
 void cpu_zero(void* p, int64_t bytes) { std::memset(p, 0, size_t(bytes)); }
 
 /// Of these upload and what follows are never asked of the CPU.
-DeviceMemory g_memory[kKinds] = {
-    {cpu_allocate, cpu_release, cpu_zero, nullptr, nullptr, nullptr, nullptr, nullptr, [] {}}, {}};
+DeviceMemory g_memory[kKinds] = {{cpu_allocate, cpu_release, cpu_zero, nullptr, nullptr, nullptr,
+                                  nullptr, nullptr, [] {}, [](int) { return available_memory(); }},
+                                 {}};
 
 struct {
   std::atomic<int64_t> launches{0}, uploads{0}, upload_bytes{0}, downloads{0}, download_bytes{0},
@@ -77,6 +80,7 @@ void reset_memory_peak(Device::Kind kind) {
   g_counters[kind].peak.store(g_counters[kind].current.load());
 }
 void register_memory(Device::Kind kind, const DeviceMemory& memory) { g_memory[kind] = memory; }
+int64_t free_memory(Device device) { return memory_of(device).available(device.index); }
 void synchronize(Device device) {
   if (device.kind != Device::cpu) ++g_work.waits;
   memory_of(device).synchronize();
@@ -110,9 +114,9 @@ struct Tensor::Storage {
     p = memory_of(device).allocate(std::max<int64_t>(bytes, 1), device.index);
     if (!p) {
       const MemoryCount m = memory_count(device.kind);
-      fail(Exit::kDevice, "out of memory: ", bytes, " bytes asked for with ", m.current,
-           " bytes of tensors alive; use fewer MSA rows (--max-msa) or a ",
-           device.kind == Device::cpu ? "machine" : "GPU", " with more memory");
+      throw OutOfMemory(cat("out of memory: ", bytes, " bytes asked for with ", m.current,
+                            " bytes of tensors alive; use fewer MSA rows (--max-msa) or a ",
+                            device.kind == Device::cpu ? "machine" : "GPU", " with more memory"));
     }
     g_counters[device.kind].add(bytes);
   }

@@ -119,8 +119,17 @@ struct DeviceMemory {
   void (*copy_all)(std::span<const Tensor> from, std::span<const Tensor> to);  ///< f32, contiguous
   void (*add_up)(std::span<const Tensor> parts, const Tensor& sum);
   void (*synchronize)();
+  int64_t (*available)(int index);  ///< bytes that allocate() can still give; -1: not known
 };
 void register_memory(Device::Kind kind, const DeviceMemory& memory);
+
+/// Bytes of tensors that the device has still room for; -1 where that is not known.
+int64_t free_memory(Device device);
+
+/// A tensor that there was no memory for.
+struct OutOfMemory : Error {
+  explicit OutOfMemory(const std::string& what) : Error(Exit::kDevice, what) {}
+};
 
 /// Waits until the device has done all that was asked of it.
 void synchronize(Device device);

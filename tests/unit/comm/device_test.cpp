@@ -197,7 +197,8 @@ void use_slow_devices(int ranks, Hub* wires) {
            },
        .add_up = [](std::span<const Tensor> parts,
                     const Tensor& sum) { add_contiguous(parts, sum, compute()); },
-       .synchronize = synchronize_own});
+       .synchronize = synchronize_own,
+       .available = [](int) { return int64_t(-1); }});
 }
 
 Tensor numbers(const Dims& shape, double seed) {
