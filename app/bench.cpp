@@ -247,6 +247,15 @@ struct Bench {
     return true;
   }
 
+  /// Of the row that was printed last.
+  void plan_beside_peak(const RecomputePlan& plan) {
+    nlohmann::json& row = rows.back();
+    std::printf("  %s, measured %.2f GiB\n", plan.text().c_str(), double(row["peak_mib"]) / 1024);
+    row["predicted_peak_mib"] = double(plan.peak) / (1 << 20);
+    row["kept_blocks"] = plan.blocks - plan.recompute;
+    std::fflush(stdout);
+  }
+
   /// The modules of one block; FLOPs and bytes by the counts of Jumper et al.'s layers (a
   /// multiply-add is two; everything fused that reads the same).
   void block(bool extra) {
@@ -417,9 +426,16 @@ Arrays made_up_labels(const Tensor& aatype) {
 
 /// A whole step of training on one sample: the pass with its losses and backward, clipping, Adam
 /// and the average.
-void training_step(Bench& bench, const Params& params, int threads) {
+void training_step(Bench& bench, const Params& params, const std::string& recompute, int threads) {
   TrainConfig config = read_train_config("initial_training");
   config.model = bench.config;
+  config.model.num_recycle = 0;
+  config.train.crop_size = bench.n.n_res;
+  config.features = {.max_msa_clusters = bench.n.n_seq,
+                     .max_extra_msa = bench.n.n_extra,
+                     .max_templates = 1,
+                     .use_templates = config.model.templates.enabled};
+  config.run.recompute = recompute;
   config.run.global_batch = 1;
   config.run.precision = name_of(bench.dtype);
   TrainingSample sample;
@@ -441,8 +457,11 @@ void training_step(Bench& bench, const Params& params, int threads) {
     trainer.step(samples);
     return Vars();
   };
-  if (bench.row("training step", training_flops(bench.config, sizes, 0, true), step))
+  if (bench.row("training step", training_flops(bench.config, sizes, 0, trainer.plan().recompute),
+                step)) {
+    bench.plan_beside_peak(trainer.plan());
     bench.host_side("training step", step);
+  }
 }
 
 struct Options {
@@ -450,7 +469,7 @@ struct Options {
   InputOptions inputs;
   CommBench comm;
   bool featurisation = false, training = false;
-  std::string preset = "model_3_ptm", json;
+  std::string preset = "model_3_ptm", json, recompute = "auto";
   std::vector<std::string> shards;
   int64_t samples = 64;
   Sizes n;
@@ -593,15 +612,22 @@ int run(const Options& options) {
     run_options.keep = [](const std::string&) { return false; };
     bench.n.repeat = device.kind == Device::cpu ? 1 : 3;
     if (options.training) {
-      // What a step runs but for its losses; blocks run forward twice.
-      bench.row("whole pass", training_flops(config, sizes, 0, true), [&] {
-        const Outputs out = model.forward(source, 0);
+      // What a step runs but for its losses and dropout.
+      const RecomputePlan plan = plan_recompute(
+          PassMemory(config, sizes,
+                     {.dtype = dtype, .device = device.kind, .dropout = false, .recycles = false}),
+          1, memory_count(device.kind).current, free_memory(device),
+          recomputed_blocks(options.recompute, "--recompute"));
+      const auto pass = [&] {
+        const Outputs out = model.forward(source, 0, {}, {}, plan.recompute);
         Vars all{out.fold.act, out.fold.layers.back().atoms};
         for (const Var& x : {out.logits.distogram, out.logits.masked_msa, out.logits.lddt})
           if (x) all.push_back(x);
         return all;
-      });
-      training_step(bench, params,
+      };
+      if (bench.row("whole pass", training_flops(config, sizes, 0, plan.recompute), pass))
+        bench.plan_beside_peak(plan);
+      training_step(bench, params, options.recompute,
                     options.compute.threads > 0 ? options.compute.threads : available_threads());
       bench.n.repeat = options.n.repeat;
       bench.optimizer();
@@ -645,6 +671,10 @@ Command add_bench(CLI::App& root) {
   app->add_flag("--featurisation", options->featurisation,
                 "time the features of INPUT, from its files to one slice, instead of the network");
   app->add_flag("--training", options->training, "forward with a tape, and backward");
+  app->add_option(
+         "--recompute", options->recompute,
+         "of --training: auto, blocks, none or a number, as run.recompute of fastfold train")
+      ->capture_default_str();
   app->add_option("--loader", options->shards,
                   "time how training samples are made of these shards, instead of the network");
   app->add_option("--samples", options->samples, "of --loader")

@@ -97,6 +97,7 @@ class Run {
         grid_(grid),
         dataset_(config.train.shards),
         sampler_(dataset_, sampler_config(config), uint64_t(config.seed)),
+        device_(device),
         trainer_(config, std::move(state), threads, grid, device),
         peak_(folder ? matrix_rate(trainer_.precision(), device) * grid.world.size() : 0) {
     if (folder_) {
@@ -113,6 +114,8 @@ class Run {
       validation_.emplace(*validation_data_, whole, uint64_t(config.seed));
     }
   }
+
+  const RecomputePlan& plan() const { return trainer_.plan(); }
 
   Exit go() {
     const RunConfig& run = config_.run;
@@ -191,6 +194,7 @@ class Run {
     scalars.emplace_back("run/share_of_peak", rate / peak_);
     scalars.emplace_back("run/loader_stall", (now.stalled - before.stalled) / took);
     scalars.emplace_back("run/memory", double(peak_rss()));
+    scalars.emplace_back("run/tensor_peak", double(memory_count(device_.kind).peak));
     write("train", scalars);
   }
 
@@ -268,6 +272,7 @@ class Run {
   Sampler sampler_;
   std::optional<Dataset> validation_data_;
   std::optional<Sampler> validation_;
+  const Device device_;
   Trainer trainer_;
   std::optional<TrainingLog> log_;
   std::optional<EventFile> events_;
@@ -358,6 +363,14 @@ int run(const Options& o, const Group& world) {
     training.emplace(config, folder ? &*folder : nullptr, std::move(state), threads, grid, device);
     if (folder) write_text(folder->path() + "/config.yaml", train_config_yaml(config));
   });
+  const RecomputePlan& plan = training->plan();
+  log_notice("run.recompute=", config.run.recompute, " ", plan.text());
+  if (on_gpu && plan.peak > plan.room)
+    log_warning(
+        "that is more than the GPU has; ",
+        plan.recompute < plan.blocks ? "run.recompute=auto, " : "",
+        "a smaller data.train.crop_size or data.train.max_extra_msa, or run.dap=N on N GPUs "
+        "need less");
   return int(training->go());
 }
 

@@ -52,6 +52,7 @@ struct Pass {
   Dap dap;
   DropoutStream dropout = {};
   BlockDone block_done = {};
+  int64_t recompute = kEveryBlock;
 
   /// A feature where the network is; what is computed of features on the host goes the same way.
   Tensor there(const Tensor& x) const { return x.to(device); }
@@ -62,6 +63,11 @@ struct Pass {
     at.stack = stack;
     at.block = uint64_t(b);
     return at;
+  }
+
+  /// fn(inputs), recorded whole from block `b` of the trunk on, else as a checkpoint.
+  Vars run(int64_t b, const std::function<Vars(const Vars&)>& fn, const Vars& inputs) const {
+    return b < recompute ? checkpoint(fn, inputs) : fn(inputs);
   }
 };
 
@@ -171,21 +177,21 @@ Var embed_templates(const Pass& p, const Arrays& f, const Var& z, const Tensor& 
   for (int64_t t = 0; t < n_templ; ++t) {
     p.step(cat("template ", t + 1));
     const Trace trace = p.trace / cat("template", t);
-    const Var x = checkpoint(
-        [=, &config, pass = p](const Vars&) {
-          const Tensor pair_features =
-              template_pair_features(f, t, config, own.start, own.count, pass.device);
-          trace("embedding2d_input_features", pair_features);
-          Var x = dense(one / "embedding2d", pair_features, pass);
-          trace("embedding2d_output", x);
-          for (int64_t b = 0; b < config.num_block; ++b)
-            x = template_pair_block(
-                (one / "template_pair_stack" / "__layer_stack_no_state").block(b),
-                config.pair_stack, x, pair_mask, trace / cat("pair_block", b),
-                pass.dropout_at(kTemplates, t * config.num_block + b), pass.dap);
-          return Vars{layer_norm(one / "output_layer_norm", x)};
-        },
-        {})[0];
+    const Var x = p.run(0,
+                        [=, &config, pass = p](const Vars&) {
+                          const Tensor pair_features = template_pair_features(
+                              f, t, config, own.start, own.count, pass.device);
+                          trace("embedding2d_input_features", pair_features);
+                          Var x = dense(one / "embedding2d", pair_features, pass);
+                          trace("embedding2d_output", x);
+                          for (int64_t b = 0; b < config.num_block; ++b)
+                            x = template_pair_block(
+                                (one / "template_pair_stack" / "__layer_stack_no_state").block(b),
+                                config.pair_stack, x, pair_mask, trace / cat("pair_block", b),
+                                pass.dropout_at(kTemplates, t * config.num_block + b), pass.dap);
+                          return Vars{layer_norm(one / "output_layer_norm", x)};
+                        },
+                        {})[0];
     trace("single_template_embedding_output", x);
     if (!NoGrad::active()) {
       parts.push_back(x);
@@ -237,7 +243,7 @@ Var embed_extra_msa(const Pass& p, const Arrays& f) {
   return e;
 }
 
-/// Block b of a stack of the trunk, of which a tape keeps the inputs alone.
+/// Block b of a stack of the trunk.
 Representations block(const Pass& p, DropoutStack stack, int64_t b, const Representations& x,
                       const Tensor& mask, const Tensor& pair_mask) {
   const bool extra = stack == kExtraMsa;
@@ -250,14 +256,15 @@ Representations block(const Pass& p, DropoutStack stack, int64_t b, const Repres
   if (p.block_done)
     Tape::on_backward(
         [done = p.block_done, path = cat(kRoot, "/evoformer/", name), b] { done(path, b); });
-  const Vars out = checkpoint(
-      [=, &config = p.config.evoformer, dropout = p.dropout_at(stack, b),
-       dap = p.dap](const Vars& in) {
-        const Representations y = evoformer_block(scope, config, extra, {in[0], in[1]}, mask,
-                                                  pair_mask, trace, dropout, dap);
-        return Vars{y.m, y.z};
-      },
-      {x.m, x.z});
+  const Vars out = p.run(extra ? b : p.config.extra_msa_stack_num_block + b,
+                         [=, &config = p.config.evoformer, dropout = p.dropout_at(stack, b),
+                          dap = p.dap](const Vars& in) {
+                           const Representations y =
+                               evoformer_block(scope, config, extra, {in[0], in[1]}, mask,
+                                               pair_mask, trace, dropout, dap);
+                           return Vars{y.m, y.z};
+                         },
+                         {x.m, x.z});
   return {out[0], out[1]};
 }
 
@@ -416,7 +423,7 @@ Arrays AlphaFold::run(const FeatureSource& features, const RunOptions& options) 
 }
 
 Outputs AlphaFold::forward(const FeatureSource& features, int64_t num_recycle,
-                           DropoutStream dropout, const BlockDone& done) const {
+                           DropoutStream dropout, const BlockDone& done, int64_t recompute) const {
   check(num_recycle >= 0, "forward with ", num_recycle, " recycles");
   const Dtype head_type = dtype_ == Dtype::f64 ? Dtype::f64 : Dtype::f32;
   const Scope root(params_, kRoot);
@@ -436,6 +443,7 @@ Outputs AlphaFold::forward(const FeatureSource& features, int64_t num_recycle,
   }
   pass.dropout.recycle = uint64_t(num_recycle);
   pass.block_done = done;
+  pass.recompute = recompute;
   const Arrays f = features(num_recycle);
   Trunk trunk = run_trunk(pass, f, prev);
   for (Var* x : {&trunk.single, &trunk.pair, &trunk.msa}) *x = cast(*x, head_type);

@@ -7,6 +7,7 @@
 
 #include "comm/dap.h"
 #include "core/model/config.h"
+#include "core/model/flops.h"
 #include "core/model/heads.h"
 #include "core/model/params.h"
 #include "core/model/structure.h"
@@ -79,12 +80,12 @@ class AlphaFold {
   Arrays run(const FeatureSource& features, const RunOptions& options) const;
 
   /// The pass of training: `num_recycle` passes without gradients, then one that the current tape
-  /// records, a checkpoint for each block of the trunk and each template. This object and the
+  /// records, with a checkpoint for each of the `recompute` first blocks. This object and the
   /// features' tensors must live until the tape's backward. An active `dropout` (seed, step and
   /// sample) drops at the configuration's rates, in all passes as AlphaFold does. Under several
   /// ranks each has a share of the loss: a parameter's gradient is the sum over them.
   Outputs forward(const FeatureSource& features, int64_t num_recycle, DropoutStream dropout = {},
-                  const BlockDone& done = {}) const;
+                  const BlockDone& done = {}, int64_t recompute = kEveryBlock) const;
 
   const ModelConfig& config() const { return config_; }
   const Dap& dap() const { return dap_; }

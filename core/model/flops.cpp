@@ -1,6 +1,8 @@
 // The counts, layer by layer (Jumper et al. 2021, Suppl. 1.6-1.9).
 #include "core/model/flops.h"
 
+#include <algorithm>
+
 namespace ff {
 namespace {
 
@@ -68,6 +70,19 @@ Flops heads(const ModelConfig& c, double n, double n_seq) {
   return f;
 }
 
+/// Every template by itself.
+Flops templates(const ModelConfig& c, const PassSizes& size) {
+  Flops f;
+  if (!c.templates.enabled) return f;
+  const TemplateConfig& t = c.templates;
+  const auto n = double(size.n_res),
+             c_t = double(t.pair_stack.triangle_attention_ending_node.value_dim);
+  Flops one = product(n * n, double(t.dgram_features.num_bins) + 49, c_t);
+  for (int64_t i = 0; i < t.num_block; ++i) one += pair_stack(t.pair_stack, n, c_t);
+  for (int64_t i = 0; i < size.n_templates; ++i) f += one;
+  return f;
+}
+
 Flops embedders(const ModelConfig& c, const PassSizes& size) {
   const auto n = double(size.n_res), n_t = double(size.n_templates);
   const auto c_m = double(c.msa_channel), c_z = double(c.pair_channel);
@@ -79,9 +94,7 @@ Flops embedders(const ModelConfig& c, const PassSizes& size) {
   if (!c.templates.enabled || n_t == 0) return f;
   const TemplateConfig& t = c.templates;
   const auto c_t = double(t.pair_stack.triangle_attention_ending_node.value_dim);
-  Flops one = product(n * n, double(t.dgram_features.num_bins) + 49, c_t);
-  for (int64_t i = 0; i < t.num_block; ++i) one += pair_stack(t.pair_stack, n, c_t);
-  for (int64_t i = 0; i < size.n_templates; ++i) f += one;
+  f += templates(c, size);
   const auto key = double(t.attention.key_dim), value = double(t.attention.value_dim);
   f += product(n * n, c_z, key + value);
   f += product(n * n * n_t, c_t, key + value);
@@ -125,9 +138,14 @@ Flops pass_flops(const ModelConfig& c, const PassSizes& sizes) {
 }
 
 double training_flops(const ModelConfig& config, const PassSizes& sizes, double recycles,
-                      bool recompute) {
+                      int64_t recompute) {
   const Flops pass = pass_flops(config, sizes);
-  return pass.forward() * (recycles + 1 + (recompute ? 1 : 0)) + pass.backward();
+  const int64_t extra = std::min(recompute, config.extra_msa_stack_num_block),
+                blocks = std::min(recompute - extra, config.evoformer_num_block);
+  double again = double(extra) * evoformer_block_flops(config, sizes, true).forward() +
+                 double(blocks) * evoformer_block_flops(config, sizes, false).forward();
+  if (recompute > 0) again += templates(config, sizes).forward();
+  return pass.forward() * (recycles + 1) + again + pass.backward();
 }
 
 }  // namespace ff

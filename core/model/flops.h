@@ -10,6 +10,10 @@ struct PassSizes {
   int64_t n_res = 0, n_seq = 0, n_extra = 0, n_templates = 0;
 };
 
+/// How many of the trunk's first blocks, the extra MSA's and then the Evoformer's, a pass records
+/// as checkpoints where all are. Templates are checkpoints where a block is.
+constexpr int64_t kEveryBlock = int64_t(1) << 20;
+
 /// Floating-point operations (a multiply-add is two) of matrix products, without and with those of
 /// attention's cores told apart: a product's backward is twice its forward, a core's 2.5 times,
 /// since it computes its logits again.
@@ -30,9 +34,9 @@ Flops evoformer_block_flops(const ModelConfig& config, const PassSizes& sizes, b
 /// One whole pass (one recycle): embedders, templates, both stacks, structure module and heads.
 Flops pass_flops(const ModelConfig& config, const PassSizes& sizes);
 
-/// One training sample with `recycles` passes before the one that has a backward; `recompute`: its
-/// blocks run forward again in the backward.
+/// One training sample with `recycles` passes before the one that has a backward, in which the
+/// first `recompute` blocks run forward again.
 double training_flops(const ModelConfig& config, const PassSizes& sizes, double recycles,
-                      bool recompute);
+                      int64_t recompute);
 
 }  // namespace ff

@@ -9,6 +9,7 @@
 
 #include "core/base/error.h"
 #include "core/base/nearest.h"
+#include "core/model/memory_plan.h"
 
 namespace ff {
 namespace {
@@ -71,6 +72,7 @@ Fields train_fields(TrainConfig& c) {
       {"run.accumulate", &c.run.accumulate, true, 1, kMany},
       {"run.dap", &c.run.dap, true, 1, 1024},
       {"run.precision", &c.run.precision},
+      {"run.recompute", &c.run.recompute},
       {"run.max_steps", &c.run.max_steps, true, 1, kCountless},
       {"run.checkpoint_every", &c.run.checkpoint_every, true, 1, kCountless},
       {"run.keep", &c.run.keep, true, 1, kMany},
@@ -143,6 +145,7 @@ void check_together(const TrainConfig& c, const std::string& file) {
            d.uniform_prob + d.profile_prob + d.same_prob, ", expected at most 1");
   if (c.run.precision != "bf16" && c.run.precision != "f32" && c.run.precision != "f64")
     refuse("run.precision is '", c.run.precision, "', expected bf16, f32 or, for tests, f64");
+  recomputed_blocks(c.run.recompute, cat(file, ": run.recompute"));
   if (c.run.accumulate && c.run.global_batch % *c.run.accumulate)
     refuse("run.accumulate is ", *c.run.accumulate, ", which does not divide run.global_batch ",
            c.run.global_batch);

@@ -46,6 +46,9 @@ struct RunConfig {
       accumulate;  ///< samples a rank takes one after another; unset: all its own
   int64_t dap = 1;
   std::string precision = "bf16";  ///< of activations: bf16, f32 or, for tests, f64
+  /// How many of the trunk's blocks are computed again in the backward instead of being kept: auto
+  /// (those that memory has no room for), blocks (all), none or a number.
+  std::string recompute = "auto";
   int64_t max_steps = 75'000;
   int64_t checkpoint_every = 500, keep = 3, val_every = 1000,
           log_every = 1;  ///< steps; val 0: never

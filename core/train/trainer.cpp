@@ -5,6 +5,7 @@
 #include <array>
 #include <cmath>
 #include <exception>
+#include <limits>
 #include <set>
 #include <thread>
 
@@ -124,6 +125,36 @@ Trainer::Trainer(const TrainConfig& config, TrainState state, int threads, Grid 
     workers_.emplace_back(config.model, state_.params, "the state");
     workers_.back().want_grads();
   }
+  plan_ = make_plan(device);
+}
+
+RecomputePlan Trainer::make_plan(Device device) const {
+  const Group& world = grid_.world;
+  // Every rank's free memory, shared by those of its host that have the same device.
+  const int64_t own = free_memory(device);
+  const std::vector<std::string> all =
+      world.gather_text(cat(own < 0 || device.kind != Device::cpu ? own : own / 2, " ",
+                            world.host(world.rank()), " ", device.index),
+                        "free memory");
+  int64_t least = std::numeric_limits<int64_t>::max();
+  for (const std::string& one : all) {
+    const auto same_place = [place = one.substr(one.find(' '))](const std::string& other) {
+      return other.ends_with(place);
+    };
+    least = std::min(least,
+                     int64_t(std::stoll(one)) / std::count_if(all.begin(), all.end(), same_place));
+  }
+  const DataConfig& data = config_.features;
+  PassSizes sizes{config_.train.crop_size, data.max_msa_clusters, data.max_extra_msa, 0};
+  if (data.use_templates) sizes.n_templates = data.max_templates;
+  if (data.reduce_msa_clusters_by_max_templates) sizes.n_seq -= data.max_templates;
+  return plan_recompute(PassMemory(config_.model, sizes,
+                                   {.dtype = precision_,
+                                    .device = device.kind,
+                                    .dap = grid_.dap.size(),
+                                    .recycles = config_.model.num_recycle > 0}),
+                        int64_t(workers_.size()), memory_count(device.kind).current, least,
+                        recomputed_blocks(config_.run.recompute, "run.recompute"));
 }
 
 Trainer::Result Trainer::run(Params& worker, const TrainingSample& sample) const {
@@ -152,7 +183,7 @@ Trainer::Result Trainer::run(Params& worker, const TrainingSample& sample) const
                                          .seed = uint64_t(config_.seed),
                                          .step = uint64_t(sample.step),
                                          .sample = uint64_t(sample.index)},
-                                        dap.single() ? BlockDone() : block_done);
+                                        dap.single() ? BlockDone() : block_done, plan_.recompute);
   const Losses losses = objective(loss_, config_.model.heads, outputs, batch, sample.labels, false);
   Result r;
   r.terms.emplace_back(losses.total.value());
@@ -170,7 +201,8 @@ Trainer::Result Trainer::run(Params& worker, const TrainingSample& sample) const
   r.lddt = lddt_ca(outputs.fold.layers.back().atoms.value().select(1, 1),
                    sample.labels.at("all_atom_positions").select(1, kAtomCa),
                    sample.labels.at("all_atom_mask").select(1, kAtomCa));
-  r.flops = training_flops(config_.model, sizes_of(batch), double(sample.num_recycle()), true);
+  r.flops =
+      training_flops(config_.model, sizes_of(batch), double(sample.num_recycle()), plan_.recompute);
   return r;
 }
 
@@ -196,6 +228,14 @@ StepReport Trainer::step(const std::vector<TrainingSample>& samples) {
         set_threads(std::max(1, threads_ / int(count)));
         try {
           results[i] = run(workers_[i], samples[first + i]);
+        } catch (const OutOfMemory& e) {
+          errors[i] = std::make_exception_ptr(Error(
+              e.code(),
+              cat("out of memory in a step: run.recompute=", config_.run.recompute, " ",
+                  plan_.text(), "; set ",
+                  plan_.recompute < plan_.blocks ? "run.recompute=blocks, which needs least, or "
+                                                 : "",
+                  "a smaller data.train.crop_size (", e.what(), ")")));
         } catch (...) {
           errors[i] = std::current_exception();
         }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "comm/grid.h"
+#include "core/model/memory_plan.h"
 #include "core/train/objective.h"
 #include "core/train/train_config.h"
 #include "core/train/train_state.h"
@@ -52,6 +53,10 @@ class Trainer {
   /// where `stop`, asked before each chain, said so.
   Scalars validate(const Sampler& sampler, const std::function<bool()>& stop) const;
 
+  /// What of the trunk is kept for the backward, of samples of the configuration's sizes. The same
+  /// on all ranks: what the one with the least free memory can keep; of a CPU's at most half.
+  const RecomputePlan& plan() const { return plan_; }
+
   TrainState& state() { return state_; }
   const TrainState& state() const { return state_; }
   Dtype precision() const { return precision_; }
@@ -65,6 +70,7 @@ class Trainer {
     double flops = 0;
   };
   Result run(Params& params, const TrainingSample& sample) const;
+  RecomputePlan make_plan(Device device) const;
   /// Runs a sample again under a FiniteWatch.
   std::string first_fault(const TrainingSample& sample);
 
@@ -74,6 +80,7 @@ class Trainer {
   TrainState state_;
   int threads_;
   Grid grid_;
+  RecomputePlan plan_;
   std::vector<Params> workers_;  ///< share their values, and have gradients of their own
 };
 

@@ -26,7 +26,7 @@ losses() { grep -o '"kind":"train","step":[0-9]*,"loss/total":[^,]*' "$1/metrics
 train 0 "20 steps, 40 samples"
 mv run whole
 [ "$(losses whole | wc -l)" -eq 20 ] || problem "not 20 losses: $(losses whole)"
-for word in loss/fape optim/clip_rate run/samples_per_s run/tflops run/share_of_peak run/loader_stall; do
+for word in loss/fape optim/clip_rate run/tensor_peak run/samples_per_s run/tflops run/share_of_peak run/loader_stall; do
   grep -q "\"$word\":[0-9]" whole/metrics.jsonl || problem "no $word: $(tail -1 whole/metrics.jsonl)"
 done
 
@@ -62,6 +62,13 @@ for loaders in 1 2 4; do
   as_whole "$loaders loader threads, $signal"
 done
 
+# The same, whatever is kept for the backward, before and after a checkpoint.
+rm -rf run
+train 0 "10 steps" run.max_steps=10 run.recompute=none
+says 0 "run.recompute=blocks keeps 0 of 2 blocks for the backward; predicted peak of tensors 0." train --config small.yaml -o run --threads 1 --resume auto run.recompute=blocks
+grep -q "was written under other settings" err.txt && problem "recomputation is not of the bits: $(cat err.txt)"
+as_whole "another choice of recomputation"
+
 # Two trainers in one folder; a run that is there already; other models' checkpoints.
 train 2 "run: holds a run already; go on with --resume auto"
 "$program" train --config small.yaml -o busy --threads 1 run.max_steps=100000 -q 2> err.txt & pid=$!
@@ -92,6 +99,7 @@ refused() { expect 2 "$1" train --config small.yaml -o none "${@:2}"; }
 refused "unknown key 'optim.lrr'; did you mean 'lr'?" optim.lrr=1
 refused "optim.lr" optim.lr=-1e-3
 refused "data.train.crop_size" data.train.crop_size=0
+refused "run.recompute is 'some', expected auto, blocks, none" run.recompute=some
 refused "run.accumulate is 3" run.accumulate=3 run.global_batch=4
 refused "no data; give data.train.shards" data.train.shards=[]
 refused "unknown recipe 'dem'; did you mean 'demo'?" recipe=dem

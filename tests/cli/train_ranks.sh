@@ -37,6 +37,11 @@ for grid in "4 4" "2 1" "4 2"; do
   as_one "run${grid/ /x}"
 done
 
+# Whatever is kept for the backward.
+ranks 2 2 kept run.recompute=none run.max_steps=15 run.val_every=0 || problem "run.recompute=none: $(cat err.txt)"
+ranks 2 2 kept run.recompute=1 --resume auto || problem "run.recompute=1: $(cat err.txt)"
+as_one kept
+
 # A checkpoint goes on anywhere.
 ranks 4 4 moved run.max_steps=10 run.val_every=0 || problem "1 x 4: $(cat err.txt)"
 ranks 4 2 moved run.max_steps=20 run.val_every=0 --resume auto || problem "2 x 2: $(cat err.txt)"

@@ -5,6 +5,7 @@
 
 #include "core/base/rng.h"
 #include "core/model/evoformer.h"
+#include "core/model/memory_plan.h"
 #include "core/train/objective.h"
 #include "io/features.h"
 #include "tests/mpi/ranks.h"
@@ -43,7 +44,8 @@ struct Pass {
 };
 
 /// One pass of training in f64 with every loss, the rates of dropout as configured.
-Pass train(const Fixture& fixture, int64_t recycles, const Dap& dap) {
+Pass train(const Fixture& fixture, int64_t recycles, const Dap& dap,
+           int64_t recompute = kEveryBlock) {
   Params params = fixture.params().in_precision(Dtype::f64);
   params.want_grads();
   const AlphaFold model(fixture.config, params, Dtype::f64, dap);
@@ -51,8 +53,9 @@ Pass train(const Fixture& fixture, int64_t recycles, const Dap& dap) {
   Arrays labels;
   for (const auto& [name, value] : all_labels) labels[name] = value.select(0, recycles);
   Tape tape;
-  const Outputs outputs = model.forward([&](int64_t i) { return fixture.slice(i); }, recycles,
-                                        {.active = true, .seed = 3, .step = 5, .sample = 7});
+  const Outputs outputs =
+      model.forward([&](int64_t i) { return fixture.slice(i); }, recycles,
+                    {.active = true, .seed = 3, .step = 5, .sample = 7}, {}, recompute);
   const LossConfig weights = alphafold_losses(data_path(fixture.name + "/config.json"));
   const Losses losses =
       objective(weights, fixture.config.heads, outputs, fixture.slice(recycles), labels);
@@ -106,6 +109,15 @@ ModelConfig shallow_demo() {
 
 TEST_CASE("losses and gradients with templates and dropout") { compare_passes("tiny", 1); }
 TEST_CASE("losses and gradients of a padded batch") { compare_passes("tiny_padded", 1); }
+TEST_CASE("losses and gradients, whatever is kept for the backward") {
+  const Fixture fixture("tiny");
+  const Pass one = train(fixture, 1, Dap());
+  for (const int64_t recompute : {0, 1}) {
+    const Pass many = train(fixture, 1, Dap(world(), 1), recompute);
+    check_close(many.losses, one.losses, 1e-9);
+    check_close(many.gradients, one.gradients, 1e-9);
+  }
+}
 TEST_CASE("losses and gradients without templates") { compare_passes("tiny_no_template", 0); }
 
 TEST_CASE("outputs are joined and equal one rank's") {
@@ -139,11 +151,11 @@ TEST_CASE("activations shrink with the ranks") {
   Params wanted(config, initial_params(config, 1), "fresh");
   wanted.want_grads();
   wanted.take_grads();
-  const auto training = [&](const Dap& dap) {
+  const auto training_keeping = [&](const Dap& dap, int64_t recompute) {
     const AlphaFold model(config, wanted, Dtype::f32, dap);
     const int64_t peak = peak_of([&] {
       Tape tape;
-      const Outputs out = model.forward([&](int64_t) { return crop; }, 0);
+      const Outputs out = model.forward([&](int64_t) { return crop; }, 0, {}, {}, recompute);
       const Var logits = out.logits.distogram, atoms = out.fold.layers.back().atoms;
       tape.backward({logits, atoms}, {Tensor::zeros(logits.shape()), Tensor::zeros(atoms.shape())});
     });
@@ -151,6 +163,7 @@ TEST_CASE("activations shrink with the ranks") {
     for (const auto& [name, g] : wanted.take_grads()) gradients += 4 * g.numel();
     return peak - gradients;
   };
+  const auto training = [&](const Dap& dap) { return training_keeping(dap, kEveryBlock); };
   const Dap dap(world());
   for (const auto& [name, count] :
        {std::pair("inference", std::function<int64_t(const Dap&)>(predicting)),
@@ -160,6 +173,23 @@ TEST_CASE("activations shrink with the ranks") {
       std::printf("%s: %.1f MB on one rank, %.1f MB on each of %d: %.3f\n", name, one * 1e-6,
                   many * 1e-6, dap.size(), many / one);
     CHECK(many <= 1.4 * one / dap.size());
+  }
+  int64_t gradients = 0;
+  for (const auto& [name, var] : wanted.all()) gradients += 4 * var.value().numel();
+  const PassSizes sizes{112, crop.at("msa_feat").size(0), crop.at("extra_msa").size(0), 0};
+  const PassMemory memory(config, sizes,
+                          {.dtype = Dtype::f32,
+                           .device = Device::cpu,
+                           .dap = dap.size(),
+                           .dropout = false,
+                           .recycles = false});
+  for (const int64_t recompute : {int64_t(0), int64_t(2), kEveryBlock}) {
+    const double measured = double(training_keeping(dap, recompute)),
+                 predicted = double(memory.peak(recompute) - gradients);
+    if (dap.rank() == 0)
+      std::printf("training, %lld recomputed: %.1f MB, predicted %.1f\n", (long long)recompute,
+                  measured * 1e-6, predicted * 1e-6);
+    CHECK(predicted == Approx(measured).epsilon(0.05));
   }
 }
 

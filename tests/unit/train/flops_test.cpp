@@ -15,10 +15,10 @@ TEST_CASE("blocks and samples cost what the closed forms say") {
   CHECK(evoformer_block_flops(c, fine, true).forward() == near(2273));
   // A sample of 2.5 passes; the table leaves embedders, structure module and heads out.
   const auto about = [](double tflop) { return Approx(tflop * 1e12).epsilon(0.03); };
-  CHECK(training_flops(c, initial, 1.5, false) == about(53));
-  CHECK(training_flops(c, fine, 1.5, false) == about(276));
-  CHECK(training_flops(c, initial, 1.5, true) == about(65));
-  CHECK(training_flops(c, fine, 1.5, true) == about(338));
+  CHECK(training_flops(c, initial, 1.5, 0) == about(53));
+  CHECK(training_flops(c, fine, 1.5, 0) == about(276));
+  CHECK(training_flops(c, initial, 1.5, kEveryBlock) == about(65));
+  CHECK(training_flops(c, fine, 1.5, kEveryBlock) == about(338));
 }
 
 TEST_CASE("templates cost by their number") {

@@ -52,6 +52,15 @@ TEST_CASE("the recipes hold the supplement's numbers") {
   CHECK(c.train.crop_size == 384);
 }
 
+TEST_CASE("run.recompute is auto, blocks, none or a number") {
+  for (const char* value : {"auto", "blocks", "none", "0", "31"})
+    CHECK(read_train_config("demo", {cat("run.recompute=", value)}).run.recompute == value);
+  for (const char* value : {"some", "-1", "1.5", "7x", "''"})
+    CHECK_THAT(error_of("preset: demo", {cat("run.recompute=", value)}),
+               Contains("run.recompute is '") &&
+                   Contains("expected auto, blocks, none or how many of the trunk's blocks"));
+}
+
 TEST_CASE("what is written reads back") {
   for (const std::string& name : recipe_names()) {
     INFO(name);

@@ -4,17 +4,14 @@
 
 #include <catch2/catch.hpp>
 #include <cmath>
-#include <cstring>
 #include <limits>
 
 #include "core/base/machine.h"
 #include "core/train/objective.h"
-#include "io/dataset_writer.h"
-#include "io/features.h"
-#include "io/structure_reader.h"
-#include "tests/unit/io/scratch.h"
+#include "tests/unit/train/one_chain.h"
 
 using namespace ff;
+using namespace ff::test;
 using Catch::Contains;
 using Catch::EndsWith;
 using Catch::StartsWith;
@@ -22,56 +19,6 @@ using Catch::StartsWith;
 namespace {
 
 const std::string kRoot = "alphafold/alphafold_iteration/";
-
-TrainConfig small(const std::vector<std::string>& more = {}) {
-  std::vector<std::string> sets = {
-      "model.c_m=16",
-      "model.c_z=16",
-      "model.c_s=16",
-      "model.c_e=8",
-      "model.evoformer_stack={no_blocks: 2, no_heads_msa: 2, msa_dropout: 0.15}",
-      "model.extra_msa={no_blocks: 1}",
-      "model.structure_module={c: 16, no_blocks: 2, no_heads_ipa: 2}",
-      "data.train={crop_size: 24, max_msa_clusters: 4, max_extra_msa: 4}",
-      "run.global_batch=3",
-      "optim.warmup_samples=0"};
-  sets.insert(sets.end(), more.begin(), more.end());
-  return read_train_config("demo", sets);
-}
-
-struct Data {
-  const Scratch scratch;
-  std::optional<Dataset> dataset;
-
-  Data() {
-    ShardWriter writer(scratch / "chains-00001-of-00001.h5", {1, 1, std::string(64, 'a'), 0});
-    ChainStructure chain = read_structure(TEST_DATA "/evaluate/bp_4CUP.cif.gz").chains.at(0);
-    const RawFeatures raw = make_raw_features(chain.sequence, {});
-    ChainInfo info;
-    info.id = "4cup_A";
-    info.resolution = 1.9;
-    writer.add(pack_chain(info, raw, chain));
-    writer.commit({});
-    dataset.emplace(std::vector<std::string>{scratch.path()});
-  }
-
-  std::vector<TrainingSample> samples(const TrainConfig& config, int64_t step) const {
-    const Sampler sampler(*dataset, sampler_config(config), uint64_t(config.seed));
-    std::vector<TrainingSample> out;
-    for (int64_t i = 0; i < config.run.global_batch; ++i) out.push_back(sampler.sample(step, i));
-    return out;
-  }
-};
-
-TrainState fresh(const TrainConfig& config) {
-  return initial_state(initial_params(config.model, 1));
-}
-
-bool same_bits(const Arrays& a, const Arrays& b) {
-  for (const auto& [name, t] : a)
-    if (std::memcmp(t.raw(), b.at(name).raw(), size_t(t.numel()) * 4)) return false;
-  return a.size() == b.size();
-}
 
 }  // namespace
 
