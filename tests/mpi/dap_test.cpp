@@ -7,9 +7,11 @@
 #include "core/model/evoformer.h"
 #include "core/model/memory_plan.h"
 #include "core/train/objective.h"
+#include "core/train/trainer.h"
 #include "io/features.h"
 #include "tests/mpi/ranks.h"
 #include "tests/unit/model/fixture.h"
+#include "tests/unit/train/limited_memory.h"
 
 namespace ff::test {
 namespace {
@@ -191,6 +193,22 @@ TEST_CASE("activations shrink with the ranks") {
                   measured * 1e-6, predicted * 1e-6);
     CHECK(predicted == Approx(measured).epsilon(0.05));
   }
+}
+
+TEST_CASE("all ranks keep what the one with the least memory can") {
+  const TrainConfig config = read_train_config(
+      "demo", {"run.global_batch=64", "run.accumulate=1", "data.train.crop_size=16"});
+  const PassMemory pass(
+      config.model, {16, 32, 64, 0},
+      {.dtype = Dtype::f32, .device = Device::cpu, .dap = world().size(), .recycles = false});
+  const LimitedMemory memory;
+  // Half of it is planned with, which all of this host share.
+  if (world().rank() == world().size() - 1)
+    LimitedMemory::free = 2 * world().size() * (pass.step_peak(1, 4) * 10 / 9 + 10);
+  const Trainer trainer(config, initial_state(initial_params(config.model, 1)), 1,
+                        make_grid(world(), world().size(), Device::cpu));
+  CHECK(pass.step_peak(1, 4) < pass.step_peak(1, 3));
+  CHECK(trainer.plan().recompute == 4);
 }
 
 TEST_CASE("a block receives what the formulas of its collectives say") {

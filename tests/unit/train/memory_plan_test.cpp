@@ -2,10 +2,9 @@
 #include "core/model/memory_plan.h"
 
 #include <catch2/catch.hpp>
-#include <cstdlib>
-#include <limits>
 
 #include "core/base/machine.h"
+#include "tests/unit/train/limited_memory.h"
 #include "tests/unit/train/one_chain.h"
 
 using namespace ff;
@@ -32,27 +31,6 @@ void add_templates(TrainingSample& sample) {
 constexpr const char *kBlocks = "model.evoformer_stack.no_blocks=3",
                      *kExtra = "model.extra_msa.no_blocks=2",
                      *kNoTemplates = "model.template={enabled: false, embed_angles: false}";
-
-/// Memory that ends: the CPU's, but for bytes of tensors beyond `most`.
-struct LimitedMemory {
-  static inline int64_t most, free;
-
-  LimitedMemory() {
-    most = free = std::numeric_limits<int64_t>::max();
-    DeviceMemory memory{};
-    memory.allocate = [](int64_t bytes, int) {
-      return memory_count().current + bytes > most
-                 ? nullptr
-                 : std::aligned_alloc(64, size_t(bytes + 63) / 64 * 64);
-    };
-    memory.release = [](void* p, int64_t, int) { std::free(p); };
-    memory.zero = [](void* p, int64_t bytes) { std::memset(p, 0, size_t(bytes)); };
-    memory.synchronize = [] {};
-    memory.available = [](int) { return free; };
-    register_memory(Device::cpu, memory);
-  }
-  ~LimitedMemory() { most = free = std::numeric_limits<int64_t>::max(); }
-};
 
 }  // namespace
 
