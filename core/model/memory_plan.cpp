@@ -9,6 +9,7 @@
 
 #include "core/model/params.h"
 #include "core/ops/gemm.h"
+#include "core/ops/triangle.h"
 
 namespace ff {
 namespace {
@@ -83,10 +84,16 @@ class Forms {
 
   /// Of `rows` x n pairs of c channels, t in the product. Keeps three times the norm, the gate and
   /// the update; of each side projection, gate and their product; the sides' product and its norm.
-  /// In the backward the end, the output's projection, the product or its norm has most.
+  /// In the backward the end, the output's projection, the product or its norm has most. Fused
+  /// (core/ops/triangle.h) it keeps the sides, their product and the update, and the backward of
+  /// the end has most: the gradients of p and the update, and what makes the weights' gradients.
   ModuleMemory triangle_multiplication(const char* name, int64_t rows, int64_t n, int64_t c,
                                        int64_t t, double rate) const {
     const int64_t z = e * rows * n * c, p = e * rows * n * t;
+    if (gpu && e == 2 && fuses_triangle(c, t)) {
+      const int64_t fused = z + 3 * p + factors(rate, n, c);
+      return {name, true, fused, fused + z + p + 2 * (z + p)};
+    }
     const int64_t kept = 6 * z + 8 * p + factors(rate, n, c);
     return {name, true, kept,
             largest({8 * z + 8 * p, 6 * z + 9 * p + converted(z, p),

@@ -67,9 +67,8 @@ Var triangle_product(const Var& a, const Var& b, bool outgoing) {
 
 bool fuses_triangle(const Var& z, int64_t channels) {
   const Tensor& t = z.value();
-  const int64_t c = z.size(2);
   return kernels(t.device()).triangle_side && t.dtype() == Dtype::bf16 && t.is_contiguous() &&
-         reinterpret_cast<uintptr_t>(t.raw()) % 16 == 0 && c == channels && (c == 64 || c == 128);
+         reinterpret_cast<uintptr_t>(t.raw()) % 16 == 0 && fuses_triangle(z.size(2), channels);
 }
 
 Var triangle_side(const Var& z, const Tensor& mask, const NormedLayer& proj,

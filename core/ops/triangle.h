@@ -21,8 +21,12 @@ struct NormedLayer {
   Var scale, offset, w, b;
 };
 
-/// Whether the two operations below serve this z: a GPU's, in bf16, contiguous, of 64 or 128
-/// channels, as many as the product has.
+/// Whether there are fused kernels for z's channels and those of the product.
+constexpr bool fuses_triangle(int64_t c, int64_t channels) {
+  return c == channels && (c == 64 || c == 128);
+}
+
+/// Whether the two operations below serve this z: a GPU's, in bf16, contiguous.
 bool fuses_triangle(const Var& z, int64_t channels);
 
 /// a[c, i, j] = mask[i, j] proj(z[i, j])[c] sigmoid(gate(z[i, j]))[c] in one kernel, which keeps z
