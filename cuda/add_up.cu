@@ -96,6 +96,7 @@ bool rows_are_contiguous(const Tensor& t) {
 }  // namespace
 
 void add_up(std::span<const Tensor> parts, const Tensor& sum) {
+  if (!sum.numel()) return;
   const Tensor& first = parts[0];
   const bool grows = parts.size() == 2 && first.raw() == sum.raw() &&
                      first.strides() == sum.strides() && first.dtype() == sum.dtype();
