@@ -1,0 +1,88 @@
+// What stands for cuBLASLt and NCCL. Matrix products are summed in f64: errors that tests find are
+// the kernels'.
+#include "cuda/blas.h"
+
+#include <vector>
+
+#include "cuda/module_parts.h"
+#include "cuda/nccl.h"
+#include "cuda/runtime.h"
+
+namespace ff::cuda {
+namespace {
+
+bool rows_lie(const Tensor& t) {
+  return (t.size(2) == 1 || t.stride(2) == 1) && (t.size(1) == 1 || t.stride(1) >= t.size(2));
+}
+
+/// Calls f with a reader of a tensor's elements [b, i, j]; a batch of one is shared.
+template <class F>
+void read(const Tensor& t, F f) {
+  const int64_t batch = t.size(0) == 1 ? 0 : t.stride(0), row = t.stride(1), column = t.stride(2);
+  const auto reader = [=](const auto* data) {
+    return [=](int64_t b, int64_t i, int64_t j) {
+      return float(data[b * batch + i * row + j * column]);
+    };
+  };
+  t.dtype() == Dtype::bf16 ? f(reader(t.data<bf16>())) : f(reader(t.data<float>()));
+}
+
+}  // namespace
+
+void open_blas() {}
+
+bool find_blas(std::string& text) {
+  text = "plain loops";
+  return true;
+}
+
+bool product(const Tensor& a, const Tensor& w, const Tensor& bias, Activation act, bool accumulate,
+             const Tensor& c) {
+  if (!rows_lie(c) && bias) return false;
+  const int64_t m = c.size(1), n = c.size(2), depth = a.size(2);
+  std::vector<double> right(static_cast<size_t>(depth * n)), sums(static_cast<size_t>(n));
+  // cuBLASLt takes a bias of its result's type.
+  const Tensor added = bias ? bias.to(c.dtype()).to(Dtype::f32).contiguous() : bias;
+  count_launch();
+  for (int64_t b = 0; b < c.size(0); ++b) {
+    if (b == 0 || w.size(0) > 1)
+      read(w, [&](auto at) {
+        for (int64_t k = 0; k < depth; ++k)
+          for (int64_t j = 0; j < n; ++j) right[size_t(k * n + j)] = at(b, k, j);
+      });
+    for (int64_t i = 0; i < m; ++i) {
+      std::fill(sums.begin(), sums.end(), 0.0);
+      read(a, [&](auto at) {
+        for (int64_t k = 0; k < depth; ++k) {
+          const double x = at(b, i, k), *y = right.data() + k * n;
+          for (int64_t j = 0; j < n; ++j) sums[size_t(j)] += x * y[j];
+        }
+      });
+      const auto store = [&](auto* to) {
+        for (int64_t j = 0; j < n; ++j) {
+          auto& x = to[b * c.stride(0) + i * c.stride(1) + j * c.stride(2)];
+          auto sum = float(sums[size_t(j)]);
+          if (bias) sum += added.data<float>()[j];
+          if (accumulate) sum += float(x);
+          if (act == Activation::kRelu && !(sum > 0)) sum = 0;
+          x = std::decay_t<decltype(x)>(sum);
+        }
+      };
+      c.dtype() == Dtype::bf16 ? store(c.data<bf16>()) : store(c.data<float>());
+    }
+  }
+  return true;
+}
+
+bool find_nccl(std::string& text) {
+  text = "the GPU is emulated, and NCCL knows none";
+  return false;
+}
+
+std::string nccl_id() { fail(Exit::kDevice, "an emulated GPU has no NCCL"); }
+
+std::unique_ptr<NcclGroup> join_nccl(const std::string&, int, int) {
+  fail(Exit::kDevice, "an emulated GPU has no NCCL");
+}
+
+}  // namespace ff::cuda
