@@ -132,4 +132,10 @@ cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t* to, int) {
   return *to = nullptr, cudaSuccess;
 }
 cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return cudaSuccess; }
+/// A pool that gives back at once: what it has reserved is in use.
+cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t, cudaMemPoolAttr, void* value) {
+  const std::lock_guard lock(g_memory_mutex);
+  *static_cast<uint64_t*>(value) = uint64_t(g_used);
+  return cudaSuccess;
+}
 cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, size_t) { return cudaSuccess; }
