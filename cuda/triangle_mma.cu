@@ -31,10 +31,7 @@ template <int kC>
 __global__ void __launch_bounds__(kSideThreads, 1) side_kernel(const __grid_constant__ Side s) {
   extern __shared__ __align__(128) unsigned char shared[];
   const Room<kC> room(shared);
-  room.load(0, s.proj);
-  room.load(1, s.gate);
-  copy_wait<0>();
-  __syncthreads();
+  room.fill(s.proj, s.gate);
   constexpr int kM = kSideM, kRows = 16 * kM, kWarps = kSideThreads / 32;
   Rows16<kM, kC> x;
   for (int64_t row0 = (int64_t(blockIdx.x) * kWarps + threadIdx.x / 32) * kRows; row0 < s.n;
@@ -74,10 +71,7 @@ template <int kC>
 __global__ void __launch_bounds__(kEndThreads, 1) end_kernel(const __grid_constant__ End s) {
   extern __shared__ __align__(128) unsigned char shared[];
   const Room<kC> room(shared);
-  room.load(0, s.proj);
-  room.load(1, s.gate);
-  copy_wait<0>();
-  __syncthreads();
+  room.fill(s.proj, s.gate);
   constexpr int kWarps = kEndThreads / 32;
   Rows16<1, kC> x, y;
   for (int64_t row0 = (int64_t(blockIdx.x) * kWarps + threadIdx.x / 32) * 16; row0 < s.n;

@@ -47,6 +47,14 @@ struct Room {
   __device__ __forceinline__ float* bias(int i) const { return scale(i) + 2 * kC; }
   __device__ __forceinline__ float* sums() const { return numbers + 6 * kC; }
 
+  /// Both layers, and zeros for `sums` numbers, by all threads of the block.
+  __device__ void fill(const Layer& proj, const Layer& gate, int sums_count = 0) const {
+    load(0, proj);
+    load(1, gate);
+    for (int k = threadIdx.x; k < sums_count; k += blockDim.x) sums()[k] = 0;
+    copy_wait<0>();
+    __syncthreads();
+  }
   __device__ void load(int i, const Layer& layer) const {
     for (int k = threadIdx.x; k < kC * kC / 8; k += blockDim.x) {
       const int row = k / (kC / 8), chunk = k % (kC / 8);

@@ -121,11 +121,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   extern __shared__ __align__(128) unsigned char shared[];
   const Room<kC> room(shared);
   constexpr int kWarps = kThreads / 32, kSteps = kC / 16;
-  room.load(0, s.proj);
-  room.load(1, s.gate);
-  for (int k = threadIdx.x; k < kWarps * kSteps * 32; k += kThreads) room.sums()[k] = 0;
-  copy_wait<0>();
-  __syncthreads();
+  room.fill(s.proj, s.gate, kThreads * kSteps);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   float* const sums = room.sums() + warp * kSteps * 32 + lane;
   Rows16<1, kC> x;
@@ -210,11 +206,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   extern __shared__ __align__(128) unsigned char shared[];
   const Room<kC> room(shared);
   constexpr int kWarps = kThreads / 32, kSteps = kC / 16;
-  room.load(0, s.proj);
-  room.load(1, s.gate);
-  for (int k = threadIdx.x; k < kWarps * kSteps * 32; k += kThreads) room.sums()[k] = 0;
-  copy_wait<0>();
-  __syncthreads();
+  room.fill(s.proj, s.gate, kThreads * kSteps);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   float* const sums = room.sums() + warp * kSteps * 32 + lane;
   Rows16<1, kC> x, y;
