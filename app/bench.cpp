@@ -213,7 +213,6 @@ struct Bench {
         for (size_t i = seeds.size(); i < y.size(); ++i)
           seeds.push_back(ones(y[i].shape()).to(device).to(y[i].value().dtype()));
         tape.backward(y, seeds);
-        for (const auto& [key, v] : params.all()) v.slot()->grad = Tensor();
         for (const auto& leaf : leaves) leaf->grad = Tensor();
       });
       forward = median_seconds(device, n.repeat, [&] {
@@ -357,9 +356,9 @@ struct Bench {
   /// One step of Adam and of the average over all parameters, with the clipped gradient's sum.
   void optimizer() {
     Arrays values, gradient;
-    for (const auto& [name, v] : params.all()) {
-      values[name] = ff::noise(v.shape(), 9, Dtype::f32, device);
-      gradient[name] = ff::noise(v.shape(), 10, Dtype::f32, device, 1e-3f);
+    for (const ParamSpec& spec : param_specs(config)) {
+      values[spec.name] = ff::noise(spec.shape, 9, Dtype::f32, device);
+      gradient[spec.name] = ff::noise(spec.shape, 10, Dtype::f32, device, 1e-3f);
     }
     Arrays m = zeros_like(values), v = zeros_like(values), ema = zeros_like(values);
     double count = 0;

@@ -77,11 +77,11 @@ uint32_t alignment(const void* p) {
   return address ? uint32_t(std::min<uintptr_t>(address & ~(address - 1), 256)) : 256;
 }
 
-using Key = std::array<int64_t, 21>;
+using Key = std::array<int64_t, 23>;
 
 struct Plan {
   cublasLtMatmulDesc_t desc = nullptr;
-  cublasLtMatrixLayout_t a = nullptr, b = nullptr, c = nullptr;
+  cublasLtMatrixLayout_t a = nullptr, b = nullptr, c = nullptr, base = nullptr;
   cublasLtMatmulAlgo_t algo;
   size_t workspace = 0;
   Dtype bias_type = Dtype::f32;
@@ -107,7 +107,7 @@ cublasLtMatrixLayout_t layout(const Matrix& m, cudaDataType_t type, int32_t batc
 }
 
 /// Chooses an algorithm. With a bias of another type than the library takes: false.
-bool choose(Plan& plan, const std::array<uint32_t, 3>& aligned) {
+bool choose(Plan& plan, const std::array<uint32_t, 4>& aligned) {
   cublasLtMatmulPreference_t preference;
   check_lt(g_lt.preference_create(&preference), "cublasLtMatmulPreferenceCreate");
   const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t name, const auto& value) {
@@ -120,11 +120,11 @@ bool choose(Plan& plan, const std::array<uint32_t, 3>& aligned) {
          uint32_t(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, aligned[0]);
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, aligned[1]);
-  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, aligned[2]);
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, aligned[3]);
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, aligned[2]);
   cublasLtMatmulHeuristicResult_t best;
   int found = 0;
-  const cublasStatus_t status = g_lt.heuristic(g_lt.handle, plan.desc, plan.a, plan.b, plan.c,
+  const cublasStatus_t status = g_lt.heuristic(g_lt.handle, plan.desc, plan.a, plan.b, plan.base,
                                                plan.c, preference, 1, &best, &found);
   g_lt.preference_destroy(preference);
   if (status != CUBLAS_STATUS_SUCCESS || !found || best.state != CUBLAS_STATUS_SUCCESS)
@@ -141,33 +141,38 @@ std::string describe(const Tensor& a, const Tensor& w, const Tensor& c) {
 
 /// The plan for x (column-major n x k) times y (k x m) into c (n x m).
 const Plan& plan_for(const Tensor& a, const Tensor& w, const Tensor& bias, Activation act,
-                     bool accumulate, const Tensor& c) {
+                     const Tensor& base, const Tensor& c) {
   static std::map<Key, Plan> plans;
   static std::mutex mutex;
-  const Matrix x = matrix_of(w), y = matrix_of(a), z = matrix_of(c);
-  const std::array<uint32_t, 3> aligned = {alignment(w.raw()), alignment(a.raw()),
-                                           alignment(c.raw())};
-  const Key key = {x.rows,
-                   x.columns,
-                   x.ld,
-                   x.batch_stride,
-                   x.transposed,
-                   y.rows,
-                   y.columns,
-                   y.ld,
-                   y.batch_stride,
-                   y.transposed,
-                   z.rows,
-                   z.columns,
-                   z.ld,
-                   z.batch_stride,
-                   c.size(0),
-                   int64_t(a.dtype()) * 4 + int64_t(c.dtype()),
-                   int64_t(act) * 4 + accumulate * 2 + bias.defined(),
-                   aligned[0],
-                   aligned[1],
-                   aligned[2],
-                   bias ? int64_t(alignment(bias.raw())) : 0};
+  const Matrix x = matrix_of(w), y = matrix_of(a), z = matrix_of(c),
+               old = matrix_of(base ? base : c);
+  const std::array<uint32_t, 4> aligned = {alignment(w.raw()), alignment(a.raw()),
+                                           alignment(c.raw()),
+                                           alignment(base ? base.raw() : c.raw())};
+  const Key key = {
+      x.rows,
+      x.columns,
+      x.ld,
+      x.batch_stride,
+      x.transposed,
+      y.rows,
+      y.columns,
+      y.ld,
+      y.batch_stride,
+      y.transposed,
+      z.rows,
+      z.columns,
+      z.ld,
+      z.batch_stride,
+      old.ld,
+      old.batch_stride,
+      c.size(0),
+      int64_t(a.dtype()) * 4 + int64_t(c.dtype()),
+      int64_t(act) * 8 + base.defined() * 4 + (bias ? 1 + int64_t(bias.dtype() == c.dtype()) : 0),
+      aligned[0],
+      aligned[1],
+      aligned[2],
+      aligned[3]};
   const std::lock_guard lock(mutex);
   const auto known = plans.find(key);
   if (known != plans.end()) return known->second;
@@ -182,17 +187,21 @@ const Plan& plan_for(const Tensor& a, const Tensor& w, const Tensor& bias, Activ
   plan.a = layout(x, type_of(w), int32_t(c.size(0)));
   plan.b = layout(y, type_of(a), int32_t(c.size(0)));
   plan.c = layout(z, type_of(c), int32_t(c.size(0)));
+  plan.base = layout(old, type_of(c), int32_t(c.size(0)));
   const cublasLtEpilogue_t epilogue =
       bias ? (act == Activation::kRelu ? CUBLASLT_EPILOGUE_RELU_BIAS : CUBLASLT_EPILOGUE_BIAS)
            : (act == Activation::kRelu ? CUBLASLT_EPILOGUE_RELU : CUBLASLT_EPILOGUE_DEFAULT);
   set(plan.desc, CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
   const void* bias_address = bias ? bias.raw() : nullptr;
   if (bias) set(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias_address);
-  if (bias) set(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, CUDA_R_32F);
+  if (bias) {
+    plan.bias_type = bias.dtype();
+    set(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, type_of(bias));
+  }
   bool chosen = choose(plan, aligned);
-  if (!chosen && bias && c.dtype() == Dtype::bf16) {
-    plan.bias_type = Dtype::bf16;
-    set(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, CUDA_R_16BF);
+  if (!chosen && bias && bias.dtype() != c.dtype()) {
+    plan.bias_type = c.dtype();
+    set(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, type_of(c));
     chosen = choose(plan, aligned);
   }
   if (!chosen) fail(Exit::kDevice, "cuBLASLt has no algorithm for ", describe(a, w, c));
@@ -238,31 +247,38 @@ void open_blas() {
   check_lt(g_lt.create(&g_lt.handle), "cublasLtCreate");
 }
 
-bool product(const Tensor& a, const Tensor& w, const Tensor& bias, Activation act, bool accumulate,
-             const Tensor& c) {
+bool product(const Tensor& a, const Tensor& w, const Tensor& bias, Activation act,
+             const Tensor& base, const Tensor& c) {
   // cuBLASLt's matrices are column-major: it computes c^T = w^T a^T.
   if (!lies(c, 2, 1)) {
     check(lies(c, 1, 2), "matrix product into strides ", c.strides());
     if (bias) return false;
-    return product(w.transpose(1, 2), a.transpose(1, 2), {}, act, accumulate, c.transpose(1, 2));
+    return product(w.transpose(1, 2), a.transpose(1, 2), {}, act,
+                   base ? base.transpose(1, 2) : base, c.transpose(1, 2));
   }
   const Tensor x = with_contiguous_axis(w), y = with_contiguous_axis(a);
   const cudaStream_t s = stream();
-  const Plan& plan = plan_for(y, x, bias, act, accumulate, c);
-  const float one = 1, beta = accumulate ? 1 : 0;
+  if (base && base.raw() != c.raw() && !lies(base, 2, 1)) {
+    c.copy_from(base);
+    return product(a, w, bias, act, c, c);
+  }
+  const Plan& plan = plan_for(y, x, bias, act, base, c);
+  const float one = 1, beta = base ? 1 : 0;
+  const void* const old = base ? base.raw() : c.raw();
   const Scratch workspace(int64_t(plan.workspace));
   static std::mutex mutex;  // the plan's bias pointer is set for each call
   const std::lock_guard lock(mutex);
-  const Tensor b = bias ? bias.to(plan.bias_type) : bias;
+  Tensor b = bias ? bias.to(plan.bias_type) : bias;
+  if (b && alignment(b.raw()) < 16) b = b.clone();
   if (b) {
     const void* address = b.raw();
     set(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, address);
   }
   count_launch();
-  check_lt(
-      g_lt.matmul(g_lt.handle, plan.desc, &one, x.raw(), plan.a, y.raw(), plan.b, &beta, c.raw(),
-                  plan.c, c.raw(), plan.c, &plan.algo, workspace.data<void>(), plan.workspace, s),
-      "cublasLtMatmul", describe(a, w, c));
+  check_lt(g_lt.matmul(g_lt.handle, plan.desc, &one, x.raw(), plan.a, y.raw(), plan.b, &beta, old,
+                       plan.base, c.raw(), plan.c, &plan.algo, workspace.data<void>(),
+                       plan.workspace, s),
+           "cublasLtMatmul", describe(a, w, c));
   return true;
 }
 

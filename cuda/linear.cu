@@ -28,7 +28,8 @@ __global__ void finish_kernel(T* __restrict__ c, const float* __restrict__ bias,
   }
 }
 
-void finish(const Tensor& c, const Tensor& bias, Activation act, bool products) {
+void finish(const Tensor& c, const Tensor& narrow, Activation act, bool products) {
+  const Tensor bias = narrow ? narrow.to(Dtype::f32) : narrow;
   by_type(c, [&](auto t) {
     using T = decltype(t);
     const auto blocks =
@@ -42,24 +43,25 @@ void finish(const Tensor& c, const Tensor& bias, Activation act, bool products) 
 
 }  // namespace
 
-void linear(const Tensor& x, const Tensor& w, const Tensor& bias, Activation act, bool accumulate,
-            const Tensor& y) {
+void linear(const Tensor& x, const Tensor& w, const Tensor& bias, Activation act,
+            const Tensor& base, const Tensor& y) {
   if (!y.numel()) return;
   if (!x.size(2)) {
-    if (bias || !accumulate) finish(y, bias, act, accumulate);
+    if (base && base.raw() != y.raw()) y.copy_from(base);
+    if (bias || !base) finish(y, bias, act, base.defined());
     return;
   }
   const Activation fused = act == Activation::kSigmoid ? Activation::kNone : act;
-  if (product(x, w, bias, fused, accumulate, y)) {
+  if (product(x, w, bias, fused, base, y)) {
     if (act == Activation::kSigmoid) finish(y, {}, act, true);
   } else {
-    product(x, w, {}, Activation::kNone, accumulate, y);
+    product(x, w, {}, Activation::kNone, base, y);
     finish(y, bias, act, true);
   }
 }
 
 void matmul(const Tensor& a, const Tensor& b, const Tensor& c) {
-  linear(a, b, {}, Activation::kNone, false, c);
+  linear(a, b, {}, Activation::kNone, {}, c);
 }
 
 }  // namespace ff::cuda

@@ -102,7 +102,7 @@ void outer_product_mean(const Tensor& left, const Tensor& right, const Tensor& w
     const int64_t n = std::min(r.step, r.n_i - i);
     const Tensor update = updates.narrow(0, 0, n);
     r.multiply(r.left_t(i, n), n);
-    linear(r.by_channels(n).transpose(1, 2), r.weights, b, Activation::kNone, false,
+    linear(r.by_channels(n).transpose(1, 2), r.weights, b, Activation::kNone, {},
            update.view({1, n * r.padded, r.c_z}));
     walk<1, 0, AddMean, 2>("outer_product_mean", {z.narrow(0, i, n), update.narrow(1, 0, r.n_j)},
                            {View<float>(norm.narrow(0, i, n).unsqueeze(-1))});
@@ -119,7 +119,7 @@ void outer_product_mean_backward(const Tensor& left, const Tensor& right, const 
   if (!left.numel() || !right.numel()) return;
   const Ranges r(left, right, w, kMostBackward);
   const auto add_product = [](const Tensor& x, const Tensor& y, const Tensor& to) {
-    linear(x, y, {}, Activation::kNone, true, to);
+    linear(x, y, {}, Activation::kNone, to, to);
   };
   const Tensor dw_t = dw.defined() ? r.zeros({1, r.d * r.c, r.c_z}, dw) : Tensor(),
                dright_t = dright.defined() ? r.zeros(r.right_t.shape(), dright) : Tensor(),

@@ -405,7 +405,7 @@ void triangle_side_backward(const Tensor& z, const Tensor& mask, const NormedLin
                          add};
     launch<side_backward_kernel<kC>>("triangle_side_backward", blocks, kThreads,
                                      Room<kC>::bytes(kThreads * (kC / 16)), s);
-    product(normed.transpose(1, 2), products, {}, Activation::kNone, false, sums);
+    product(normed.transpose(1, 2), products, {}, Activation::kNone, {}, sums);
     finish<kC>({proj, gate}, {dproj, dgate}, sums, partial, blocks);
   });
 }
@@ -441,7 +441,7 @@ void triangle_end_backward(const Tensor& z, const Tensor& p, const Tensor& facto
                         add};
     launch<end_backward_kernel<kC>>("triangle_end_backward", blocks, kThreads,
                                     Room<kC>::bytes(kThreads * (kC / 16)), s);
-    product(normed.transpose(1, 2), products, {}, Activation::kNone, false, sums);
+    product(normed.transpose(1, 2), products, {}, Activation::kNone, {}, sums);
     finish<kC>({proj, gate}, {dproj, dgate}, sums, partial, blocks);
   });
 }

@@ -17,13 +17,18 @@ Dtype statistics_type(const Var& x) {
 /// since two of them are in memory at a time.
 constexpr int64_t kParts = 4, kChannelGroups = 8;
 
-/// bias[h, i, j] = LN(z)[i, j] . feat_2d_weights[:, h], with statistics' precision; of z's own
-/// rows, on its way to be joined with the others'.
-Gathering pair_bias(const Scope& scope, const char* norm, const Var& z, const Dap& dap) {
+/// bias[h, i, j] = x[i, j] . feat_2d_weights[:, h], with statistics' precision; x = LN(z).
+Var bias_of(const Scope& scope, const Var& x, int along = 1) {
   const Var w = scope["feat_2d_weights"];
+  const Var b = view(linear_channels_first(x, w), {w.size(1), x.size(0), x.size(1)});
+  const Dtype dtype = statistics_type(x);
+  return along == 0 ? transpose_cast(b, 1, 2, dtype) : cast(b, dtype);
+}
+
+/// The same of z's own rows, on its way to be joined with the others'.
+Gathering pair_bias(const Scope& scope, const char* norm, const Var& z, const Dap& dap) {
   const Var own = map_rows(z, 1, [&](const Var& rows, int64_t) {
-    const Var b = linear_channels_first(layer_norm(scope / norm, rows), w);
-    return cast(view(b, {w.size(1), rows.size(0), rows.size(1)}), statistics_type(z));
+    return bias_of(scope, layer_norm(scope / norm, rows));
   });
   return {dap, own, 1, z.size(1)};
 }
@@ -100,19 +105,28 @@ Var heads(const Var& x, const Var& w) {
 }  // namespace
 
 Var attention_add(const Scope& scope, const Var& residual, const Var& x_q, const Var& x_m,
-                  const Gathering& bias, const Tensor& mask, const Tensor& factors) {
-  const Var q = heads(x_q, scope["query_w"]), k = heads(x_m, scope["key_w"]),
-            v = heads(x_m, scope["value_w"]);
-  Var gate;
-  if (scope.has("gating_w"))
-    gate = view(linear(x_q, scope["gating_w"], scope["gating_b"]),
-                {q.size(0), q.size(1), v.size(2), v.size(3)});
-  const Var o = attention(q, k, v, gate, bias.defined() ? bias.await() : Var(), mask);
-  const int64_t c = v.size(2) * v.size(3);
-  const Var flat = view(o, {q.size(0), q.size(1), c}), w = scope["output_w"], b = scope["output_b"];
-  return factors.defined()
-             ? dropout_add(residual, linear(flat, view(w, {c, residual.size(2)}), b), factors)
-             : linear_add(residual, flat, w, b);
+                  const Gathering& bias, const Tensor& mask, const Tensor& factors, int along) {
+  const auto awaited = [&] { return bias.defined() ? bias.await() : Var(); };
+  Var o;
+  if (scope.has("qkvg_w")) {
+    const Var all = linear_joined(
+        x_q, scope["qkvg_w"].value(), scope["qkvg_b"].value(),
+        {scope["query_w"], scope["key_w"], scope["value_w"], scope["gating_w"]}, scope["gating_b"]);
+    o = attention(all, awaited(), mask, along);
+  } else {
+    const Var q = heads(x_q, scope["query_w"]), k = heads(x_m, scope["key_w"]),
+              v = heads(x_m, scope["value_w"]);
+    Var gate;
+    if (scope.has("gating_w"))
+      gate = view(linear(x_q, scope["gating_w"], scope["gating_b"]),
+                  {q.size(0), q.size(1), v.size(2), v.size(3)});
+    o = attention(q, k, v, gate, awaited(), mask, along);
+  }
+  const int64_t c = o.size(2) * o.size(3);
+  const Var flat = view(o, {o.size(0), o.size(1), c}), w = scope["output_w"], b = scope["output_b"];
+  return factors.defined() ? dropout_add(residual, linear(flat, view(w, {c, residual.size(2)}), b),
+                                         factors, along)
+                           : linear_add(residual, flat, w, b);
 }
 
 Var msa_row_attention(const Scope& scope, const Var& m, const Var& z, const Tensor& msa_mask,
@@ -131,12 +145,15 @@ Var msa_row_attention(const Scope& scope, const Var& m, const Var& z, const Tens
 Var msa_column_attention(const Scope& scope, const Var& m, const Tensor& msa_mask, const Dap& dap) {
   const Span span("column attention");
   const Var columns = transpose(m, 0, 1);
-  const Tensor mask = msa_mask.transpose(0, 1);
-  const int64_t first = dap.mine(mask.size(0)).start;
+  const Range own = dap.mine(msa_mask.size(1));
+  const Tensor mask = msa_mask.transpose(0, 1).narrow(0, own.start, own.count);
+  if (at_once(columns)) {
+    const Var x = layer_norm(scope / "query_norm", m);
+    return attention_add(scope / "attention", m, x, x, {}, mask, {}, 0);
+  }
   const Var updated = by_rows(columns, [&](const Var& rows, int64_t start) {
     const Var x = layer_norm(scope / "query_norm", rows);
-    return attention_add(scope / "attention", rows, x, x, {},
-                         mask.narrow(0, first + start, rows.size(0)));
+    return attention_add(scope / "attention", rows, x, x, {}, mask.narrow(0, start, rows.size(0)));
   });
   return transpose(updated, 0, 1);
 }
@@ -234,6 +251,12 @@ Var triangle_attention(const Scope& scope, const Var& z, const Tensor& pair_mask
   const Span span(starting ? "triangle attention start" : "triangle attention end");
   const Var zt = starting ? z : transpose(z, 0, 1);
   const Tensor factors = dropout.factors(zt);
+  if (dap.single() && at_once(zt)) {
+    const int along = starting ? 1 : 0;
+    const Var x = layer_norm(scope / "query_norm", z);
+    const Gathering bias(dap, bias_of(scope, x, along), 1, z.size(1));
+    return attention_add(scope / "attention", z, x, x, bias, pair_mask, factors, along);
+  }
   const Gathering bias = pair_bias(scope, "query_norm", zt, dap);
   return update_rows(dap, z, starting ? 0 : 1, zt.size(1), [&](const Var& rows, int64_t start) {
     const Var x = layer_norm(scope / "query_norm", rows);

@@ -22,9 +22,11 @@ namespace ff {
 /// Gated attention of x_q over x_m with a scope's query_w ... output_b, added to `residual`. Alg.
 /// 7, 8, 13, 14, 17. x_q [batch, n_query, c], x_m [batch, n_key, c_m], residual [batch, n_query,
 /// c_out]; factors [n_query, c_out] of the update's dropout, undefined for none. The bias is
-/// awaited once the projections are made.
+/// awaited once the projections are made. Where `along` is 0 the first two axes of residual, x_q
+/// and x_m are the other way round.
 Var attention_add(const Scope& scope, const Var& residual, const Var& x_q, const Var& x_m,
-                  const Gathering& bias, const Tensor& mask, const Tensor& factors = {});
+                  const Gathering& bias, const Tensor& mask, const Tensor& factors = {},
+                  int along = 1);
 
 /// What a module drops of its update before it is added. AlphaFold shares the mask over the rows
 /// of the axis that the module works along: axis 0, for the ending node's attention axis 1.

@@ -301,6 +301,21 @@ std::string hint(const std::vector<std::string>& missing, const std::vector<std:
   return "";
 }
 
+/// Whether a product of the trunk adds this bias; the triangle multiplications' are added
+/// elsewhere.
+bool is_product_bias(const std::string& name, const std::string& leaf) {
+  const auto in = [&](const char* module) { return name.find(module) != std::string::npos; };
+  return leaf == "output_b" || leaf == "gating_b" ||
+         (leaf == "bias" && (in("_transition/") || in("/outer_product_mean/")));
+}
+
+bool is_self_attention(const std::string& name) {
+  for (const char* module :
+       {"/msa_row_attention_with_pair_bias/", "/msa_column_attention/", "/triangle_attention_"})
+    if (name.find(module) != std::string::npos) return true;
+  return false;
+}
+
 /// ".../outer_product_mean//output_b": without the root that all names share.
 std::string shortened(const std::string& name) {
   return name.rfind(kRoot, 0) == 0 ? "..." + name.substr(std::string(kRoot).size()) : name;
@@ -396,15 +411,52 @@ Arrays Params::take_grads() {
 
 Params Params::in_precision(Dtype activations) const {
   Params out;
+  const bool gpu = device().kind == Device::cuda;
   for (const auto& [name, var] : vars_) {
     const std::string leaf = name.substr(name.rfind('/') + 1);
     const bool matrix = leaf.ends_with("weights") || leaf.ends_with("_w");
     const bool trunk = name.find("/evoformer/") != std::string::npos;
-    const Dtype dtype = activations == Dtype::bf16 && !(matrix && trunk) ? Dtype::f32 : activations;
+    // cuBLASLt takes a bias of its result's type.
+    const bool rounded = matrix || (gpu && is_product_bias(name, leaf));
+    const Dtype dtype =
+        activations == Dtype::bf16 && !(rounded && trunk) ? Dtype::f32 : activations;
     out.vars_.emplace(name,
                       var.value().dtype() == dtype ? var : Var(var.value().to(dtype), var.slot()));
   }
+  if (gpu && activations == Dtype::bf16) out.join_projections();
   return out;
+}
+
+void Params::join_projections() {
+  std::map<std::string, Var> joined;
+  for (const auto& [name, query] : vars_) {
+    if (!name.ends_with("//query_w") || !is_self_attention(name)) continue;
+    const std::string path = name.substr(0, name.size() - std::string("query_w").size());
+    if (!has(path + "gating_w")) continue;
+    Dims shape = query.shape(), bias_shape;
+    const int before = shape.size() - 2;  // [n_head, c]
+    shape.push_back(shape[before + 1]);
+    shape[before + 1] = shape[before];
+    shape[before] = 4;
+    for (int i = 0; i < shape.size(); ++i)
+      if (i != before - 1) bias_shape.push_back(shape[i]);
+    const Tensor w = Tensor::empty(shape, query.value().dtype(), query.value().device()),
+                 b = Tensor::zeros(bias_shape, w.dtype(), w.device());
+    const char* const parts[] = {"query_w", "key_w", "value_w", "gating_w"};
+    if (!std::all_of(std::begin(parts), std::end(parts),
+                     [&](const char* part) { return at(path + part).shape() == query.shape(); }))
+      continue;
+    for (int i = 0; i < 4; ++i) {
+      Var& part = vars_.at(path + parts[i]);
+      const Tensor own = w.select(before, i);
+      own.copy_from(part.value());
+      part = Var(own, part.slot());
+    }
+    b.select(before - 1, 3).copy_from(at(path + "gating_b").value());
+    joined.emplace(path + "qkvg_w", w);
+    joined.emplace(path + "qkvg_b", b);
+  }
+  vars_.merge(joined);
 }
 
 Params Params::on(Device device) const {

@@ -44,7 +44,9 @@ class Params {
   Arrays take_grads();
   /// The same parameters for activations of another precision: all in f64, or the trunk's matrices
   /// in bf16 and everything else in f32. Copies of now, whose gradients are summed in these
-  /// parameters' own precision and place.
+  /// parameters' own precision and place. For bf16 on a GPU with what one product wants together:
+  /// self-attention's projections [.., c, 4, n_head, c_head] as "qkvg_w", of which "query_w" ...
+  /// are views, and their biases as "qkvg_b".
   Params in_precision(Dtype activations) const;
   /// The same parameters on another device; before their gradients are asked for.
   Params on(Device device) const;
@@ -54,6 +56,7 @@ class Params {
 
  private:
   Params() = default;
+  void join_projections();
   std::map<std::string, Var> vars_;
 };
 

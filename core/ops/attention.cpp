@@ -5,31 +5,67 @@
 
 namespace ff {
 
-Var attention(const Var& q, const Var& k, const Var& v, const Var& gate, const Var& bias,
-              const Tensor& mask) {
-  check(q.rank() == 4 && k.rank() == 4 && v.rank() == 4 && q.size(0) == k.size(0) &&
-            q.size(2) == k.size(2) && q.size(3) == k.size(3) && k.size(1) == v.size(1) &&
-            k.size(2) == v.size(2) && v.size(0) == k.size(0),
-        "attention of q ", q.shape(), ", k ", k.shape(), ", v ", v.shape());
-  check(!bias ||
-            (bias.shape() == Dims{q.size(2), q.size(1), k.size(1)} && bias.value().stride(-1) == 1),
-        "attention: bias ", bias.shape(), " for q ", q.shape(), ", k ", k.shape());
-  check(!mask.defined() || mask.shape() == Dims{k.size(0), k.size(1)}, "attention: mask ",
-        mask.shape(), " for k ", k.shape());
-  const Tensor o = Tensor::empty({q.size(0), q.size(1), q.size(2), v.size(3)}, q.value().dtype(),
-                                 q.value().device());
-  check(!gate || gate.shape() == o.shape(), "attention: gate ", gate.shape(), " for ", o.shape());
-  // The GPU's backward begins from the forward's log-sum-exp; the CPU's computes the softmax again.
-  const bool keep = o.device().kind == Device::cuda && recording({&q, &k, &v, &gate, &bias});
-  const Tensor lse =
-      keep ? Tensor::empty({q.size(0), q.size(2), q.size(1)}, Dtype::f32, o.device()) : Tensor();
-  kernels(o.device())
-      .attention(q.value(), k.value(), v.value(), gate.value(), bias.value(), mask, o, lse);
-  return result("attention", o, {&q, &k, &v, &gate, &bias}, [=](const Tensor& dy) {
+namespace {
+
+/// [a, b, h, c] as [batch, positions, h, c]; an absent tensor stays that.
+Tensor turn(const Tensor& t, int along) { return t && along == 0 ? t.transpose(0, 1) : t; }
+
+/// Operands as they were given, with what the forward leaves for the backward.
+struct Attending {
+  Tensor q, k, v, gate, mask;
+  int along;
+  Tensor o, lse;
+
+  void forward(const Var& bias, bool record) {
+    const Tensor qs = turn(q, along), ks = turn(k, along), vs = turn(v, along);
+    check(qs.rank() == 4 && ks.rank() == 4 && vs.rank() == 4 && qs.size(0) == ks.size(0) &&
+              qs.size(2) == ks.size(2) && qs.size(3) == ks.size(3) && ks.size(1) == vs.size(1) &&
+              ks.size(2) == vs.size(2) && vs.size(0) == ks.size(0),
+          "attention of q ", qs.shape(), ", k ", ks.shape(), ", v ", vs.shape());
+    check(!bias || (bias.shape() == Dims{qs.size(2), qs.size(1), ks.size(1)} &&
+                    bias.value().stride(-1) == 1),
+          "attention: bias ", bias.shape(), " for q ", qs.shape(), ", k ", ks.shape());
+    check(!mask.defined() || mask.shape() == Dims{ks.size(0), ks.size(1)}, "attention: mask ",
+          mask.shape(), " for k ", ks.shape());
+    o = Tensor::empty({q.size(0), q.size(1), q.size(2), v.size(3)}, q.dtype(), q.device());
+    check(!gate || gate.shape() == o.shape(), "attention: gate ", gate.shape(), " for ", o.shape());
+    // The GPU's backward begins from the forward's log-sum-exp; the CPU's computes the softmax
+    // again.
+    if (record && o.device().kind == Device::cuda)
+      lse = Tensor::empty({qs.size(0), qs.size(2), qs.size(1)}, Dtype::f32, o.device());
+    kernels(o.device())
+        .attention(qs, ks, vs, turn(gate, along), bias.value(), mask, turn(o, along), lse);
+  }
+  void backward(const Var& bias, const Tensor& dy, const Tensor& dq, const Tensor& dk,
+                const Tensor& dv, const Tensor& dgate) const {
     kernels(dy.device())
-        .attention_backward(q.value(), k.value(), v.value(), gate.value(), bias.value(), mask, o,
-                            lse, dy, q.grad_into(), k.grad_into(), v.grad_into(), gate.grad_into(),
+        .attention_backward(turn(q, along), turn(k, along), turn(v, along), turn(gate, along),
+                            bias.value(), mask, turn(o, along), lse, turn(dy, along),
+                            turn(dq, along), turn(dk, along), turn(dv, along), turn(dgate, along),
                             bias.grad_into());
+  }
+};
+
+}  // namespace
+
+Var attention(const Var& q, const Var& k, const Var& v, const Var& gate, const Var& bias,
+              const Tensor& mask, int along) {
+  Attending a{q.value(), k.value(), v.value(), gate.value(), mask, along, {}, {}};
+  a.forward(bias, recording({&q, &k, &v, &gate, &bias}));
+  return result("attention", a.o, {&q, &k, &v, &gate, &bias}, [=](const Tensor& dy) {
+    a.backward(bias, dy, q.grad_into(), k.grad_into(), v.grad_into(), gate.grad_into());
+  });
+}
+
+Var attention(const Var& qkvg, const Var& bias, const Tensor& mask, int along) {
+  check(qkvg.rank() == 5 && qkvg.size(2) == 4, "attention of ", qkvg.shape());
+  const auto part = [](const Tensor& t, int i) { return t ? t.select(2, i) : t; };
+  const Tensor& all = qkvg.value();
+  Attending a{part(all, 0), part(all, 1), part(all, 2), part(all, 3), mask, along, {}, {}};
+  a.forward(bias, recording({&qkvg, &bias}));
+  return result("attention", a.o, {&qkvg, &bias}, [=](const Tensor& dy) {
+    const Tensor d = qkvg.grad_into();
+    a.backward(bias, dy, part(d, 0), part(d, 1), part(d, 2), part(d, 3));
   });
 }
 

@@ -14,9 +14,13 @@ namespace ff {
 /// (f64 for f64), shared by the batch, or undefined mask      [batch, n_key]                f32, 0
 /// = the key's logit becomes -1e9 (AlphaFold's rule: a row whose
 ///                                         keys are all masked averages them evenly), or undefined
-/// Returns [batch, n_query, n_head, c_v] contiguous. Softmax and sums in f32 (f64 for f64).
+/// Returns [batch, n_query, n_head, c_v] contiguous. Softmax and sums in f32 (f64 for f64). Where
+/// `along` is 0, the first two axes of q, k, v, gate and of the result are the other way round.
 Var attention(const Var& q, const Var& k, const Var& v, const Var& gate, const Var& bias,
-              const Tensor& mask);
+              const Tensor& mask, int along = 1);
+
+/// The same of query, key, value and gate beside each other, [.., .., 4, n_head, c].
+Var attention(const Var& qkvg, const Var& bias, const Tensor& mask, int along = 1);
 
 /// Global attention. Suppl. Alg. 19 lines 4-7: one query a batch element, keys and values shared by
 /// heads. q     [batch, n_head, c]        k [batch, n, c]   v [batch, n, c_v] gate  [batch, n,

@@ -23,6 +23,7 @@ struct DropoutStream {
 Var dropout(const Var& x, const Tensor& factors);
 
 /// residual + x times factors; under NoGrad written into residual itself. Keeps the factors alone.
-Var dropout_add(const Var& residual, const Var& x, const Tensor& factors);
+/// Where `along` is 0 the factors [n, c] are those of x [n, .., c].
+Var dropout_add(const Var& residual, const Var& x, const Tensor& factors, int along = 1);
 
 }  // namespace ff

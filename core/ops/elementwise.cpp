@@ -103,6 +103,13 @@ Var cast(const Var& x, Dtype dtype) {
   });
 }
 
+Var transpose_cast(const Var& x, int a, int b, Dtype dtype) {
+  return result("transpose_cast", x.value().transpose(a, b).to(dtype).contiguous(), {&x},
+                [a, b, to = x.gradient_only()](const Tensor& dy) {
+                  hand_over(to, dy.transpose(a, b).to(to.slot()->dtype).contiguous());
+                });
+}
+
 Var repeat(const Var& x, int64_t n) {
   return result("repeat", x.value().unsqueeze(0).expand(0, n), {&x},
                 [n, shape = x.shape(), to = x.gradient_only()](const Tensor& dy) {

@@ -78,10 +78,10 @@ struct Kernels {
   void (*layer_norm_channels_first_backward)(const Tensor& x, const Tensor& scale, const Tensor& dy,
                                              const Tensor& dx, const Tensor& dscale,
                                              const Tensor& doffset);
-  /// y [b, m, n] = act(x [b, m, k] w [k, n] + bias), or y += x w + bias; y may be f32 where x and w
-  /// are bf16.
+  /// y [b, m, n] = act(x [b, m, k] w [k, n] + bias), or y = base + x w + bias, where base is given
+  /// (it may be y); y may be f32 where x and w are bf16. bias is f32, or on a GPU of y's dtype.
   void (*linear)(const Tensor& x, const Tensor& w, const Tensor& bias, Activation act,
-                 bool accumulate, const Tensor& y);
+                 const Tensor& base, const Tensor& y);
   /// dy *= act'(x), from y = act(x).
   void (*activation_backward)(const Tensor& y, Activation act, const Tensor& dy);
   /// sums[c] += sum_r x[r, c], in a fixed order.

@@ -21,36 +21,45 @@ void check_linear(const Tensor& x, const Tensor& w, const Tensor& b) {
         w.shape());
 }
 
-/// dx += dy w^T, dw += x^T dy, db += sum of dy's rows, where they are wanted. dy [..., n] is
-/// contiguous, w [c, n].
-void products_backward(const Var& x, const Var& w, const Var& b, const Tensor& dy) {
+/// dx += dy w^T where it is wanted. dy [..., n] is contiguous, w [c, n].
+void input_backward(const Var& x, const Tensor& w, const Tensor& dy) {
   const Kernels& k = kernels(dy.device());
   const Tensor rows = dy.view({-1, dy.size(-1)});
   const int64_t c = x.size(-1), n = rows.size(1);
-  const Tensor wt = w.value().view({c, n}).transpose(0, 1).unsqueeze(0);
+  const Tensor wt = w.view({c, n}).transpose(0, 1).unsqueeze(0);
   if (has_room(x) && x.slot()->dtype == dy.dtype() && dy.device().kind == Device::cuda) {
     // Written instead of added to zeros, which a GPU would fill and read.
     const Tensor dx = Tensor::empty(x.slot()->shape, dy.dtype(), dy.device());
-    k.linear(rows.unsqueeze(0), wt, {}, Activation::kNone, false, dx.view({1, -1, c}));
+    k.linear(rows.unsqueeze(0), wt, {}, Activation::kNone, {}, dx.view({1, -1, c}));
     x.add_grad(dx);
   } else if (const Tensor dx = x.grad_into()) {
     // Any strides that a product cannot write go through a copy.
     const bool direct = dx.is_contiguous() || dx.rank() == 2 || dx.rank() == 3;
     const Tensor to = direct ? dx : Tensor::empty(dx.shape(), dx.dtype(), dx.device());
     const Tensor batches = as_batches(to);
-    k.linear(dy.view({batches.size(0), batches.size(1), n}), wt, {}, Activation::kNone, direct,
-             batches);
+    k.linear(dy.view({batches.size(0), batches.size(1), n}), wt, {}, Activation::kNone,
+             direct ? batches : Tensor(), batches);
     if (!direct) k.add(to, dx);
   }
-  if (const Tensor dw = w.grad_into()) {
-    const Tensor to = dw.view({1, c, n}), batches = as_batches(x.value()),
-                 dys = dy.view({batches.size(0), batches.size(1), n});
-    for (int64_t i = 0; i < batches.size(0); ++i)
-      k.linear(batches.narrow(0, i, 1).transpose(1, 2), dys.narrow(0, i, 1), {}, Activation::kNone,
-               true, to);
-  }
+}
+
+/// dw [c, n] += x^T dy.
+void add_weight_gradient(const Var& x, const Tensor& dy, const Tensor& dw) {
+  const Tensor to = dw.view({1, x.size(-1), dy.size(-1)}), batches = as_batches(x.value()),
+               dys = dy.view({batches.size(0), batches.size(1), dy.size(-1)});
+  for (int64_t i = 0; i < batches.size(0); ++i)
+    kernels(dy.device())
+        .linear(batches.narrow(0, i, 1).transpose(1, 2), dys.narrow(0, i, 1), {}, Activation::kNone,
+                to, to);
+}
+
+/// dx, dw and db (the sum of dy's rows) are added to where they are wanted.
+void products_backward(const Var& x, const Var& w, const Var& b, const Tensor& dy) {
+  input_backward(x, w.value(), dy);
+  if (const Tensor dw = w.grad_into()) add_weight_gradient(x, dy, dw);
   if (b)
-    if (const Tensor db = b.grad_into()) k.add_column_sums(rows, db.view({n}));
+    if (const Tensor db = b.grad_into())
+      kernels(dy.device()).add_column_sums(dy.view({-1, dy.size(-1)}), db.view({-1}));
 }
 
 }  // namespace
@@ -65,7 +74,7 @@ Var linear(const Var& x, const Var& w, const Var& b, Activation act) {
   const Tensor y = Tensor::empty(shape, xv.dtype(), xv.device());
   const Tensor batches = as_batches(xv);
   kernels(xv.device())
-      .linear(batches, wv.unsqueeze(0), bv, act, false,
+      .linear(batches, wv.unsqueeze(0), bv, act, {},
               y.view({batches.size(0), batches.size(1), wv.size(1)}));
   const Tensor kept = act == Activation::kNone ? Tensor() : y;
   return result("linear", y, {&x, &w, &b}, [x, w, b, act, kept](const Tensor& dy) {
@@ -75,18 +84,50 @@ Var linear(const Var& x, const Var& w, const Var& b, Activation act) {
   });
 }
 
+Var linear_joined(const Var& x, const Tensor& w, const Tensor& b, const Vars& parts,
+                  const Var& last_b) {
+  const int64_t c = x.size(-1), many = int64_t(parts.size()), n = w.numel() / c;
+  Dims shape;
+  for (int i = 0; i + 1 < x.rank(); ++i) shape.push_back(x.size(i));
+  for (int i = 1; i < w.rank(); ++i) shape.push_back(w.size(i));
+  const Tensor y = linear(x.value(), w.view({c, n}), b.view({n})).value().view(shape);
+  bool record = recording({&x, &last_b});
+  for (const Var& part : parts) record = record || recording({&part});
+  Vars out{Var(y)};
+  if (record)
+    Tape::current()->record(
+        out,
+        [x, w, parts, last_b, many, c, n](const std::vector<Tensor>& given) {
+          const Tensor dy = given[0].view({-1, n});
+          const Kernels& k = kernels(dy.device());
+          input_backward(x, w, dy);
+          const Tensor dw = Tensor::zeros({c, n}, Dtype::f32, dy.device());
+          add_weight_gradient(x, dy, dw);
+          for (int64_t i = 0; i < many; ++i)
+            if (const Tensor to = parts[size_t(i)].grad_into())
+              k.add(dw.narrow(1, i * n / many, n / many), to.view({c, n / many}));
+          if (const Tensor db = last_b.grad_into())
+            k.add_column_sums(dy.narrow(1, n - n / many, n / many), db.view({n / many}));
+        },
+        "linear_joined");
+  return out[0];
+}
+
 Var linear_add(const Var& residual, const Var& x, const Var& w, const Var& b) {
   const Tensor& xv = x.value();
   const Tensor wv = w.value().view({xv.size(-1), -1});
   const Tensor bv = b ? b.value().view({-1}) : Tensor();
   check_linear(xv, wv, bv);
   check(!NoGrad::active() || !residual.requires_grad(), "a recorded tensor would be overwritten");
-  const Tensor y = NoGrad::active() ? residual.value() : residual.value().clone();
-  // The residual may be a transposed view: then both sides keep two leading axes.
-  const bool flat = y.is_contiguous() && xv.is_contiguous();
-  const Tensor xs = flat ? xv.view({1, -1, xv.size(-1)}) : xv.rank() == 2 ? xv.unsqueeze(0) : xv;
-  const Tensor ys = flat ? y.view({1, -1, y.size(-1)}) : y.rank() == 2 ? y.unsqueeze(0) : y;
-  kernels(xv.device()).linear(xs, wv.unsqueeze(0), bv, Activation::kNone, true, ys);
+  const Tensor& r = residual.value();
+  const Tensor y = NoGrad::active() ? r : Tensor::empty(r.shape(), r.dtype(), r.device());
+  // The residual may be a transposed view: then all keep two leading axes.
+  const bool flat = r.is_contiguous() && xv.is_contiguous();
+  const auto batches = [flat](const Tensor& t) {
+    return flat ? t.view({1, -1, t.size(-1)}) : t.rank() == 2 ? t.unsqueeze(0) : t;
+  };
+  kernels(xv.device())
+      .linear(batches(xv), wv.unsqueeze(0), bv, Activation::kNone, batches(r), batches(y));
   return result("linear_add", y, {&residual, &x, &w, &b},
                 [x, w, b, r = residual.gradient_only()](const Tensor& dy) {
                   products_backward(x, w, b, dy);
@@ -102,14 +143,14 @@ Var linear_channels_first(const Var& x, const Var& w) {
   kernels(rows.device())
       .matmul(wv.transpose(0, 1).unsqueeze(0), rows.transpose(0, 1).unsqueeze(0), y.unsqueeze(0));
   return result("linear_channels_first", y, {&x, &w}, [=](const Tensor& dy) {
-    const Kernels& k = kernels(dy.device());
+    const auto add_product = [](const Tensor& a, const Tensor& b, const Tensor& to) {
+      kernels(to.device()).linear(a, b, {}, Activation::kNone, to, to);
+    };
     const Tensor dyt = dy.transpose(0, 1).unsqueeze(0);
     if (const Tensor dx = x.grad_into())
-      k.linear(dyt, wv.transpose(0, 1).unsqueeze(0), {}, Activation::kNone, true,
-               dx.view({1, -1, dx.size(-1)}));
+      add_product(dyt, wv.transpose(0, 1).unsqueeze(0), dx.view({1, -1, dx.size(-1)}));
     if (const Tensor dw = w.grad_into())
-      k.linear(rows.transpose(0, 1).unsqueeze(0), dyt, {}, Activation::kNone, true,
-               dw.view({1, wv.size(0), wv.size(1)}));
+      add_product(rows.transpose(0, 1).unsqueeze(0), dyt, dw.view({1, wv.size(0), wv.size(1)}));
   });
 }
 

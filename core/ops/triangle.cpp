@@ -57,7 +57,7 @@ Var triangle_product(const Var& a, const Var& b, bool outgoing) {
     table.matmul(bv.transpose(1, 2), av, p);
   return result("triangle_product", p, {&a, &b}, [=](const Tensor& dp) {
     const auto add_product = [&](const Tensor& x, const Tensor& y, const Tensor& to) {
-      if (to) kernels(dp.device()).linear(x, y, {}, Activation::kNone, true, to);
+      if (to) kernels(dp.device()).linear(x, y, {}, Activation::kNone, to, to);
     };
     const Tensor dpt = dp.transpose(1, 2);
     add_product(outgoing ? dp : bv, outgoing ? bv : dp, a.grad_into());

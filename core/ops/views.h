@@ -33,6 +33,9 @@ Var stack(const Vars& parts, int axis);
 /// A copy in another dtype; itself when it is that already.
 Var cast(const Var& x, Dtype dtype);
 
+/// A row-major copy with two axes exchanged, in another dtype.
+Var transpose_cast(const Var& x, int a, int b, Dtype dtype);
+
 /// Calls f(start, count) for ranges of `step` that cover [0, n): on the CPU's threads at once, in
 /// order on a GPU. For NoGrad only.
 void for_ranges(Device device, int64_t n, int64_t step,
@@ -47,6 +50,12 @@ inline int64_t rows_at_once(const Var& x) {
   constexpr int64_t kMost = int64_t(1) << 18;  // times 4 x 256 channels of bf16: 512 MiB
   const int64_t most = std::max<int64_t>(1, kMost / row), ranges = (n + most - 1) / most;
   return (n + ranges - 1) / ranges;
+}
+
+/// Whether all of x passes through a module at once.
+inline bool at_once(const Var& x) {
+  return !NoGrad::active() ||
+         (x.value().device().kind != Device::cpu && rows_at_once(x) >= x.size(0));
 }
 
 /// f(rows, start) returns its rows of x's axis 0 plus an update that depends on no other row; this

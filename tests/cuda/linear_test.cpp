@@ -53,12 +53,20 @@ TEST_CASE("GPU: linear layers of every size, layout and epilogue") {
                 const Tensor y = laid_out(old, out, dtype);
                 if (!accumulate) y.copy_from(poisoned(old.shape(), dtype));
                 gpu.linear(laid_out(x, layout, dtype), laid_out(w, layout % 3, dtype),
-                           with_bias ? bias.to(kGpu) : Tensor(), act, accumulate, y);
+                           with_bias ? bias.to(kGpu) : Tensor(), act, accumulate ? y : Tensor(), y);
                 INFO(name_of(dtype)
                      << " " << c.b << " x [" << c.m << ", " << c.k << "] x " << c.n << ", layouts "
                      << layout << " and " << out << ", activation " << int(act) << ", bias "
                      << with_bias << ", accumulate " << accumulate);
                 CHECK(norm_error(y, want) < tolerance(dtype));
+                if (!accumulate) continue;
+                // Onto another tensor, which stays as it was; the bias in the result's type.
+                const Tensor base = laid_out(old, out == layout ? layout : 0, dtype),
+                             onto = laid_out(poisoned(old.shape(), dtype), out, dtype);
+                gpu.linear(laid_out(x, layout, dtype), laid_out(w, layout % 3, dtype),
+                           with_bias ? bias.to(dtype).to(kGpu) : Tensor(), act, base, onto);
+                CHECK(norm_error(onto, want) < tolerance(dtype));
+                CHECK(norm_error(base, exact(old, dtype)) == 0);
               }
             }
 }
@@ -71,7 +79,7 @@ TEST_CASE("GPU: products of bf16 into f32, as gradients of parameters are summed
     cpu::gemm(exact(x, Dtype::bf16), exact(w, Dtype::bf16), {}, want, Activation::kNone, true);
     const Tensor y = laid_out(old, layout, Dtype::f32);
     kernels(kGpu).linear(laid_out(x, layout, Dtype::bf16), laid_out(w, layout, Dtype::bf16), {},
-                         Activation::kNone, true, y);
+                         Activation::kNone, y, y);
     INFO("layout " << layout);
     CHECK(norm_error(y, want) < tolerance(Dtype::f32));
   }
@@ -82,13 +90,13 @@ TEST_CASE("GPU: products over an axis of size zero, and of nothing") {
   const Kernels& gpu = kernels(kGpu);
   const auto empty = [](const Dims& d) { return Tensor::empty(d, Dtype::f32, kGpu); };
   const Tensor bias = random({5}, 1), y = poisoned({1, 3, 5}, Dtype::f32);
-  gpu.linear(empty({1, 3, 0}), empty({1, 0, 5}), bias.to(kGpu), Activation::kRelu, false, y);
+  gpu.linear(empty({1, 3, 0}), empty({1, 0, 5}), bias.to(kGpu), Activation::kRelu, {}, y);
   const Tensor want = Tensor::empty({1, 3, 5});
   for (int64_t i = 0; i < 15; ++i)
     want.data<float>()[i] = std::max(0.0f, bias.data<float>()[i % 5]);
   CHECK(norm_error(y, want) == 0);
   const Tensor kept = want.to(kGpu);
-  gpu.linear(empty({1, 3, 0}), empty({1, 0, 5}), {}, Activation::kNone, true, kept);
+  gpu.linear(empty({1, 3, 0}), empty({1, 0, 5}), {}, Activation::kNone, kept, kept);
   CHECK(norm_error(kept, want) == 0);
   gpu.matmul(empty({1, 0, 4}), empty({1, 4, 5}), empty({1, 0, 5}));
   synchronize(kGpu);

@@ -36,9 +36,10 @@ bool find_blas(std::string& text) {
   return true;
 }
 
-bool product(const Tensor& a, const Tensor& w, const Tensor& bias, Activation act, bool accumulate,
-             const Tensor& c) {
+bool product(const Tensor& a, const Tensor& w, const Tensor& bias, Activation act,
+             const Tensor& base, const Tensor& c) {
   if (!rows_lie(c) && bias) return false;
+  if (base && base.raw() != c.raw()) c.copy_from(base);
   const int64_t m = c.size(1), n = c.size(2), depth = a.size(2);
   std::vector<double> right(static_cast<size_t>(depth * n)), sums(static_cast<size_t>(n));
   // cuBLASLt takes a bias of its result's type.
@@ -63,7 +64,7 @@ bool product(const Tensor& a, const Tensor& w, const Tensor& bias, Activation ac
           auto& x = to[b * c.stride(0) + i * c.stride(1) + j * c.stride(2)];
           auto sum = float(sums[size_t(j)]);
           if (bias) sum += added.data<float>()[j];
-          if (accumulate) sum += float(x);
+          if (base) sum += float(x);
           if (act == Activation::kRelu && !(sum > 0)) sum = 0;
           x = std::decay_t<decltype(x)>(sum);
         }

@@ -4,9 +4,10 @@
 namespace ff::cpu::FF_ISA {
 namespace {
 
-void linear(const Tensor& x, const Tensor& w, const Tensor& bias, Activation act, bool accumulate,
-            const Tensor& y) {
-  gemm(x, w, bias, y, act, accumulate);
+void linear(const Tensor& x, const Tensor& w, const Tensor& bias, Activation act,
+            const Tensor& base, const Tensor& y) {
+  if (base && base.raw() != y.raw()) y.copy_from(base);
+  gemm(x, w, bias, y, act, base.defined());
 }
 void matmul(const Tensor& a, const Tensor& b, const Tensor& c) { gemm(a, b, {}, c); }
 
