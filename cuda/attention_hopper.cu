@@ -46,18 +46,18 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(Operands a, BiasPi
       k.copy(a.k, to + 2 * r * L::kTileBytes, n, beyond(a.k, r));
       v.copy(a.v, to + (2 * r + 1) * L::kTileBytes, n, beyond(a.v, r));
     }
-    k.advance(a.k);
-    v.advance(a.v);
+    k.from += kTileRows * a.k.row;
+    v.from += kTileRows * a.v.row;
   };
   // Tiles [r][group] of queries or of what is as large.
   const auto copy_own = [&](uint32_t to, const HeadView<const __nv_bfloat16>& view, int c) {
-    Copy from(view, b0, h, query0, c, threadIdx.x);
+    const Copy from(view, b0, h, query0, c, threadIdx.x);
 #pragma unroll
-    for (int g = 0; g < kGroups; ++g, from.advance(view))
-#pragma unroll
-      for (int r = 0; r < kRows; ++r)
-        from.copy(view, to + (r * kGroups + g) * L::kTileBytes, a.n_query - query0 - g * kTileRows,
-                  beyond(view, r));
+    for (int i = 0; i < kRows * kGroups; ++i) {
+      const int r = i / kGroups, row0 = i % kGroups * kTileRows;
+      from.copy(view, to + i * L::kTileBytes, a.n_query - query0 - row0,
+                beyond(view, r) + row0 * view.row);
+    }
   };
   copy_own(own, a.q, a.c);
   copy(0, 0);
@@ -81,27 +81,9 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(Operands a, BiasPi
   };
   if constexpr (kBias) fetch(0);
 
-  // Bits of the keys that are there and not masked, 32 at a time, for each row of the batch; the
-  // loads of some are on their way at once.
+  static_assert(kRows == kGroups);
   auto* const kept_words = reinterpret_cast<unsigned*>(shared + L::kBitsAt);
-  constexpr int kAtOnce = 4, kWarps = kThreads / 32;
-  for (int first = group * 4 + warp; first < kRows * words; first += kAtOnce * kWarps) {
-    float mask[kAtOnce] = {1, 1, 1, 1};
-    int key[kAtOnce];
-#pragma unroll
-    for (int u = 0; u < kAtOnce; ++u) {
-      const int i = first + u * kWarps, r = i >= words;
-      key[u] = (i - r * words) * 32 + lane;
-      if (a.mask)
-        mask[u] =
-            a.mask[(b0 + min(r, there - 1)) * a.mask_batch + min(key[u], a.n_key - 1) * a.mask_key];
-    }
-#pragma unroll
-    for (int u = 0; u < kAtOnce; ++u) {
-      const unsigned kept = __ballot_sync(~0u, key[u] < a.n_key && mask[u] != 0);
-      if (lane == 0 && first + u * kWarps < kRows * words) kept_words[first + u * kWarps] = kept;
-    }
-  }
+  keep_key_bits(a, b0 + min(group, there - 1), kept_words + group * words, words, warp, lane);
   // Where all keys are masked all have the same weight.
   const auto all_masked = [&](int r) {
     bool any = false;
@@ -238,7 +220,7 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(Operands a, BiasPi
       }
 #pragma unroll
       for (int j = 0; j < kC / 8; ++j) {
-        auto& pair = *reinterpret_cast<uint32_t*>(tile + chunk_offset<kC>(row, j) + lane % 4 * 4);
+        uint32_t& pair = tile_pair<kC>(tile, row, j, lane);
         float low = out[r][4 * j + 2 * i] * inverse, up = out[r][4 * j + 2 * i + 1] * inverse;
         if (a.gate.base) {
           low *= sigmoid_fast(low_bf16(pair));
@@ -247,14 +229,7 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(Operands a, BiasPi
         pair = pack_bf16(low, up);
       }
     }
-    __syncwarp();
-#pragma unroll
-    for (int i = lane; i < 16 * kC / 8; i += 32) {
-      const int row = warp * 16 + i / (kC / 8), chunk = i % (kC / 8);
-      if (r < there && query + row < a.n_query && chunk * 8 < a.c_v)
-        *reinterpret_cast<uint4*>(a.o.at(b, query + row, h) + chunk * 8) =
-            *reinterpret_cast<const uint4*>(tile + chunk_offset<kC>(row, chunk));
-    }
+    store_rows<kC>(a.o, b, h, query, r < there ? a.n_query : 0, a.c_v, tile, warp, lane);
   }
 #endif
 }
