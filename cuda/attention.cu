@@ -281,10 +281,9 @@ void attention_backward(const Tensor& q, const Tensor& k, const Tensor& v, const
     if constexpr (sizeof(T) == 2)
       if (suits_mma(q, v) && wide && aligned(q) && aligned(k) && aligned(v) && aligned(dq) &&
           aligned(dk) && aligned(dv)) {
-        const bool hopper = device_info().hopper();
-        if (!hopper || !attention_hopper_backward(a, d)) attention_mma_backward(a, d);
-        if (d.bias && (!hopper || !attention_hopper_backward_bias(a, d)))
-          attention_mma_backward_bias(a, d);
+        if (device_info().hopper() && attention_hopper_backward(a, d)) return;
+        attention_mma_backward(a, d);
+        if (d.bias) attention_mma_backward_bias(a, d);
         return;
       }
     attention_simt_backward(a, d);

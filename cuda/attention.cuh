@@ -120,11 +120,9 @@ void attention_mma_backward(const Attention<__nv_bfloat16>& a,
                             const AttentionGradients<__nv_bfloat16>& d);
 void attention_mma_backward_bias(const Attention<__nv_bfloat16>& a,
                                  const AttentionGradients<__nv_bfloat16>& d);
-/// The same on Hopper's matrix unit; false for shapes that they are not for.
+/// All of them on Hopper's matrix unit; false for shapes that it is not for.
 bool attention_hopper_backward(const Attention<__nv_bfloat16>& a,
                                const AttentionGradients<__nv_bfloat16>& d);
-bool attention_hopper_backward_bias(const Attention<__nv_bfloat16>& a,
-                                    const AttentionGradients<__nv_bfloat16>& d);
 
 // Ordinary arithmetic: f32, and bf16 that does not suit the tensor cores; at most 64 channels.
 template <class T>

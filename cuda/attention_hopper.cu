@@ -1,190 +1,257 @@
-// Attention forward on Hopper: as attention_mma.cu, by the asynchronous matrix unit. A block is one
-// warpgroup: it takes 64 queries of one row of the batch and passes over the keys in tiles of 64.
-#include "cuda/attention_mma.cuh"
-#include "cuda/wgmma.cuh"
+// Attention forward on Hopper's asynchronous matrix unit. A block is two warpgroups: each takes 64
+// queries of two rows of the batch, which share the bias, and passes over the keys in tiles of 64.
+#include "cuda/attention_hopper.cuh"
 
 namespace ff::cuda {
 namespace {
 
-constexpr int kTileRows = 64, kThreads = kPartThreads;
+constexpr int kGroups = 2, kThreads = kGroups * kGroupThreads, kQueries = kGroups * kTileRows;
+constexpr int kRows = 2;  ///< of the batch
 
 template <int kC>
 struct Layout {
   static constexpr int kTileBytes = kTileRows * kC * 2;
-  static constexpr int kStageBytes = 2 * kTileBytes;  ///< keys, values
-  static constexpr int kBitsAt = kTileBytes + 2 * kStageBytes;
+  /// q, and as much again: the gate, and then the output.
+  static constexpr int kOwnBytes = kRows * kGroups * kTileBytes;
+  static constexpr int kStages = 3, kStageBytes = 2 * kRows * kTileBytes;  ///< keys, values
+  static constexpr int kStagesAt = 2 * kOwnBytes, kBitsAt = kStagesAt + kStages * kStageBytes;
 };
 
 template <int kC, bool kBias>
-__global__ void __launch_bounds__(kThreads, 4) forward_kernel(Operands a, BiasPieces bias) {
+__global__ void __launch_bounds__(kThreads, 2) forward_kernel(Operands a, BiasPieces bias) {
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
   using L = Layout<kC>;
   extern __shared__ __align__(1024) unsigned char shared[];
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, thread = threadIdx.x;
-  const int tiles = (a.n_query + kTileRows - 1) / kTileRows;
-  const int row0 = blockIdx.x % tiles * kTileRows;
-  const int64_t b = blockIdx.x / tiles % a.batch, h = blockIdx.x / tiles / a.batch;
-  const int row = row0 + warp * 16 + lane / 4;  // and 8 rows on
+  const int lane = threadIdx.x % 32, index = __shfl_sync(~0u, int(threadIdx.x) / 32, 0),
+            warp = index % 4, group = index / 4;
+  const int blocks = (a.n_query + kQueries - 1) / kQueries, pairs = (a.batch + kRows - 1) / kRows,
+            tiles = (a.n_key + kTileRows - 1) / kTileRows, words = 2 * tiles;
+  const int query0 = blockIdx.x % blocks * kQueries;
+  const int b0 = blockIdx.x / blocks % pairs * kRows;
+  const int64_t h = blockIdx.x / blocks / pairs;
+  const int there = min(kRows, a.batch - b0);  // of the rows of the batch
 
-  const uint32_t own = shared_address(shared), stages = own + L::kTileBytes;
-  const auto copy = [&](int key0, int stage) {
-    const uint32_t to = stages + stage * L::kStageBytes;
-    copy_tile<kC, kTileRows>(to, a.k, b, h, key0, a.n_key, a.c, thread);
-    copy_tile<kC, kTileRows>(to + L::kTileBytes, a.v, b, h, key0, a.n_key, a.c_v, thread);
+  const uint32_t own = shared_address(shared), stages = own + L::kStagesAt;
+  using Copy = TileCopy<kC, kThreads>;
+  Copy k(a.k, b0, h, 0, a.c, threadIdx.x), v(a.v, b0, h, 0, a.c_v, threadIdx.x);
+  const auto beyond = [&](const HeadView<const __nv_bfloat16>& view, int r) {
+    return r < there ? r * view.batch : 0;
   };
-  copy_tile<kC, kTileRows>(own, a.q, b, h, row0, a.n_query, a.c, thread);
+  // Keys and values: tiles in their order.
+  const auto copy = [&](int tile, int stage) {
+    const uint32_t to = stages + stage * L::kStageBytes;
+    const int n = a.n_key - tile * kTileRows;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      k.copy(a.k, to + 2 * r * L::kTileBytes, n, beyond(a.k, r));
+      v.copy(a.v, to + (2 * r + 1) * L::kTileBytes, n, beyond(a.v, r));
+    }
+    k.from += kTileRows * a.k.row;
+    v.from += kTileRows * a.v.row;
+  };
+  // Tiles [r][group] of queries or of what is as large.
+  const auto copy_own = [&](uint32_t to, const HeadView<const __nv_bfloat16>& view, int c) {
+    const Copy from(view, b0, h, query0, c, threadIdx.x);
+#pragma unroll
+    for (int i = 0; i < kRows * kGroups; ++i) {
+      const int r = i / kGroups, row0 = i % kGroups * kTileRows;
+      from.copy(view, to + i * L::kTileBytes, a.n_query - query0 - row0,
+                beyond(view, r) + row0 * view.row);
+    }
+  };
+  copy_own(own, a.q, a.c);
   copy(0, 0);
   copy_commit();
-  // Bits of the keys that are not masked, 32 at a time; read behind the first tile's barrier.
-  auto* const kept_words = reinterpret_cast<unsigned*>(shared + L::kBitsAt);
-  if (a.mask)
-    for (int key0 = warp * 32; key0 < a.n_key; key0 += kThreads) {
-      const unsigned kept = key_bits(a, b, key0, lane).kept;
-      if (lane == 0) kept_words[key0 / 32] = kept;
-    }
+  if (tiles > 1) copy(1, 1);
+  if (a.gate.base) copy_own(own + L::kOwnBytes, a.gate, a.c_v);
+  copy_commit();
 
-  float out[kC / 2] = {}, w[32] = {}, sums[4] = {}, high[2] = {-INFINITY, -INFINITY};
+  float out[kRows][kC / 2] = {}, w[32] = {}, sums[kRows][2] = {}, high[kRows][2];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) high[r][0] = high[r][1] = kMaskedLogit;
   const float slack = 8 / a.scale2;
-  const uint4* const pieces = kBias ? bias.row(h, row0 / 16 + warp, lane) : nullptr;
+  const int query = query0 + group * kTileRows;  // the warpgroup's first
+  const int last = (a.n_query - 1) / kTileRows * kTileRows;
+  const uint4* const pieces = kBias ? bias.row(h, min(query, last) / 16 + warp, lane) : nullptr;
   const uint32_t unit = unit_fragment(lane);
   uint4 piece[4];
-  const auto fetch = [&](int key0) {
-    if (kBias && key0 < a.n_key)
+  const auto fetch = [&](int tile) {
 #pragma unroll
-      for (int n = 0; n < 4; ++n) piece[n] = __ldg(pieces + (key0 / 16 + n) * 32);
+    for (int n = 0; n < 4; ++n) piece[n] = __ldg(pieces + (tile * 4 + n) * 32);
   };
-  fetch(0);
+  if constexpr (kBias) fetch(0);
 
-  for (int key0 = 0, stage = 0; key0 < a.n_key; key0 += kTileRows, stage ^= 1) {
-    copy_wait<0>();
-    fence_shared();
-    __syncthreads();  // this tile is there, and all are done with the one before
-    if (key0 + kTileRows < a.n_key) copy(key0 + kTileRows, stage ^ 1);
-    copy_commit();
-    const uint64_t q_tile = wgmma_tile<kC>(own),
-                   k_tile = wgmma_tile<kC>(stages + stage * L::kStageBytes),
-                   v_tile = wgmma_tile<kC>(stages + stage * L::kStageBytes + L::kTileBytes);
-    keep_registers(w);
-    wgmma_fence();
-    wgmma_rows<true>(w, q_tile, k_tile);
+  static_assert(kRows == kGroups);
+  auto* const kept_words = reinterpret_cast<unsigned*>(shared + L::kBitsAt);
+  keep_key_bits(a, b0 + min(group, there - 1), kept_words + group * words, words, warp, lane);
+  // Where all keys are masked all have the same weight.
+  const auto all_masked = [&](int r) {
+    bool any = false;
+#pragma unroll 1
+    for (int i = lane; i < words; i += 32) any |= kept_words[r * words + i] != 0;
+    return a.mask && !__any_sync(~0u, any);
+  };
+
+  const uint64_t q_tile = wgmma_tile<kC>(own + group * L::kTileBytes),
+                 first_tile = wgmma_tile<kC>(stages);
+  // w = the logits of row r and a tile of keys.
+  const auto multiply_keys = [&](int r, int stage) {
+    const uint64_t q = wgmma_tile_at(q_tile, r * (kGroups * L::kTileBytes / 16)),
+                   keys = wgmma_tile_at(
+                       first_tile, unsigned(stage * L::kStageBytes + 2 * r * L::kTileBytes) / 16);
+    wgmma_rows<true>(w, q, keys);
 #pragma unroll
-    for (int k = 1; k < kC / 16; ++k) wgmma_rows<false>(w, q_tile + 2 * k, k_tile + 2 * k);
-    wgmma_commit();
-    // Bit e of a thread's keys of word i: 8 n + e of 32 i + 8 n + 2 t + e.
-    unsigned there[2], kept[2];
-    bool whole = true;
+    for (int i = 1; i < kC / 16; ++i)
+      wgmma_rows<false>(w, wgmma_tile_at(q, 2 * i), wgmma_tile_at(keys, 2 * i));
+  };
+  copy_wait<1>();
+  fence_shared();
+  __syncthreads();
+  keep_registers(w);
+  wgmma_fence();
+  multiply_keys(0, 0);
+  wgmma_commit();
+  wgmma_wait<0>();
+  keep_registers(w);
+
+  int stage = 0;
+#pragma unroll 1
+  for (int tile = 0; tile < tiles; ++tile) {
+    const int next_stage = stage == L::kStages - 1 ? 0 : stage + 1;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int left = a.n_key - key0 - 32 * i;
-      there[i] = left >= 32 ? ~0u : left <= 0 ? 0u : (1u << left) - 1;
-      kept[i] = a.mask && left > 0 ? kept_words[key0 / 32 + i] : there[i];
-      whole = whole && kept[i] == ~0u;
-      there[i] >>= lane % 4 * 2;
-      kept[i] >>= lane % 4 * 2;
-    }
-    wgmma_wait<0>();
-    keep_registers(w);
-    if constexpr (kBias) {
+    for (int r = 0; r < kRows; ++r) {
+      const auto& both = *reinterpret_cast<const uint2*>(kept_words + r * words + 2 * tile);
+      const unsigned kept[2] = {both.x, both.y};
+      if constexpr (kBias) {
 #pragma unroll
-      for (int n = 0; n < 4; ++n)
-        add_piece(reinterpret_cast<float(&)[4]>(w[8 * n]),
-                  reinterpret_cast<float(&)[4]>(w[8 * n + 4]), piece[n], unit);
-      fetch(key0 + kTileRows);
-    }
-    const auto bit = [](int e) { return 1u << (e / 4 * 8 % 32 + e % 2); };
-    if (!whole) {
+        for (int n = 0; n < 4; ++n)
+          add_piece(reinterpret_cast<float(&)[4]>(w[8 * n]),
+                    reinterpret_cast<float(&)[4]>(w[8 * n + 4]), piece[n], unit);
+        if (r == kRows - 1 && tile + 1 < tiles) fetch(tile + 1);
+      }
+      if ((kept[0] & kept[1]) != ~0u) {
+        const bool same = all_masked(r);
+        const int first = lane % 4 * 2, left = a.n_key - tile * kTileRows - first;
 #pragma unroll
-      for (int e = 0; e < 32; ++e)
-        if (!(kept[e / 16] & bit(e))) w[e] = there[e / 16] & bit(e) ? kMaskedLogit : -INFINITY;
-    }
-    // The reference that is taken off may stay behind the maximum by 8 powers of two: only rarely
-    // must what was summed be scaled.
-    float top[2] = {-INFINITY, -INFINITY};
-#pragma unroll
-    for (int e = 0; e < 32; ++e) top[e / 2 % 2] = fmaxf(top[e / 2 % 2], w[e]);
-    if (__any_sync(~0u, top[0] > high[0] + slack || top[1] > high[1] + slack)) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        float t = top[i];
-        t = fmaxf(t, __shfl_xor_sync(~0u, t, 1));
-        t = fmaxf(t, __shfl_xor_sync(~0u, t, 2));
-        t = fmaxf(t, high[i]);
-        const float factor = exp2_fast((high[i] - t) * a.scale2);
-        high[i] = t;
-        sums[2 * i] *= factor;
-#pragma unroll
-        for (int j = 0; j < kC / 8; ++j) {
-          out[4 * j + 2 * i] *= factor;
-          out[4 * j + 2 * i + 1] *= factor;
+        for (int e = 0; e < 32; ++e) {
+          const int key = e / 4 * 8 + e % 2;
+          if (!(kept[e / 16] >> first >> key % 32 & 1)) w[e] = same && key < left ? 0 : -INFINITY;
         }
       }
-    }
-    const float shift[2] = {-high[0] * a.scale2, -high[1] * a.scale2};
+      // The reference that is taken off may stay behind the maximum by 8 powers of two: only rarely
+      // must what was summed be scaled.
+      float top[2] = {w[0], w[2]};
 #pragma unroll
-    for (int e = 0; e < 32; ++e) w[e] = exp2_fast(fmaf(w[e], a.scale2, shift[e / 2 % 2]));
-    if (!whole) {
+      for (int e = 0; e < 32; ++e) top[e / 2 % 2] = fmaxf(top[e / 2 % 2], w[e]);
+      if (__any_sync(~0u, top[0] > high[r][0] + slack || top[1] > high[r][1] + slack)) {
 #pragma unroll
-      for (int e = 0; e < 32; ++e)
-        if (!(kept[e / 16] & bit(e)))
-          w[e] = there[e / 16] & bit(e) && high[e / 2 % 2] == kMaskedLogit ? 1.0f : 0.0f;
-    }
-    uint32_t packed[4][4];
+        for (int i = 0; i < 2; ++i) {
+          float t = top[i];
+          t = fmaxf(t, __shfl_xor_sync(~0u, t, 1));
+          t = fmaxf(t, __shfl_xor_sync(~0u, t, 2));
+          t = fmaxf(t, high[r][i]);
+          const float factor = exp2_fast((high[r][i] - t) * a.scale2);
+          high[r][i] = t;
+          sums[r][i] *= factor;
 #pragma unroll
-    for (int k = 0; k < 4; ++k)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) packed[k][e] = pack_bf16(w[8 * k + 2 * e], w[8 * k + 2 * e + 1]);
-    keep_registers(out);
-    wgmma_fence();
-#pragma unroll
-    for (int k = 0; k < 4; ++k) wgmma_channels(out, packed[k], v_tile + k * 2 * kC);
-    wgmma_commit();
-    constexpr uint32_t kOnes = 0x3f803f80;
-#pragma unroll
-    for (int k = 0; k < 4; ++k) mma(sums, packed[k], kOnes, kOnes);
-    wgmma_wait<0>();
-    keep_registers(out);
-  }
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int r = row + 8 * i;
-    if (r >= a.n_query) continue;
-    const float inverse = 1 / sums[2 * i];
-    if (a.lse && lane % 4 == 0)
-      a.lse[(b * a.n_head + h) * a.n_query + r] =
-          high[i] == kMaskedLogit ? INFINITY : fmaf(high[i], a.scale2, log2f(sums[2 * i]));
-#pragma unroll
-    for (int j = 0; j < kC / 8; ++j) {
-      const int channel = 8 * j + lane % 4 * 2;
-      if (channel >= a.c_v) continue;
-      float low = out[4 * j + 2 * i] * inverse, up = out[4 * j + 2 * i + 1] * inverse;
-      if (a.gate.base) {
-        const auto g = *reinterpret_cast<const uint32_t*>(a.gate.at(b, r, h) + channel);
-        low *= 1 / (1 + exp2_fast(-kLog2e * low_bf16(g)));
-        up *= 1 / (1 + exp2_fast(-kLog2e * high_bf16(g)));
+          for (int j = 0; j < kC / 8; ++j) {
+            out[r][4 * j + 2 * i] *= factor;
+            out[r][4 * j + 2 * i + 1] *= factor;
+          }
+        }
       }
-      *reinterpret_cast<uint32_t*>(a.o.at(b, r, h) + channel) = pack_bf16(low, up);
+      const float shift[2] = {-high[r][0] * a.scale2, -high[r][1] * a.scale2};
+      uint32_t packed[4][4];
+#pragma unroll
+      for (int e = 0; e < 32; e += 2) {
+        const float s = shift[e / 2 % 2];
+        packed[e / 8][e / 2 % 4] =
+            pack_bf16(exp2_fast(fmaf(w[e], a.scale2, s)), exp2_fast(fmaf(w[e + 1], a.scale2, s)));
+      }
+      keep_registers(out[r]);
+      keep_registers(w);
+      wgmma_fence();
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        wgmma_channels(
+            out[r], packed[i],
+            wgmma_tile_at(
+                first_tile,
+                unsigned(stage * L::kStageBytes + (2 * r + 1) * L::kTileBytes) / 16 + i * 2 * kC));
+      wgmma_commit();
+      if (r == kRows - 1) {
+        copy_wait<0>();
+        fence_shared();
+        __syncthreads();  // the next tile is there, and all are done with the one before this
+        if (tile + 2 < tiles) copy(tile + 2, stage ? stage - 1 : L::kStages - 1);
+        copy_commit();
+      }
+      // The next logits on the heels of these values; after the last tile none are there, and none
+      // are used.
+      multiply_keys(r == kRows - 1 ? 0 : r + 1, r == kRows - 1 ? next_stage : stage);
+      wgmma_commit();
+      constexpr uint32_t kOnes = 0x3f803f80;
+      float sum[4] = {};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) mma(sum, packed[i], kOnes, kOnes);
+      sums[r][0] += sum[0];
+      sums[r][1] += sum[2];
+      wgmma_wait<0>();
+      keep_registers(out[r]);
+      keep_registers(w);
+      keep_registers(packed);
     }
+    stage = next_stage;
+  }
+
+  // Through shared memory, where the gate is, so that rows are written 16 bytes at a time.
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    unsigned char* const tile = shared + L::kOwnBytes + (r * kGroups + group) * L::kTileBytes;
+    const int64_t b = b0 + r;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int row = warp * 16 + lane / 4 + 8 * i;
+      const float inverse = reciprocal_fast(sums[r][i]);
+      if (a.lse && r < there) {
+        const float lse = all_masked(r) ? INFINITY : fmaf(high[r][i], a.scale2, log2f(sums[r][i]));
+        if (lane % 4 == 0 && query + row < a.n_query)
+          a.lse[(b * a.n_head + h) * a.n_query + query + row] = lse;
+      }
+#pragma unroll
+      for (int j = 0; j < kC / 8; ++j) {
+        uint32_t& pair = tile_pair<kC>(tile, row, j, lane);
+        float low = out[r][4 * j + 2 * i] * inverse, up = out[r][4 * j + 2 * i + 1] * inverse;
+        if (a.gate.base) {
+          low *= sigmoid_fast(low_bf16(pair));
+          up *= sigmoid_fast(high_bf16(pair));
+        }
+        pair = pack_bf16(low, up);
+      }
+    }
+    store_rows<kC>(a.o, b, h, query, r < there ? a.n_query : 0, a.c_v, tile, warp, lane);
   }
 #endif
 }
 
-template <int kC>
+template <int kC, bool kBias>
 void forward(const Operands& a) {
+  using L = Layout<kC>;
   const PackedBias bias(a, false);
-  const int64_t blocks = ceil_div(a.n_query, kTileRows) * a.batch * int64_t(a.n_head),
-                shared = Layout<kC>::kBitsAt + (a.mask ? 4 * ceil_div(a.n_key, 32) : 0);
-  if (a.bias)
-    launch<forward_kernel<kC, true>>("attention", blocks, kThreads, shared, a, bias.pieces());
-  else
-    launch<forward_kernel<kC, false>>("attention", blocks, kThreads, shared, a, bias.pieces());
+  const int64_t blocks = ceil_div(a.n_query, kQueries) * ceil_div(a.batch, kRows) * a.n_head,
+                words = 2 * kRows * ceil_div(a.n_key, kTileRows);
+  launch<forward_kernel<kC, kBias>>("attention", blocks, kThreads, L::kBitsAt + 4 * words, a,
+                                    bias.pieces());
 }
 
 }  // namespace
 
 bool attention_hopper(const Operands& a) {
-  const int c = std::max(a.c, a.c_v);
-  if (c > 32 || a.n_query < kTileRows || a.n_key < kTileRows) return false;
-  c <= 16 ? forward<16>(a) : forward<32>(a);
+  if (!suits_hopper(a)) return false;
+  if (std::max(a.c, a.c_v) <= 16)
+    a.bias ? forward<16, true>(a) : forward<16, false>(a);
+  else
+    a.bias ? forward<32, true>(a) : forward<32, false>(a);
   return true;
 }
 

@@ -102,6 +102,17 @@ __device__ __forceinline__ float exp2_fast(float x) {
   return y;
 }
 
+/// 1 / x within 1 ulp in one instruction; 0 of an infinite one.
+__device__ __forceinline__ float reciprocal_fast(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float sigmoid_fast(float x) {
+  constexpr float kLog2e = 1.44269504088896f;
+  return reciprocal_fast(1 + exp2_fast(-kLog2e * x));
+}
+
 /// Eight channels from `from`, of which `left` are there; 16-byte loads where kWide.
 template <bool kWide, class T>
 __device__ __forceinline__ void load8(float (&to)[8], const T* from, int left) {

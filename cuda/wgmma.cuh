@@ -14,6 +14,10 @@ __device__ __forceinline__ uint64_t wgmma_tile(uint32_t address) {
   constexpr uint64_t kSwizzle = kC == 64 ? 1 : kC == 32 ? 2 : 3, kEightRows = kC;  // of 16 bytes
   return uint64_t(address >> 4 & 0x3fff) | uint64_t(1) << 16 | kEightRows << 32 | kSwizzle << 62;
 }
+/// The tile so many 16 bytes further on.
+__device__ __forceinline__ uint64_t wgmma_tile_at(uint64_t tile, uint32_t chunks) {
+  return (tile & ~uint64_t(~0u)) | uint32_t(uint32_t(tile) + chunks);
+}
 
 /// Before the first product and whenever registers of one were written by something else.
 __device__ __forceinline__ void wgmma_fence() {
@@ -36,6 +40,12 @@ template <int kN>
 __device__ __forceinline__ void keep_registers(float (&d)[kN]) {
 #pragma unroll
   for (int i = 0; i < kN; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+/// Keeps operands of a running product in their registers up to this point.
+template <int kN, int kM>
+__device__ __forceinline__ void keep_registers(uint32_t (&a)[kN][kM]) {
+#pragma unroll
+  for (int i = 0; i < kN * kM; ++i) asm volatile("" : "+r"(a[i / kM][i % kM])::"memory");
 }
 
 /// d [64, 64] = (kFirst ? 0 : d) + a [64, 16] b^T, b [64, 16]: both tiles' rows by 16 channels.

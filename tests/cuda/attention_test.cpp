@@ -39,6 +39,11 @@ const Case kCases[] = {
     {65, 1, 8, 3, 5, 11, false, true, true, true},
     {1, 5, 3, 1, 32, 32, true, false, true, false},
     {130, 1, 4, 4, 16, 16, true, true, true, false},
+    {1, 129, 65, 2, 32, 32, true, true, true, false},
+    {1, 64, 64, 3, 16, 16, true, false, false, true},
+    {3, 192, 193, 2, 32, 24, true, false, true, false},
+    {5, 65, 129, 2, 8, 8, false, true, false, false},
+    {2, 128, 448, 1, 24, 32, false, true, true, true},
 };
 
 /// The same values on both sides, as f32 on the CPU; the GPU's is a view where `strided`.

@@ -296,6 +296,8 @@ void power_of_two(const Instruction& how, Operand* o) {
   set(how, o, 0, 0, y < std::ldexp(1.0f, -126) ? 0.0f : y);
 }
 
+void reciprocal(const Instruction& how, Operand* o) { set(how, o, 0, 0, 1 / how.get<float>(o, 1)); }
+
 void global_timer(const Instruction& how, Operand* o) {
   set(how, o, 0, 0, uint64_t(std::chrono::steady_clock::now().time_since_epoch().count()));
 }
@@ -328,6 +330,7 @@ constexpr std::pair<const char*, Run> kInstructions[] = {
     {"cvt.rn.bf16x2.f32", convert_pair<to_bf16>},
     {"cvt.rn.f16x2.f32", convert_pair<to_f16>},
     {"ex2.approx.ftz.f32", power_of_two},
+    {"rcp.approx.ftz.f32", reciprocal},
     {"bar.sync", barrier_sync},
     {"bar.arrive", barrier_sync},
     {"barrier.sync", barrier_sync},
