@@ -208,8 +208,14 @@ void rows(const Attention<T>& a, const Tensor& dy, const Tensor& o, const Tensor
 
 }  // namespace
 
-BiasParts::BiasParts(int64_t blocks, int batch, int64_t elements)
-    : count_(int(std::clamp<int64_t>(2 * device_info().sm_count / blocks, 1, batch))) {
+BiasParts::BiasParts(int64_t blocks, int batch, int64_t elements) {
+  // Two blocks are on a multiprocessor at once. As many parts as make one round of blocks, or more
+  // where another round leaves fewer of the places empty.
+  const int64_t places = 2 * device_info().sm_count;
+  const auto rounds = [&](int parts) { return double(ceil_div(blocks * parts, places)) / parts; };
+  count_ = int(std::clamp<int64_t>(places / blocks, 1, batch));
+  for (int more = count_ + 1; more <= std::min<int64_t>(2 * places / blocks, batch); ++more)
+    if (rounds(more) < 0.9 * rounds(count_)) count_ = more;
   if (count_ > 1) sums_.emplace(count_ * elements * int64_t(sizeof(float)));
 }
 

@@ -212,16 +212,26 @@ __device__ __forceinline__ void add_rows(const HeadView<__nv_bfloat16>& to,
     }
 }
 
-/// One number of the bias's gradient, of `part` of the batch: into `sums`, or added to the gradient
-/// where there is one part.
+/// Two numbers of the bias's gradient, of keys j and j + 1, j even, of `part` of the batch: into
+/// `sums`, or added to the gradient where there is one part.
 __device__ __forceinline__ void leave_bias(const Operands& a,
                                            const AttentionGradients<__nv_bfloat16>& d, float* sums,
-                                           int64_t part, int64_t h, int i, int j, float value) {
+                                           int64_t part, int64_t h, int i, int j, float x,
+                                           float y) {
   if (i >= a.n_query || j >= a.n_key) return;
-  if (sums)
-    sums[((part * a.n_head + h) * a.n_query + i) * a.n_key + j] = value;
-  else
-    d.bias[h * d.bias_head + i * d.bias_row + j] += value;
+  if (sums) {
+    float* to = sums + ((part * a.n_head + h) * a.n_query + i) * a.n_key + j;
+    if (a.n_key % 2 == 0) {
+      *reinterpret_cast<float2*>(to) = make_float2(x, y);
+    } else {
+      to[0] = x;
+      if (j + 1 < a.n_key) to[1] = y;
+    }
+  } else {
+    float* to = d.bias + h * d.bias_head + i * d.bias_row + j;
+    to[0] += x;
+    if (j + 1 < a.n_key) to[1] += y;
+  }
 }
 
 }  // namespace ff::cuda
