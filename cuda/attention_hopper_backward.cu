@@ -401,17 +401,17 @@ void backward_bias(const Operands& a, const BiasPieces& bias,
 
 template <int kC, bool kBias>
 void backward(const Operands& a, const AttentionGradients<__nv_bfloat16>& d) {
-  const PackedBias bias(a, false);
   const int key_tiles = int(ceil_div(a.n_key, kTileRows)),
             of_keys = d.k.base || d.v.base ? key_tiles : 0,
             own_tiles = of_keys + (d.q.base ? int(ceil_div(a.n_query, kTileRows)) : 0);
+  const PackedBias bias(a, d.q.base || d.bias, of_keys > 0);
   if (own_tiles)
     launch<backward_kernel<kC, kBias>>(
         "attention's backward", own_tiles * ceil_div(a.batch, kGroups) * int64_t(a.n_head),
         kThreads,
         std::max(Layout<kC, kBias, true>::kBitsAt,
                  Layout<kC, kBias, false>::kBitsAt + 4 * kGroups * 2 * key_tiles),
-        a, bias.pieces(), PackedBias(a, true).pieces(), d.q, d.k, d.v, of_keys, own_tiles);
+        a, bias.pieces(), bias.transposed(), d.q, d.k, d.v, of_keys, own_tiles);
   if (d.bias) backward_bias<kC>(a, bias.pieces(), d);
 }
 

@@ -45,15 +45,16 @@ __device__ __forceinline__ uint32_t bias_pair(const Operands& a, int64_t h, int 
   return pack_f16(x[0], x[1]);
 }
 
-/// Pieces in temporary memory; none where there is no bias. Rows are queries, or keys where
-/// `transposed`.
+/// Pieces in temporary memory; none where there is no bias. Rows are queries; keys where they are
+/// transposed.
 class PackedBias {
  public:
-  PackedBias(const Operands& a, bool transposed);
+  explicit PackedBias(const Operands& a, bool straight = true, bool transposed = false);
   const BiasPieces& pieces() const { return pieces_; }
+  const BiasPieces& transposed() const { return transposed_; }
 
  private:
-  BiasPieces pieces_;
+  BiasPieces pieces_, transposed_;
   std::optional<Scratch> memory_;
 };
 
