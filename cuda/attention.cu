@@ -20,9 +20,10 @@ template <class T, bool kWide>
 __global__ void __launch_bounds__(kThreads)
     rows_kernel(Attention<T> a, HeadView<const T> dy, HeadView<const T> o, HeadView<T> d_gate,
                 T* d_out) {
-  const int64_t thread = int64_t(blockIdx.x) * kThreads + threadIdx.x, row = thread / kRowLanes;
-  const int lane = int(thread % kRowLanes);
-  const int64_t h = row % a.n_head, i = row / a.n_head % a.n_query, b = row / a.n_head / a.n_query;
+  constexpr unsigned kRows = kThreads / kRowLanes;
+  const unsigned row = blockIdx.x * kRows + threadIdx.x / kRowLanes;
+  const int lane = threadIdx.x % kRowLanes;
+  const int h = row % a.n_head, i = row / a.n_head % a.n_query, b = row / a.n_head / a.n_query;
   float sum = 0;
   if (b < a.batch)
     for (int l0 = 8 * lane; l0 < a.c_v; l0 += 8 * kRowLanes) {
@@ -36,11 +37,11 @@ __global__ void __launch_bounds__(kThreads)
       load8<kWide>(gate, a.gate.at(b, i, h) + l0, left);
 #pragma unroll
       for (int l = 0; l < 8; ++l) {
-        const float s = 1 / (1 + expf(-gate[l]));
+        const float s = sizeof(T) == 2 ? sigmoid_fast(gate[l]) : 1 / (1 + expf(-gate[l]));
         slope[l] = d[l] * out[l] * (1 - s);
         d[l] *= s;
       }
-      store8<kWide>(d_out + row * a.c_v + l0, d, left);
+      store8<kWide>(d_out + int64_t(row) * a.c_v + l0, d, left);
       if (!d_gate.base) continue;
       T* to = d_gate.at(b, i, h) + l0;
       load8<kWide>(gate, to, left);
@@ -50,18 +51,21 @@ __global__ void __launch_bounds__(kThreads)
     }
 #pragma unroll
   for (int lanes = kRowLanes / 2; lanes; lanes /= 2) sum += __shfl_xor_sync(~0u, sum, lanes);
-  if (lane == 0 && b < a.batch) a.delta[(b * a.n_head + h) * a.n_query + i] = sum;
+  if (lane == 0 && b < a.batch) a.delta[(int64_t(b) * a.n_head + h) * a.n_query + i] = sum;
 }
 
-/// to[h, i, j] += sums[0, h, i, j] + sums[1, h, i, j] + ...
+/// to[h, i, j] += sums[0, h, i, j] + sums[1, h, i, j] + ...; a block a query of a head.
 __global__ void __launch_bounds__(kThreads)
     add_parts_kernel(const float* sums, int parts, float* to, int64_t head, int64_t row,
-                     int64_t n_query, int64_t n_key, int64_t n) {
-  const int64_t at = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (at >= n) return;
-  float sum = 0;
-  for (int p = 0; p < parts; ++p) sum += sums[p * n + at];
-  to[at / n_key / n_query * head + at / n_key % n_query * row + at % n_key] += sum;
+                     int n_query, int n_key) {
+  const int64_t h = blockIdx.x / n_query, i = blockIdx.x % n_query;
+  const int64_t n = int64_t(gridDim.x) * n_key;
+  for (int j = threadIdx.x; j < n_key; j += kThreads) {
+    const float* from = sums + int64_t(blockIdx.x) * n_key + j;
+    float sum = 0;
+    for (int p = 0; p < parts; ++p) sum += from[p * n];
+    to[h * head + i * row + j] += sum;
+  }
 }
 
 // One query, at most kFewKeys keys, few channels, no bias: a thread a head.
@@ -195,7 +199,9 @@ bool is_empty(const Tensor& q, const Tensor& k) {
 template <class T>
 void rows(const Attention<T>& a, const Tensor& dy, const Tensor& o, const Tensor& d_gate, T* d_out,
           bool wide) {
-  const int64_t blocks = ceil_div(int64_t(a.batch) * a.n_query * a.n_head * kRowLanes, kThreads);
+  const int64_t count = int64_t(a.batch) * a.n_query * a.n_head,
+                blocks = ceil_div(count * kRowLanes, kThreads);
+  check(count <= INT32_MAX, "attention's backward of ", count, " rows");
   const HeadView<const T> dy_view(dy), o_view(o);
   const HeadView<T> d_gate_view(d_gate);
   if (wide)
@@ -208,17 +214,22 @@ void rows(const Attention<T>& a, const Tensor& dy, const Tensor& o, const Tensor
 
 }  // namespace
 
-BiasParts::BiasParts(int64_t blocks, int batch, int64_t elements)
-    : count_(int(std::clamp<int64_t>(2 * device_info().sm_count / blocks, 1, batch))) {
+BiasParts::BiasParts(int64_t blocks, int batch, int64_t elements) {
+  // Two blocks are on a multiprocessor at once. As many parts as make one round of blocks, or more
+  // where another round leaves fewer of the places empty.
+  const int64_t places = 2 * device_info().sm_count;
+  const auto rounds = [&](int parts) { return double(ceil_div(blocks * parts, places)) / parts; };
+  count_ = int(std::clamp<int64_t>(places / blocks, 1, batch));
+  for (int more = count_ + 1; more <= std::min<int64_t>(2 * places / blocks, batch); ++more)
+    if (rounds(more) < 0.9 * rounds(count_)) count_ = more;
   if (count_ > 1) sums_.emplace(count_ * elements * int64_t(sizeof(float)));
 }
 
 void BiasParts::add(float* to, int64_t head, int64_t row, int n_head, int n_query,
                     int n_key) const {
-  const int64_t n = int64_t(n_head) * n_query * n_key;
-  launch<add_parts_kernel>("attention's backward, sums of the bias", ceil_div(n, kThreads),
+  launch<add_parts_kernel>("attention's backward, sums of the bias", int64_t(n_head) * n_query,
                            kThreads, 0, static_cast<const float*>(sums()), count_, to, head, row,
-                           int64_t(n_query), int64_t(n_key), n);
+                           n_query, n_key);
 }
 
 void attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,

@@ -237,7 +237,7 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(Operands a, BiasPi
 template <int kC, bool kBias>
 void forward(const Operands& a) {
   using L = Layout<kC>;
-  const PackedBias bias(a, false);
+  const PackedBias bias(a);
   const int64_t blocks = ceil_div(a.n_query, kQueries) * ceil_div(a.batch, kRows) * a.n_head,
                 words = 2 * kRows * ceil_div(a.n_key, kTileRows);
   launch<forward_kernel<kC, kBias>>("attention", blocks, kThreads, L::kBitsAt + 4 * words, a,

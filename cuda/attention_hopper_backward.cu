@@ -1,6 +1,7 @@
 // Attention backward on Hopper's asynchronous matrix unit. For dq and for dk with dv a block is two
 // warpgroups, of two rows of the batch, which share the bias: each takes 64 queries (for dq) or
-// keys (for dk and dv), and passes over the other side in tiles of 64.
+// keys (for dk and dv), and passes over the other side in tiles of 64. One launch has both kinds of
+// blocks, so that the second finds what the first has read.
 #include "cuda/attention_hopper.cuh"
 
 namespace ff::cuda {
@@ -27,24 +28,19 @@ struct Layout {
                        kBitsAt = kSumsAt + kGroups * kSumBytes;  ///< of keys passed over
 };
 
-/// `first` is dq, or dk; `second` is dv.
+/// Tile own_tile of rows first_b ... of the batch; `first` is dq, or dk; `second` is dv.
 template <int kC, bool kBias, bool kKeys>
-__global__ void __launch_bounds__(kThreads, 2)
-    backward_kernel(Operands a, BiasPieces bias, HeadView<__nv_bfloat16> first,
-                    HeadView<__nv_bfloat16> second) {
-#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+__device__ __forceinline__ void backward_tile(const Operands& a, const BiasPieces& bias,
+                                              const HeadView<__nv_bfloat16>& first,
+                                              const HeadView<__nv_bfloat16>& second, int own_tile,
+                                              int first_b, int64_t h) {
   using L = Layout<kC, kBias, kKeys>;
   extern __shared__ __align__(1024) unsigned char shared[];
   const int lane = threadIdx.x % 32, index = __shfl_sync(~0u, int(threadIdx.x) / 32, 0),
             warp = index % 4, group = index / 4, thread = threadIdx.x % kGroupThreads;
   const int n_own = kKeys ? a.n_key : a.n_query, n_other = kKeys ? a.n_query : a.n_key;
-  const int own_tiles = (n_own + kTileRows - 1) / kTileRows,
-            tiles = (n_other + kTileRows - 1) / kTileRows,
-            pairs = (a.batch + kGroups - 1) / kGroups;
-  const int row0 = blockIdx.x % own_tiles * kTileRows;
-  const int first_b = blockIdx.x / own_tiles % pairs * kGroups,
+  const int tiles = (n_other + kTileRows - 1) / kTileRows, row0 = own_tile * kTileRows,
             b = min(first_b + group, a.batch - 1);
-  const int64_t h = blockIdx.x / own_tiles / pairs;
   const auto &own_c = kKeys ? a.k : a.q, &own_v = kKeys ? a.v : a.d_out,
              &other_c = kKeys ? a.q : a.k, &other_v = kKeys ? a.d_out : a.v;
 
@@ -105,7 +101,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   float sum_first[kC / 2] = {}, sum_second[kC / 2] = {};
   uint32_t packed[4][4] = {}, packed_d[4][4] = {};
   const uint32_t unit = unit_fragment(lane);
-  const uint64_t own_tile = wgmma_tile<kC>(own),
+  const uint64_t mine = wgmma_tile<kC>(own),
                  first_tile = wgmma_tile<kC>(stages + group * L::kPairBytes);
   const auto step = [](uint64_t tile, int bytes) {
     return wgmma_tile_at(tile, unsigned(bytes) / 16);
@@ -125,13 +121,12 @@ __global__ void __launch_bounds__(kThreads, 2)
     copy_commit();
     const uint64_t other = step(first_tile, stage * L::kStageBytes),
                    other_values = step(other, L::kTileBytes),
-                   own_values = step(own_tile, L::kTileBytes);
+                   own_values = step(mine, L::kTileBytes);
     float w[32], dx[32];
     wgmma_fence();
-    wgmma_rows<true>(w, own_tile, other);
+    wgmma_rows<true>(w, mine, other);
 #pragma unroll
-    for (int k = 1; k < kC / 16; ++k)
-      wgmma_rows<false>(w, step(own_tile, 32 * k), step(other, 32 * k));
+    for (int k = 1; k < kC / 16; ++k) wgmma_rows<false>(w, step(mine, 32 * k), step(other, 32 * k));
     wgmma_commit();
     const unsigned char* const memory = shared + L::kOwnBytes + stage * L::kStageBytes;
     const auto* rows =
@@ -242,6 +237,22 @@ __global__ void __launch_bounds__(kThreads, 2)
   };
   add(first, sum_first, a.scale, to, a.c);
   if constexpr (kKeys) add(second, sum_second, 1, to + L::kTileBytes, a.c_v);
+}
+
+/// Blocks of a pair of rows: key_tiles of keys, if they are wanted, and then those of queries.
+template <int kC, bool kBias>
+__global__ void __launch_bounds__(kThreads, 2)
+    backward_kernel(Operands a, BiasPieces bias, BiasPieces transposed, HeadView<__nv_bfloat16> dq,
+                    HeadView<__nv_bfloat16> dk, HeadView<__nv_bfloat16> dv, int key_tiles,
+                    int own_tiles) {
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  const int tile = blockIdx.x % own_tiles, pairs = (a.batch + kGroups - 1) / kGroups,
+            first_b = blockIdx.x / own_tiles % pairs * kGroups;
+  const int64_t h = blockIdx.x / own_tiles / pairs;
+  if (tile < key_tiles)
+    backward_tile<kC, kBias, true>(a, transposed, dk, dv, tile, first_b, h);
+  else
+    backward_tile<kC, kBias, false>(a, bias, dq, dq, tile - key_tiles, first_b, h);
 #endif
 }
 
@@ -371,9 +382,9 @@ __global__ void __launch_bounds__(kThreads, 2)
     for (int e = 0; e < 32; ++e) sum[e] = fmaf(w[e], dx[e] - delta[e / 2 % 2], sum[e]);
   }
 #pragma unroll
-  for (int e = 0; e < 32; ++e)
-    leave_bias(a, d, sums, part, h, query0 + row + e / 2 % 2 * 8,
-               key0 + e / 4 * 8 + lane % 4 * 2 + e % 2, sum[e]);
+  for (int e = 0; e < 32; e += 2)
+    leave_bias(a, d, sums, part, h, query0 + row + e / 2 % 2 * 8, key0 + e / 4 * 8 + lane % 4 * 2,
+               sum[e], sum[e + 1]);
 #endif
 }
 
@@ -388,26 +399,19 @@ void backward_bias(const Operands& a, const BiasPieces& bias,
   parts.add_to(a, d);
 }
 
-template <int kC, bool kBias, bool kKeys>
-void backward(const char* name, const Operands& a, const BiasPieces& bias,
-              const HeadView<__nv_bfloat16>& first, const HeadView<__nv_bfloat16>& second) {
-  const int64_t key_tiles = ceil_div(a.n_key, kTileRows),
-                own_tiles = kKeys ? key_tiles : ceil_div(a.n_query, kTileRows),
-                words = kKeys ? 0 : kGroups * 2 * key_tiles;
-  launch<backward_kernel<kC, kBias, kKeys>>(
-      name, own_tiles * ceil_div(a.batch, kGroups) * int64_t(a.n_head), kThreads,
-      Layout<kC, kBias, kKeys>::kBitsAt + 4 * words, a, bias, first, second);
-}
-
 template <int kC, bool kBias>
 void backward(const Operands& a, const AttentionGradients<__nv_bfloat16>& d) {
-  if (d.k.base || d.v.base)
-    backward<kC, kBias, true>("attention's backward of keys and values", a,
-                              PackedBias(a, true).pieces(), d.k, d.v);
-  if (!d.q.base && !d.bias) return;
-  const PackedBias bias(a, false);
-  if (d.q.base)
-    backward<kC, kBias, false>("attention's backward of queries", a, bias.pieces(), d.q, {});
+  const int key_tiles = int(ceil_div(a.n_key, kTileRows)),
+            of_keys = d.k.base || d.v.base ? key_tiles : 0,
+            own_tiles = of_keys + (d.q.base ? int(ceil_div(a.n_query, kTileRows)) : 0);
+  const PackedBias bias(a, d.q.base || d.bias, of_keys > 0);
+  if (own_tiles)
+    launch<backward_kernel<kC, kBias>>(
+        "attention's backward", own_tiles * ceil_div(a.batch, kGroups) * int64_t(a.n_head),
+        kThreads,
+        std::max(Layout<kC, kBias, true>::kBitsAt,
+                 Layout<kC, kBias, false>::kBitsAt + 4 * kGroups * 2 * key_tiles),
+        a, bias.pieces(), bias.transposed(), d.q, d.k, d.v, of_keys, own_tiles);
   if (d.bias) backward_bias<kC>(a, bias.pieces(), d);
 }
 

@@ -6,16 +6,23 @@ namespace {
 
 constexpr int kStageKeys = 64;
 
+/// The pieces of `to`, if it has memory, and then those of `transposed`.
 __global__ void __launch_bounds__(kPartThreads)
-    pack_bias_kernel(Operands a, BiasPieces to, bool transposed) {
+    pack_bias_kernel(Operands a, BiasPieces to, BiasPieces transposed) {
   const int lane = threadIdx.x % 32;
-  const int64_t piece = int64_t(blockIdx.x) * kPartWarps + threadIdx.x / 32;
+  unsigned piece = blockIdx.x * kPartWarps + threadIdx.x / 32;
+  const unsigned count = to.at ? unsigned(a.n_head) * to.rows * to.columns : 0;
+  const bool second = piece >= count;
+  if (second) {
+    piece -= count;
+    to = transposed;
+  }
   const int column = int(piece % to.columns) * 16 + lane % 4 * 2;
   const int row = int(piece / to.columns % to.rows) * 16 + lane / 4;
-  const int64_t h = piece / to.columns / to.rows;
-  if (h >= a.n_head) return;
-  const auto pair = [&](int r, int c) { return bias_pair(a, h, r, c, transposed); };
-  const_cast<uint4*>(to.at)[piece * 32 + lane] = make_uint4(
+  const int h = piece / to.columns / to.rows;
+  if (h >= a.n_head || !to.at) return;
+  const auto pair = [&](int r, int c) { return bias_pair(a, h, r, c, second); };
+  const_cast<uint4*>(to.at)[int64_t(piece) * 32 + lane] = make_uint4(
       pair(row, column), pair(row + 8, column), pair(row, column + 8), pair(row + 8, column + 8));
 }
 
@@ -216,7 +223,7 @@ __global__ void __launch_bounds__(kPartThreads, kC == 64 ? 2 : 4)
 
 template <int kC, bool kBias>
 void forward(const Operands& a) {
-  const PackedBias bias(a, false);
+  const PackedBias bias(a);
   const int64_t blocks = ceil_div(a.n_query, kPartRows) * a.batch * int64_t(a.n_head),
                 words = a.mask ? ceil_div(a.n_key, kTile) : 0;
   launch<forward_kernel<kC, kBias>>("attention", blocks, kPartThreads,
@@ -230,16 +237,18 @@ void forward_of(const Operands& a) {
 
 }  // namespace
 
-PackedBias::PackedBias(const Operands& a, bool transposed) {
-  if (!a.bias) return;
+PackedBias::PackedBias(const Operands& a, bool straight, bool transposed) {
+  if (!a.bias || !(straight || transposed)) return;
   const auto pieces = [](int n) { return int(kPieceRun * ceil_div(n, 16 * kPieceRun)); };
-  pieces_.rows = pieces(transposed ? a.n_key : a.n_query);
-  pieces_.columns = pieces(transposed ? a.n_query : a.n_key);
-  const int64_t count = int64_t(a.n_head) * pieces_.rows * pieces_.columns;
-  memory_.emplace(count * 32 * int64_t(sizeof(uint4)));
-  pieces_.at = memory_->data<uint4>();
-  launch<pack_bias_kernel>("attention's bias", ceil_div(count, kPartWarps), kPartThreads, 0, a,
-                           pieces_, transposed);
+  pieces_.rows = transposed_.columns = pieces(a.n_query);
+  pieces_.columns = transposed_.rows = pieces(a.n_key);
+  const int64_t count = int64_t(a.n_head) * pieces_.rows * pieces_.columns,
+                all = count * (int(straight) + int(transposed));
+  memory_.emplace(all * 32 * int64_t(sizeof(uint4)));
+  if (straight) pieces_.at = memory_->data<uint4>();
+  if (transposed) transposed_.at = memory_->data<uint4>() + (straight ? count * 32 : 0);
+  launch<pack_bias_kernel>("attention's bias", ceil_div(all, kPartWarps), kPartThreads, 0, a,
+                           pieces_, transposed_);
 }
 
 void attention_mma(const Operands& a) {

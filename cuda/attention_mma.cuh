@@ -45,15 +45,16 @@ __device__ __forceinline__ uint32_t bias_pair(const Operands& a, int64_t h, int 
   return pack_f16(x[0], x[1]);
 }
 
-/// Pieces in temporary memory; none where there is no bias. Rows are queries, or keys where
-/// `transposed`.
+/// Pieces in temporary memory; none where there is no bias. Rows are queries; keys where they are
+/// transposed.
 class PackedBias {
  public:
-  PackedBias(const Operands& a, bool transposed);
+  explicit PackedBias(const Operands& a, bool straight = true, bool transposed = false);
   const BiasPieces& pieces() const { return pieces_; }
+  const BiasPieces& transposed() const { return transposed_; }
 
  private:
-  BiasPieces pieces_;
+  BiasPieces pieces_, transposed_;
   std::optional<Scratch> memory_;
 };
 
@@ -212,16 +213,26 @@ __device__ __forceinline__ void add_rows(const HeadView<__nv_bfloat16>& to,
     }
 }
 
-/// One number of the bias's gradient, of `part` of the batch: into `sums`, or added to the gradient
-/// where there is one part.
+/// Two numbers of the bias's gradient, of keys j and j + 1, j even, of `part` of the batch: into
+/// `sums`, or added to the gradient where there is one part.
 __device__ __forceinline__ void leave_bias(const Operands& a,
                                            const AttentionGradients<__nv_bfloat16>& d, float* sums,
-                                           int64_t part, int64_t h, int i, int j, float value) {
+                                           int64_t part, int64_t h, int i, int j, float x,
+                                           float y) {
   if (i >= a.n_query || j >= a.n_key) return;
-  if (sums)
-    sums[((part * a.n_head + h) * a.n_query + i) * a.n_key + j] = value;
-  else
-    d.bias[h * d.bias_head + i * d.bias_row + j] += value;
+  if (sums) {
+    float* to = sums + ((part * a.n_head + h) * a.n_query + i) * a.n_key + j;
+    if (a.n_key % 2 == 0) {
+      *reinterpret_cast<float2*>(to) = make_float2(x, y);
+    } else {
+      to[0] = x;
+      if (j + 1 < a.n_key) to[1] = y;
+    }
+  } else {
+    float* to = d.bias + h * d.bias_head + i * d.bias_row + j;
+    to[0] += x;
+    if (j + 1 < a.n_key) to[1] += y;
+  }
 }
 
 }  // namespace ff::cuda

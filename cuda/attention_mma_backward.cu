@@ -382,9 +382,9 @@ __global__ void __launch_bounds__(kBiasThreads, kC == 64 ? 1 : 2)
 #pragma unroll
       for (int n = 0; n < 2; ++n)
 #pragma unroll
-        for (int e = 0; e < 4; ++e)
-          leave_bias(a, d, sums, part, h, query + 16 * m + e / 2 * 8, key + 16 * p + 8 * n + e % 2,
-                     sum[p][m][n][e]);
+        for (int e = 0; e < 4; e += 2)
+          leave_bias(a, d, sums, part, h, query + 16 * m + e / 2 * 8, key + 16 * p + 8 * n,
+                     sum[p][m][n][e], sum[p][m][n][e + 1]);
 }
 
 template <int kC, int kParts, bool kBias>
