@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "cuda/mma.cuh"
+#include "cuda/attention_hopper.cuh"
 #include "cuda/table.h"
 
 namespace ff::cuda {
@@ -44,9 +44,9 @@ __global__ void __launch_bounds__(kThreads)
       store8<kWide>(d_out + int64_t(row) * a.c_v + l0, d, left);
       if (!d_gate.base) continue;
       T* to = d_gate.at(b, i, h) + l0;
-      load8<kWide>(gate, to, left);
+      if (!a.fresh) load8<kWide>(gate, to, left);
 #pragma unroll
-      for (int l = 0; l < 8; ++l) gate[l] += slope[l];
+      for (int l = 0; l < 8; ++l) gate[l] = a.fresh ? slope[l] : gate[l] + slope[l];
       store8<kWide>(to, gate, left);
     }
 #pragma unroll
@@ -192,6 +192,12 @@ bool suits_mma(const Tensor& q, const Tensor& v) {
          v.size(3) <= 64;
 }
 
+void clear(const Tensor& t) {
+  count_launch();
+  check_cuda(cudaMemsetAsync(t.raw(), 0, size_t(t.numel() * size_of(t.dtype())), stream()),
+             "cudaMemsetAsync", t.shape());
+}
+
 bool is_empty(const Tensor& q, const Tensor& k) {
   return q.size(0) * q.size(1) * q.size(2) * k.size(1) == 0;
 }
@@ -256,8 +262,11 @@ void attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& 
 void attention_backward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
                         const Tensor& bias, const Tensor& mask, const Tensor& o, const Tensor& lse,
                         const Tensor& dy, const Tensor& dq, const Tensor& dk, const Tensor& dv,
-                        const Tensor& dgate, const Tensor& dbias) {
-  if (is_empty(q, k)) return;
+                        const Tensor& dgate, const Tensor& dbias, const Tensor& fresh) {
+  if (is_empty(q, k)) {
+    if (fresh) clear(fresh);
+    return;
+  }
   by_type(q, [&](auto t) {
     using T = decltype(t);
     Attention<T> a = attention_of<T>(q, k, v, gate, bias, mask);
@@ -284,15 +293,20 @@ void attention_backward(const Tensor& q, const Tensor& k, const Tensor& v, const
     }
     const bool wide = sizeof(T) == 2 && a.c_v % 8 == 0 && aligned(dy) && aligned(o) &&
                       aligned(gate) && aligned(dgate);
+    const bool mma = suits_mma(q, v) && wide && aligned(q) && aligned(k) && aligned(v) &&
+                     aligned(dq) && aligned(dk) && aligned(dv);
+    bool hopper = false;
+    if constexpr (sizeof(T) == 2) hopper = mma && device_info().hopper() && suits_hopper(a);
+    a.fresh = fresh && hopper;  // others add
+    if (fresh && !hopper) clear(fresh);
     rows<T>(a, dy, o, dgate, gate.defined() ? d_out.data<T>() : nullptr, wide);
     if (few_keys(a))
       return launch<few_keys_backward_kernel<T>>("backward of attention to few keys",
                                                  ceil_div(int64_t(a.batch) * a.n_head, kThreads),
                                                  kThreads, 0, a, d);
     if constexpr (sizeof(T) == 2)
-      if (suits_mma(q, v) && wide && aligned(q) && aligned(k) && aligned(v) && aligned(dq) &&
-          aligned(dk) && aligned(dv)) {
-        if (device_info().hopper() && attention_hopper_backward(a, d)) return;
+      if (mma) {
+        if (hopper && attention_hopper_backward(a, d)) return;
         attention_mma_backward(a, d);
         if (d.bias) attention_mma_backward_bias(a, d);
         return;

@@ -40,6 +40,7 @@ struct Attention {
   float *lse = nullptr, *delta = nullptr;
   int batch = 0, n_query = 0, n_key = 0, n_head = 0, c = 0, c_v = 0;
   float scale = 1, scale2 = 1, inverse_scale = 1;
+  bool fresh = false;      ///< gradients of q, k, v and the gate are written, not added to
   bool wide_bias = false;  ///< whether 16 bytes of the bias can be copied at once
 };
 

@@ -80,9 +80,10 @@ __device__ __forceinline__ void backward_tile(const Operands& a, const BiasPiece
   copy(0, 0);
   copy_commit();
   const uint32_t sums = base + L::kSumsAt + group * L::kSumBytes;
-  if (first.base) Copy(first, b, h, row0, a.c, thread).copy(first, sums, n_own - row0);
+  const int old = a.fresh ? 0 : n_own - row0;  // rows that are added to
+  if (first.base) Copy(first, b, h, row0, a.c, thread).copy(first, sums, old);
   if (kKeys && second.base)
-    Copy(second, b, h, row0, a.c_v, thread).copy(second, sums + L::kTileBytes, n_own - row0);
+    Copy(second, b, h, row0, a.c_v, thread).copy(second, sums + L::kTileBytes, old);
   copy_commit();
 
   // Whether the keys of the two rows of this thread are there and kept.

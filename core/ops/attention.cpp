@@ -1,7 +1,7 @@
 // Attention: checks and dispatch.
 #include "core/ops/attention.h"
 
-#include "core/ops/kernels.h"
+#include "core/ops/gradient.h"
 
 namespace ff {
 
@@ -37,12 +37,12 @@ struct Attending {
         .attention(qs, ks, vs, turn(gate, along), bias.value(), mask, turn(o, along), lse);
   }
   void backward(const Var& bias, const Tensor& dy, const Tensor& dq, const Tensor& dk,
-                const Tensor& dv, const Tensor& dgate) const {
+                const Tensor& dv, const Tensor& dgate, const Tensor& fresh = {}) const {
     kernels(dy.device())
         .attention_backward(turn(q, along), turn(k, along), turn(v, along), turn(gate, along),
                             bias.value(), mask, turn(o, along), lse, turn(dy, along),
                             turn(dq, along), turn(dk, along), turn(dv, along), turn(dgate, along),
-                            bias.grad_into());
+                            bias.grad_into(), fresh);
   }
 };
 
@@ -64,8 +64,12 @@ Var attention(const Var& qkvg, const Var& bias, const Tensor& mask, int along) {
   Attending a{part(all, 0), part(all, 1), part(all, 2), part(all, 3), mask, along, {}, {}};
   a.forward(bias, recording({&qkvg, &bias}));
   return result("attention", a.o, {&qkvg, &bias}, [=](const Tensor& dy) {
-    const Tensor d = qkvg.grad_into();
-    a.backward(bias, dy, part(d, 0), part(d, 1), part(d, 2), part(d, 3));
+    // Written instead of added to zeros, where nothing was added yet.
+    const Tensor fresh =
+        has_room(qkvg) ? Tensor::empty(qkvg.shape(), dy.dtype(), dy.device()) : Tensor();
+    const Tensor d = fresh ? fresh : qkvg.grad_into();
+    a.backward(bias, dy, part(d, 0), part(d, 1), part(d, 2), part(d, 3), fresh);
+    if (fresh) qkvg.add_grad(fresh);
   });
 }
 

@@ -82,6 +82,13 @@ struct Kernels {
   /// (it may be y); y may be f32 where x and w are bf16. bias is f32, or on a GPU of y's dtype.
   void (*linear)(const Tensor& x, const Tensor& w, const Tensor& bias, Activation act,
                  const Tensor& base, const Tensor& y);
+  /// y = relu(x w + bias) and whether each number is above 0, a bit each, in `signs` [b m, n / 32]
+  /// i32; and from them dx = (dy w) where it was. Both return false, having done nothing, where the
+  /// device or the shape has no such product; nullptr where no shape has.
+  bool (*linear_relu)(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& signs,
+                      const Tensor& y);
+  bool (*linear_relu_backward)(const Tensor& dy, const Tensor& w, const Tensor& signs,
+                               const Tensor& dx);
   /// dy *= act'(x), from y = act(x).
   void (*activation_backward)(const Tensor& y, Activation act, const Tensor& dy);
   /// sums[c] += sum_r x[r, c], in a fixed order.
@@ -95,12 +102,13 @@ struct Kernels {
   /// Global attention (one query a column, keys and values shared by the heads); same header.
   void (*global_attention)(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
                            const Tensor& mask, const Tensor& o);
-  /// Their gradients, added; each of the last may be undefined.
+  /// Their gradients, added; each of them may be undefined. Where `fresh`, contiguous, is given,
+  /// dq, dk, dv and dgate are its parts and all of it, and its numbers count for nothing.
   void (*attention_backward)(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
                              const Tensor& bias, const Tensor& mask, const Tensor& o,
                              const Tensor& lse, const Tensor& dy, const Tensor& dq,
                              const Tensor& dk, const Tensor& dv, const Tensor& dgate,
-                             const Tensor& dbias);
+                             const Tensor& dbias, const Tensor& fresh);
   void (*global_attention_backward)(const Tensor& q, const Tensor& k, const Tensor& v,
                                     const Tensor& gate, const Tensor& mask, const Tensor& dy,
                                     const Tensor& dq, const Tensor& dk, const Tensor& dv,

@@ -109,10 +109,10 @@ TEST_CASE("GPU: attention, forward and backward", "[cuda]") {
           c.bias ? Pair(random({c.n_head, c.n_query, c.n_key}, ++stream), Dtype::f32, false)
                  : Pair();
       kernels(kGpu).attention_backward(q.gpu, k.gpu, v.gpu, gate.gpu, bias.gpu, mask.gpu, o, lse,
-                                       dy.gpu, dq.gpu, dk.gpu, dv.gpu, dgate.gpu, dbias.gpu);
+                                       dy.gpu, dq.gpu, dk.gpu, dv.gpu, dgate.gpu, dbias.gpu, {});
       kernels(Device{}).attention_backward(q.cpu, k.cpu, v.cpu, gate.cpu, bias.cpu, mask.cpu, {},
-                                           {}, dy.cpu, dq.cpu, dk.cpu, dv.cpu, dgate.cpu,
-                                           dbias.cpu);
+                                           {}, dy.cpu, dq.cpu, dk.cpu, dv.cpu, dgate.cpu, dbias.cpu,
+                                           {});
       CHECK(norm_error(dq.gpu, dq.cpu) < limit(dtype));
       CHECK(norm_error(dk.gpu, dk.cpu) < limit(dtype));
       CHECK(norm_error(dv.gpu, dv.cpu) < limit(dtype));
@@ -140,7 +140,7 @@ TEST_CASE("GPU: attention's gradients each alone, and the same bits again", "[cu
           d[size_t(i)] = i == 4 ? Tensor::zeros(bias.shape(), Dtype::f32, kGpu)
                                 : Tensor::zeros(q.shape(), dtype, kGpu);
       kernels(kGpu).attention_backward(q, k, v, gate, bias, mask, o, lse, dy, d[0], d[1], d[2],
-                                       d[3], d[4]);
+                                       d[3], d[4], {});
       for (Tensor& t : d)
         if (t.defined()) t = t.to(Device{});
       return d;
@@ -155,6 +155,13 @@ TEST_CASE("GPU: attention's gradients each alone, and the same bits again", "[cu
                             size_t(all[i].numel() * size_of(all[i].dtype()))) == 0);
         }
     }
+    // Written instead of added to zeros, where all lie in one tensor.
+    const Tensor fresh = poisoned({batch, n, 4, n_head, c}, dtype),
+                 dbias = Tensor::zeros(bias.shape(), Dtype::f32, kGpu);
+    const auto part = [&](int i) { return fresh.select(2, i); };
+    kernels(kGpu).attention_backward(q, k, v, gate, bias, mask, o, lse, dy, part(0), part(1),
+                                     part(2), part(3), dbias, fresh);
+    for (int i = 0; i < 4; ++i) CHECK(norm_error(part(i), all[size_t(i)]) == 0);
   }
 }
 

@@ -1,5 +1,6 @@
 // Backward of attention on the CPU: the weights of a tile of queries are computed again from q and
 // k, so that nothing of the size of the logits is kept but for the bias's gradient.
+#include <cstring>
 #include <vector>
 
 #include "core/ops/cpu/attention_tiles.h"
@@ -243,7 +244,8 @@ void run_backward(const Tensor& q, const Tensor& k, const Tensor& v, const Tenso
 void attention_backward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
                         const Tensor& bias, const Tensor& mask, const Tensor&, const Tensor&,
                         const Tensor& dy, const Tensor& dq, const Tensor& dk, const Tensor& dv,
-                        const Tensor& dgate, const Tensor& dbias) {
+                        const Tensor& dgate, const Tensor& dbias, const Tensor& fresh) {
+  if (fresh) std::memset(fresh.raw(), 0, size_t(fresh.numel() * size_of(fresh.dtype())));
   by_type(q, [&](auto t) {
     run_backward<decltype(t)>(q, k, v, gate, bias, mask, dy, dq, dk, dv, dgate, dbias);
   });

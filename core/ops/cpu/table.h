@@ -29,7 +29,7 @@ void masked_mean(const Tensor& x, const Tensor& mask, const Tensor& y);
 void attention_backward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
                         const Tensor& bias, const Tensor& mask, const Tensor& o, const Tensor& lse,
                         const Tensor& dy, const Tensor& dq, const Tensor& dk, const Tensor& dv,
-                        const Tensor& dgate, const Tensor& dbias);
+                        const Tensor& dgate, const Tensor& dbias, const Tensor& fresh);
 void global_attention_backward(const Tensor& q, const Tensor& k, const Tensor& v,
                                const Tensor& gate, const Tensor& mask, const Tensor& dy,
                                const Tensor& dq, const Tensor& dk, const Tensor& dv,
