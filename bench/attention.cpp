@@ -50,7 +50,8 @@ void bench(const Shape& s, Device device, int repetitions, double flop_rate, dou
     const Tensor dq = zeros(q), dk = zeros(k), dv = zeros(v), dgate = zeros(gate),
                  dbias = zeros(bias);
     backward = median_seconds(device, repetitions, [&] {
-      kernel.attention_backward(q, k, v, gate, bias, mask, o, lse, dy, dq, dk, dv, dgate, dbias);
+      kernel.attention_backward(q, k, v, gate, bias, mask, o, lse, dy, dq, dk, dv, dgate, dbias,
+                                {});
     });
   }
   std::printf("%-22s %5ld x %4ld, %ld x %-2ld %9.3f %9.3f %5.0f %% %9.3f %9.3f %5.0f %%\n", s.name,

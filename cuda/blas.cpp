@@ -77,7 +77,7 @@ uint32_t alignment(const void* p) {
   return address ? uint32_t(std::min<uintptr_t>(address & ~(address - 1), 256)) : 256;
 }
 
-using Key = std::array<int64_t, 24>;
+using Key = std::array<int64_t, 23>;
 
 struct Plan {
   cublasLtMatmulDesc_t desc = nullptr;
@@ -85,7 +85,6 @@ struct Plan {
   cublasLtMatmulAlgo_t algo;
   size_t workspace = 0;
   Dtype bias_type = Dtype::f32;
-  bool usable = true;
 };
 
 constexpr uint64_t kMostWorkspace = uint64_t(32) << 20;
@@ -142,7 +141,7 @@ std::string describe(const Tensor& a, const Tensor& w, const Tensor& c) {
 
 /// The plan for x (column-major n x k) times y (k x m) into c (n x m).
 const Plan& plan_for(const Tensor& a, const Tensor& w, const Tensor& bias, Activation act,
-                     const Tensor& base, const Tensor& c, const Tensor& signs) {
+                     const Tensor& base, const Tensor& c) {
   static std::map<Key, Plan> plans;
   static std::mutex mutex;
   const Matrix x = matrix_of(w), y = matrix_of(a), z = matrix_of(c),
@@ -173,8 +172,7 @@ const Plan& plan_for(const Tensor& a, const Tensor& w, const Tensor& bias, Activ
       aligned[0],
       aligned[1],
       aligned[2],
-      aligned[3],
-      signs.defined()};
+      aligned[3]};
   const std::lock_guard lock(mutex);
   const auto known = plans.find(key);
   if (known != plans.end()) return known->second;
@@ -191,9 +189,8 @@ const Plan& plan_for(const Tensor& a, const Tensor& w, const Tensor& bias, Activ
   plan.c = layout(z, type_of(c), int32_t(c.size(0)));
   plan.base = layout(old, type_of(c), int32_t(c.size(0)));
   const cublasLtEpilogue_t epilogue =
-      signs ? (act == Activation::kRelu ? CUBLASLT_EPILOGUE_RELU_AUX_BIAS : CUBLASLT_EPILOGUE_DRELU)
-      : bias ? (act == Activation::kRelu ? CUBLASLT_EPILOGUE_RELU_BIAS : CUBLASLT_EPILOGUE_BIAS)
-             : (act == Activation::kRelu ? CUBLASLT_EPILOGUE_RELU : CUBLASLT_EPILOGUE_DEFAULT);
+      bias ? (act == Activation::kRelu ? CUBLASLT_EPILOGUE_RELU_BIAS : CUBLASLT_EPILOGUE_BIAS)
+           : (act == Activation::kRelu ? CUBLASLT_EPILOGUE_RELU : CUBLASLT_EPILOGUE_DEFAULT);
   set(plan.desc, CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
   const void* bias_address = bias ? bias.raw() : nullptr;
   if (bias) set(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias_address);
@@ -201,19 +198,13 @@ const Plan& plan_for(const Tensor& a, const Tensor& w, const Tensor& bias, Activ
     plan.bias_type = bias.dtype();
     set(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, type_of(bias));
   }
-  if (signs) {
-    const void* address = signs.raw();
-    set(plan.desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, address);
-    set(plan.desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, c.size(2));
-  }
   bool chosen = choose(plan, aligned);
   if (!chosen && bias && bias.dtype() != c.dtype()) {
     plan.bias_type = c.dtype();
     set(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, type_of(c));
     chosen = choose(plan, aligned);
   }
-  plan.usable = chosen;
-  if (!chosen && !signs) fail(Exit::kDevice, "cuBLASLt has no algorithm for ", describe(a, w, c));
+  if (!chosen) fail(Exit::kDevice, "cuBLASLt has no algorithm for ", describe(a, w, c));
   return plans.emplace(key, plan).first->second;
 }
 
@@ -257,11 +248,11 @@ void open_blas() {
 }
 
 bool product(const Tensor& a, const Tensor& w, const Tensor& bias, Activation act,
-             const Tensor& base, const Tensor& c, const Tensor& signs) {
+             const Tensor& base, const Tensor& c) {
   // cuBLASLt's matrices are column-major: it computes c^T = w^T a^T.
   if (!lies(c, 2, 1)) {
     check(lies(c, 1, 2), "matrix product into strides ", c.strides());
-    if (bias || signs) return false;
+    if (bias) return false;
     return product(w.transpose(1, 2), a.transpose(1, 2), {}, act,
                    base ? base.transpose(1, 2) : base, c.transpose(1, 2));
   }
@@ -271,24 +262,17 @@ bool product(const Tensor& a, const Tensor& w, const Tensor& bias, Activation ac
     c.copy_from(base);
     return product(a, w, bias, act, c, c);
   }
-  // A row of signs is whole 16 bytes.
-  if (signs && (c.size(0) != 1 || c.size(2) % 128 || !c.is_contiguous())) return false;
-  const Plan& plan = plan_for(y, x, bias, act, base, c, signs);
-  if (!plan.usable) return false;
+  const Plan& plan = plan_for(y, x, bias, act, base, c);
   const float one = 1, beta = base ? 1 : 0;
   const void* const old = base ? base.raw() : c.raw();
   const Scratch workspace(int64_t(plan.workspace));
-  static std::mutex mutex;  // the plan's pointers are set for each call
+  static std::mutex mutex;  // the plan's bias pointer is set for each call
   const std::lock_guard lock(mutex);
   Tensor b = bias ? bias.to(plan.bias_type) : bias;
   if (b && alignment(b.raw()) < 16) b = b.clone();
   if (b) {
     const void* address = b.raw();
     set(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, address);
-  }
-  if (signs) {
-    const void* address = signs.raw();
-    set(plan.desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, address);
   }
   count_launch();
   check_lt(g_lt.matmul(g_lt.handle, plan.desc, &one, x.raw(), plan.a, y.raw(), plan.b, &beta, old,

@@ -11,11 +11,7 @@ namespace ff::cuda {
 /// shared, bias is f32, of c's dtype or undefined. `act` is kNone or kRelu; k is not zero. Returns
 /// false, having done nothing, where the library cannot add `bias` or `act` (c's rows are
 /// contiguous).
-///
-/// Where `signs` [m, n / 32] i32 is given, kRelu with a bias writes there which of c's numbers are
-/// above 0, and kNone takes those alone and leaves 0 elsewhere; false for shapes that have no such
-/// product.
 bool product(const Tensor& a, const Tensor& w, const Tensor& bias, Activation act,
-             const Tensor& base, const Tensor& c, const Tensor& signs = {});
+             const Tensor& base, const Tensor& c);
 
 }  // namespace ff::cuda

@@ -60,16 +60,6 @@ void linear(const Tensor& x, const Tensor& w, const Tensor& bias, Activation act
   }
 }
 
-bool linear_relu(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& signs,
-                 const Tensor& y) {
-  return y.numel() && x.size(2) && product(x, w, bias, Activation::kRelu, {}, y, signs);
-}
-
-bool linear_relu_backward(const Tensor& dy, const Tensor& w, const Tensor& signs,
-                          const Tensor& dx) {
-  return dx.numel() && dy.size(2) && product(dy, w, {}, Activation::kNone, {}, dx, signs);
-}
-
 void matmul(const Tensor& a, const Tensor& b, const Tensor& c) {
   linear(a, b, {}, Activation::kNone, {}, c);
 }

@@ -20,8 +20,6 @@ Function<decltype(Kernels::layer_norm_backward)> layer_norm_backward;
 Function<decltype(Kernels::layer_norm_channels_first)> layer_norm_channels_first;
 Function<decltype(Kernels::layer_norm_channels_first_backward)> layer_norm_channels_first_backward;
 Function<decltype(Kernels::linear)> linear;
-Function<decltype(Kernels::linear_relu)> linear_relu;
-Function<decltype(Kernels::linear_relu_backward)> linear_relu_backward;
 Function<decltype(Kernels::activation_backward)> activation_backward;
 Function<decltype(Kernels::add_column_sums)> add_column_sums;
 Function<decltype(Kernels::matmul)> matmul;

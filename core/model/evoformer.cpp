@@ -180,11 +180,11 @@ Var msa_column_global_attention(const Scope& scope, const Var& m, const Tensor& 
 
 Var transition(const Scope& scope, const Var& x) {
   const Span span("transition");
-  const Scope first = scope / "transition1", second = scope / "transition2";
+  const Scope second = scope / "transition2";
   return by_rows(x, [&](const Var& rows, int64_t) {
-    const Var normed = layer_norm(scope / "input_layer_norm", rows), w1 = first["weights"],
-              b1 = first["bias"], b2 = second["bias"], w2 = second["weights"];
-    return relu_layers_add(rows, normed, w1, b1, w2, b2);
+    const Var hidden = linear(scope / "transition1", layer_norm(scope / "input_layer_norm", rows),
+                              Activation::kRelu);
+    return linear_add(rows, hidden, second["weights"], second["bias"]);
   });
 }
 

@@ -82,13 +82,6 @@ struct Kernels {
   /// (it may be y); y may be f32 where x and w are bf16. bias is f32, or on a GPU of y's dtype.
   void (*linear)(const Tensor& x, const Tensor& w, const Tensor& bias, Activation act,
                  const Tensor& base, const Tensor& y);
-  /// y = relu(x w + bias) and whether each number is above 0, a bit each, in `signs` [b m, n / 32]
-  /// i32; and from them dx = (dy w) where it was. Both return false, having done nothing, where the
-  /// device or the shape has no such product; nullptr where no shape has.
-  bool (*linear_relu)(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& signs,
-                      const Tensor& y);
-  bool (*linear_relu_backward)(const Tensor& dy, const Tensor& w, const Tensor& signs,
-                               const Tensor& dx);
   /// dy *= act'(x), from y = act(x).
   void (*activation_backward)(const Tensor& y, Activation act, const Tensor& dy);
   /// sums[c] += sum_r x[r, c], in a fixed order.

@@ -1,8 +1,6 @@
 // Linear: collapses the leading axes to at most two strided ones and calls the matrix product.
 #include "core/ops/linear.h"
 
-#include <algorithm>
-
 #include "core/ops/gradient.h"
 
 namespace ff {
@@ -55,18 +53,13 @@ void add_weight_gradient(const Var& x, const Tensor& dy, const Tensor& dw) {
                 to, to);
 }
 
-/// dw and db (the sum of dy's rows) are added to where they are wanted.
-void weights_backward(const Var& x, const Var& w, const Var& b, const Tensor& dy) {
+/// dx, dw and db (the sum of dy's rows) are added to where they are wanted.
+void products_backward(const Var& x, const Var& w, const Var& b, const Tensor& dy) {
+  input_backward(x, w.value(), dy);
   if (const Tensor dw = w.grad_into()) add_weight_gradient(x, dy, dw);
   if (b)
     if (const Tensor db = b.grad_into())
       kernels(dy.device()).add_column_sums(dy.view({-1, dy.size(-1)}), db.view({-1}));
-}
-
-/// dx too.
-void products_backward(const Var& x, const Var& w, const Var& b, const Tensor& dy) {
-  input_backward(x, w.value(), dy);
-  weights_backward(x, w, b, dy);
 }
 
 }  // namespace
@@ -139,51 +132,6 @@ Var linear_add(const Var& residual, const Var& x, const Var& w, const Var& b) {
                 [x, w, b, r = residual.gradient_only()](const Tensor& dy) {
                   products_backward(x, w, b, dy);
                   hand_over(r, dy);
-                });
-}
-
-Var relu_layers_add(const Var& residual, const Var& x, const Var& w1, const Var& b1, const Var& w2,
-                    const Var& b2) {
-  const Tensor& xv = x.value();
-  check_linear(xv, w1.value(), b1.value());
-  check(residual.shape() == xv.shape() && w2.shape() == Dims{w1.size(1), xv.size(-1)} &&
-            b2.value().numel() == xv.size(-1),
-        "two layers of x ", xv.shape(), ", w ", w1.shape(), " and ", w2.shape(), " onto ",
-        residual.shape());
-  check(!NoGrad::active() || !residual.requires_grad(), "a recorded tensor would be overwritten");
-  const Kernels& k = kernels(xv.device());
-  const int64_t c = xv.size(-1), n = w1.size(1), rows = xv.numel() / std::max<int64_t>(c, 1);
-  const Tensor flat = xv.contiguous().view({1, rows, c}),
-               h = Tensor::empty({1, rows, n}, xv.dtype(), xv.device());
-  // Where a product can, it leaves the slope for the backward's: a bit for each number.
-  Tensor signs;
-  if (k.linear_relu && recording({&residual, &x, &w1, &b1, &w2, &b2}))
-    signs = Tensor::empty({rows, (n + 31) / 32}, Dtype::i32, xv.device());
-  if (!signs || !k.linear_relu(flat, w1.value().unsqueeze(0), b1.value(), signs, h)) {
-    signs = Tensor();
-    k.linear(flat, w1.value().unsqueeze(0), b1.value(), Activation::kRelu, {}, h);
-  }
-  const Tensor& r = residual.value();
-  const Tensor y = NoGrad::active() ? r : Tensor::empty(r.shape(), r.dtype(), r.device());
-  const bool together = r.is_contiguous();
-  const auto batches = [together](const Tensor& t) {
-    return together ? t.view({1, -1, t.size(-1)}) : t;
-  };
-  k.linear(together ? h : h.view({r.size(0), r.size(1), n}), w2.value().unsqueeze(0), b2.value(),
-           Activation::kNone, batches(r), batches(y));
-  return result("relu_layers_add", y, {&residual, &x, &w1, &b1, &w2, &b2},
-                [=, r = residual.gradient_only()](const Tensor& dy) {
-                  const Kernels& table = kernels(dy.device());
-                  const Tensor d = dy.view({1, rows, c}),
-                               back = w2.value().transpose(0, 1).unsqueeze(0),
-                               dh = Tensor::empty(h.shape(), h.dtype(), h.device());
-                  if (!signs || !table.linear_relu_backward(d, back, signs, dh)) {
-                    table.linear(d, back, {}, Activation::kNone, {}, dh);
-                    table.activation_backward(h, Activation::kRelu, dh);
-                  }
-                  weights_backward(Var(h.view({rows, n})), w2, b2, d.view({rows, c}));
-                  hand_over(r, dy);
-                  products_backward(x, w1, b1, dh.view({rows, n}));
                 });
 }
 

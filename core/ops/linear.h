@@ -24,11 +24,6 @@ Var linear_joined(const Var& x, const Tensor& w, const Tensor& b, const Vars& pa
 /// leading axes ([n_head, c, c_out]) that count as one c_in.
 Var linear_add(const Var& residual, const Var& x, const Var& w, const Var& b);
 
-/// residual + relu(x w1 + b1) w2 + b2, of two layers whose hidden channels the tape keeps; under
-/// NoGrad written into residual itself. residual and x [..., c_in], w1 [c_in, n], w2 [n, c_in].
-Var relu_layers_add(const Var& residual, const Var& x, const Var& w1, const Var& b1, const Var& w2,
-                    const Var& b2);
-
 /// y[o, r] = sum_c x[r, c] w[c, o] with channels first: [c_out, rows] of x [..., c_in] contiguous,
 /// without bias.
 Var linear_channels_first(const Var& x, const Var& w);

@@ -71,32 +71,6 @@ TEST_CASE("GPU: linear layers of every size, layout and epilogue") {
             }
 }
 
-TEST_CASE("GPU: a product's signs, and the product behind them") {
-  if (!have_gpu()) return;
-  const Kernels& gpu = kernels(kGpu);
-  for (const int64_t m : {64, 1000}) {
-    const int64_t k = 128, n = 256;
-    const auto given = [](const Dims& shape, uint64_t stream) {
-      return random(shape, stream).to(Dtype::bf16).to(kGpu);
-    };
-    const Tensor x = given({1, m, k}, 1), w = given({1, k, n}, 2), bias = given({n}, 3),
-                 dy = given({1, m, k}, 4), back = given({1, k, n}, 5);
-    const Tensor signs = Tensor::zeros({m, n / 32}, Dtype::i32, kGpu),
-                 y = poisoned({1, m, n}, Dtype::bf16), dx = poisoned({1, m, n}, Dtype::bf16),
-                 want = poisoned({1, m, n}, Dtype::bf16), slope = poisoned({1, m, n}, Dtype::bf16);
-    REQUIRE(gpu.linear_relu(x, w, bias, signs, y));
-    gpu.linear(x, w, bias, Activation::kRelu, {}, want);
-    CHECK(norm_error(y, want) < tolerance(Dtype::bf16));
-    REQUIRE(gpu.linear_relu_backward(dy, back, signs, dx));
-    gpu.linear(dy, back, {}, Activation::kNone, {}, slope);
-    gpu.activation_backward(y, Activation::kRelu, slope);
-    CHECK(norm_error(dx, slope) < tolerance(Dtype::bf16));
-    CHECK_FALSE(gpu.linear_relu(x, w.narrow(2, 0, 100), bias.narrow(0, 0, 100),
-                                Tensor::zeros({m, 4}, Dtype::i32, kGpu),
-                                Tensor::empty({1, m, 100}, Dtype::bf16, kGpu)));
-  }
-}
-
 TEST_CASE("GPU: products of bf16 into f32, as gradients of parameters are summed") {
   if (!have_gpu()) return;
   for (const int layout : {0, 1, 2, 3}) {

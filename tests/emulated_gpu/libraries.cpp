@@ -37,9 +37,8 @@ bool find_blas(std::string& text) {
 }
 
 bool product(const Tensor& a, const Tensor& w, const Tensor& bias, Activation act,
-             const Tensor& base, const Tensor& c, const Tensor& signs) {
+             const Tensor& base, const Tensor& c) {
   if (!rows_lie(c) && bias) return false;
-  if (signs && (c.size(0) != 1 || c.size(2) % 128 || !c.is_contiguous())) return false;
   if (base && base.raw() != c.raw()) c.copy_from(base);
   const int64_t m = c.size(1), n = c.size(2), depth = a.size(2);
   std::vector<double> right(static_cast<size_t>(depth * n)), sums(static_cast<size_t>(n));
@@ -66,14 +65,6 @@ bool product(const Tensor& a, const Tensor& w, const Tensor& bias, Activation ac
           auto sum = float(sums[size_t(j)]);
           if (bias) sum += added.data<float>()[j];
           if (base) sum += float(x);
-          if (signs) {
-            auto& word = reinterpret_cast<uint32_t*>(signs.data<int32_t>())[(i * n + j) / 32];
-            const uint32_t bit = uint32_t(1) << j % 32;
-            if (act == Activation::kRelu)
-              word = sum > 0 ? word | bit : word & ~bit;
-            else if (!(word & bit))
-              sum = 0;
-          }
           if (act == Activation::kRelu && !(sum > 0)) sum = 0;
           x = std::decay_t<decltype(x)>(sum);
         }
