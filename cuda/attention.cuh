@@ -48,7 +48,6 @@ struct Attention {
 /// the weight 1. AlphaFold's is -1e9 after the scale; all that matters is that 2^ of it is 0 beside
 /// any key that is there.
 constexpr float kMaskedLogit = -1e30f;
-constexpr float kLog2e = 1.44269504088896f;
 
 template <class T>
 Attention<T> attention_of(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,

@@ -7,6 +7,8 @@
 
 namespace ff::cuda {
 
+constexpr float kLog2e = 1.44269504088896f;
+
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
 template <class T>

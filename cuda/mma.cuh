@@ -11,10 +11,14 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return uint32_t(__cvta_generic_to_shared(p));
 }
 
-/// Copies the first `bytes` of 16 (or 4) to shared memory behind the thread's back; the rest
+/// Copies the first `bytes` of 16 (8, 4) to shared memory behind the thread's back; the rest
 /// becomes 0.
 __device__ __forceinline__ void copy_async16(uint32_t to, const void* from, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(bytes)
+               : "memory");
+}
+__device__ __forceinline__ void copy_async8(uint32_t to, const void* from, int bytes) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;\n" ::"r"(to), "l"(from), "r"(bytes)
                : "memory");
 }
 __device__ __forceinline__ void copy_async4(uint32_t to, const void* from, int bytes) {
@@ -28,6 +32,16 @@ __device__ __forceinline__ void copy_commit() {
 template <int kPending>
 __device__ __forceinline__ void copy_wait() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending) : "memory");
+}
+
+/// In one instruction: where registers are short, the compiler makes several of an ordinary store.
+__device__ __forceinline__ void store_whole(void* to, uint4 v) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};\n" ::"l"(to), "r"(v.x), "r"(v.y), "r"(v.z),
+               "r"(v.w)
+               : "memory");
+}
+__device__ __forceinline__ void store_whole(void* to, uint2 v) {
+  asm volatile("st.global.v2.b32 [%0], {%1, %2};\n" ::"l"(to), "r"(v.x), "r"(v.y) : "memory");
 }
 
 /// Four 8 x 8 matrices of bf16; lane l names row l % 8 of matrix l / 8.
@@ -109,21 +123,26 @@ __device__ __forceinline__ float reciprocal_fast(float x) {
   return y;
 }
 __device__ __forceinline__ float sigmoid_fast(float x) {
-  constexpr float kLog2e = 1.44269504088896f;
   return reciprocal_fast(1 + exp2_fast(-kLog2e * x));
 }
 
+__device__ __forceinline__ void unpack8(uint4 v, float (&to)[8]) {
+  const uint32_t pairs[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+  for (int l = 0; l < 4; ++l) {
+    to[2 * l] = low_bf16(pairs[l]);
+    to[2 * l + 1] = high_bf16(pairs[l]);
+  }
+}
+__device__ __forceinline__ uint4 pack8(const float (&x)[8]) {
+  return make_uint4(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]), pack_bf16(x[4], x[5]),
+                    pack_bf16(x[6], x[7]));
+}
 /// Eight channels from `from`, of which `left` are there; 16-byte loads where kWide.
 template <bool kWide, class T>
 __device__ __forceinline__ void load8(float (&to)[8], const T* from, int left) {
   if constexpr (kWide && sizeof(T) == 2) {
-    const uint4 v = *reinterpret_cast<const uint4*>(from);
-    const uint32_t pairs[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-    for (int l = 0; l < 4; ++l) {
-      to[2 * l] = low_bf16(pairs[l]);
-      to[2 * l + 1] = high_bf16(pairs[l]);
-    }
+    unpack8(*reinterpret_cast<const uint4*>(from), to);
   } else {
 #pragma unroll
     for (int l = 0; l < 8; ++l) to[l] = l < left ? to_float(from[l]) : 0.0f;
@@ -132,8 +151,7 @@ __device__ __forceinline__ void load8(float (&to)[8], const T* from, int left) {
 template <bool kWide, class T>
 __device__ __forceinline__ void store8(T* to, const float (&x)[8], int left) {
   if constexpr (kWide && sizeof(T) == 2) {
-    *reinterpret_cast<uint4*>(to) = make_uint4(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]),
-                                               pack_bf16(x[4], x[5]), pack_bf16(x[6], x[7]));
+    *reinterpret_cast<uint4*>(to) = pack8(x);
   } else {
 #pragma unroll
     for (int l = 0; l < 8; ++l)

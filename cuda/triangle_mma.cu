@@ -5,9 +5,9 @@
 namespace ff::cuda {
 namespace {
 
-constexpr int kSideThreads = 384, kSideM = 2, kEndThreads = 384;
+constexpr int kSideThreads = 512, kEndThreads = 384;
 
-/// z [n, kC], and channels [kC, n] whose rows are `stride` apart: 8 of a channel's are moved at
+/// z [n, kC], and channels [kC, n] whose rows are `stride` apart: 4 of a channel's are moved at
 /// once where `wide`.
 struct Side {
   const Bf16* z;
@@ -27,96 +27,110 @@ struct End {
   bool wide;
 };
 
-template <int kC>
+template <int kC, bool kHopper>
 __global__ void __launch_bounds__(kSideThreads, 1) side_kernel(const __grid_constant__ Side s) {
-  extern __shared__ __align__(128) unsigned char shared[];
+  if (!kCompiled<kHopper>) return;
+  extern __shared__ __align__(1024) unsigned char shared[];
   const Room<kC> room(shared);
-  room.fill(s.proj, s.gate);
-  constexpr int kM = kSideM, kRows = 16 * kM, kWarps = kSideThreads / 32;
-  Rows16<kM, kC> x;
-  for (int64_t row0 = (int64_t(blockIdx.x) * kWarps + threadIdx.x / 32) * kRows; row0 < s.n;
-       row0 += int64_t(gridDim.x) * kWarps * kRows) {
-    x.load(s.z, row0, s.n);
-    float keep[2 * kM];
+  unsigned char* const next_z = room.piece(0, 1);
+  Turns<kHopper> turns(s.n);
+  Rows16<kC> x;
+  x.fetch(next_z, s.z, turns.row(), s.n);
+  room.template fill<kHopper>(s.proj, s.gate);
+  for (; turns.left(); turns.next()) {
+    const int64_t row0 = turns.row(), next_row = turns.next_row();
+    float keep[2];
 #pragma unroll
-    for (int b = 0; b < 2 * kM; ++b)
-      keep[b] = row0 + x.row(b) < s.n ? s.mask[row0 + x.row(b)] : 0.0f;
+    for (int b = 0; b < 2; ++b) {
+      const int64_t r = row0 + x.row(b);
+      keep[b] = r < s.n ? s.mask[r] : 0.0f;
+    }
+    copy_wait<0>();
+    x.take(next_z);
     x.statistics();
+    x.fetch(next_z, s.z, next_row, s.n);
     x.normalize(room.scale(0), room.offset(0), nullptr, row0, s.n);
+    const int64_t row = row0 + 4 * x.t;
+    Bf16* to = s.a + x.first_channel() * s.stride + row;
 #pragma unroll 1
-    for (int step = 0; step < kC / 16; ++step) {
-      float p[kM][2][4], q[kM][2][4];
-      multiply(p, x, room.w(0), step);
-      multiply(q, x, room.w(1), step);
+    for (int j = 0; j < kC / 32; ++j, to += 32 * s.stride) {
+      float d[32];  // projection, gate
+      begin_with(d, room.bias(0) + 32 * j, x.t);
+      begin_with(d + 16, room.bias(1) + 32 * j, x.t);
+      start<kHopper>(d);
+      multiply<kHopper>(d, x, room.w(0, j), Room<kC>::kWeights);
+      finish<kHopper>(d);
+      uint2 v[4];
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int place = 16 * step + 8 * half;
-        const float2 pb = *reinterpret_cast<const float2*>(room.bias(0) + place + 2 * x.t),
-                     qb = *reinterpret_cast<const float2*>(room.bias(1) + place + 2 * x.t);
-        uint32_t v[2 * kM];
-#pragma unroll
-        for (int b = 0; b < 2 * kM; ++b) {
-          const float *pd = p[b / 2][half] + b % 2 * 2, *qd = q[b / 2][half] + b % 2 * 2;
-          v[b] = transpose_matrix(pack_bf16(keep[b] * (pd[0] + pb.x) * sigmoid(qd[0] + qb.x),
-                                            keep[b] * (pd[1] + pb.y) * sigmoid(qd[1] + qb.y)));
-        }
-        write_channel<kM>(v, s.a + channel_at(place + x.g) * s.stride, row0 + 4 * kM * x.t, s.n,
-                          s.wide);
+      for (int k = 0; k < 4; ++k) {
+        const auto rows = [&](int b) {
+          const float *p = d + 4 * k + 2 * b, *q = p + 16;
+          return transpose_matrix(
+              pack_bf16(keep[b] * p[0] * sigmoid_fast(q[0]), keep[b] * p[1] * sigmoid_fast(q[1])));
+        };
+        v[k] = make_uint2(rows(0), rows(1));
       }
+      write_channels(v, to, 2 * s.stride, s.n - row, s.wide);
     }
   }
 }
 
-template <int kC>
+template <int kC, bool kHopper>
 __global__ void __launch_bounds__(kEndThreads, 1) end_kernel(const __grid_constant__ End s) {
-  extern __shared__ __align__(128) unsigned char shared[];
+  if (!kCompiled<kHopper>) return;
+  extern __shared__ __align__(1024) unsigned char shared[];
   const Room<kC> room(shared);
-  room.fill(s.proj, s.gate);
-  constexpr int kWarps = kEndThreads / 32;
-  Rows16<1, kC> x, y;
-  for (int64_t row0 = (int64_t(blockIdx.x) * kWarps + threadIdx.x / 32) * 16; row0 < s.n;
-       row0 += int64_t(gridDim.x) * kWarps * 16) {
-    x.load(s.z, row0, s.n);
-    y.load_channels(s.p, s.stride, row0, s.n, s.wide);
-    x.statistics();
-    x.normalize(room.scale(1), room.offset(1), nullptr, row0, s.n);
+  unsigned char *const next_p = room.piece(0, 2), *const next_z = room.piece(1, 2);
+  Turns<kHopper> turns(s.n);
+  Rows16<kC> x, y;
+  y.fetch_channels(next_p, s.p, s.stride, turns.row(), s.n, s.wide);
+  x.fetch(next_z, s.z, turns.row(), s.n);
+  room.template fill<kHopper>(s.proj, s.gate);
+  for (; turns.left(); turns.next()) {
+    const int64_t row0 = turns.row(), next_row = turns.next_row();
+    copy_wait<1>();
+    y.take_channels(next_p);
     y.statistics();
     y.normalize(room.scale(0), room.offset(0), nullptr, row0, s.n);
+    y.fetch_channels(next_p, s.p, s.stride, next_row, s.n, s.wide);
+    copy_wait<1>();
+    x.take(next_z);
+    x.statistics();
+    x.normalize(room.scale(1), room.offset(1), nullptr, row0, s.n);
+    const float* factors[2];
+#pragma unroll
+    for (int b = 0; b < 2; ++b)
+      factors[b] = s.factors ? s.factors + (row0 + x.row(b)) % s.m * kC : nullptr;
 #pragma unroll 1
     for (int j = 0; j < kC / 32; ++j) {
-      float update[2][8];
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        float o[1][2][4], q[1][2][4];
-        multiply(o, y, room.w(0), 2 * j + h);
-        multiply(q, x, room.w(1), 2 * j + h);
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int place = 32 * j + 16 * h + 8 * half + 2 * x.t;
-#pragma unroll
-          for (int i = 0; i < 4; ++i)
-            update[i / 2][4 * h + 2 * half + i % 2] =
-                (o[0][half][i] + room.bias(0)[place + i % 2]) *
-                sigmoid(q[0][half][i] + room.bias(1)[place + i % 2]);
-        }
-      }
+      float o[16], q[16];
+      begin_with(o, room.bias(0) + 32 * j, x.t);
+      begin_with(q, room.bias(1) + 32 * j, x.t);
+      start<kHopper>(o, q);
+      multiply<kHopper>(o, y, room.w(0, j));
+      multiply<kHopper>(q, x, room.w(1, j));
+      finish<kHopper>(o, q);
+      uint4 out[2];
 #pragma unroll
       for (int b = 0; b < 2; ++b) {
-        const int64_t r = row0 + x.row(b);
-        if (r >= s.n) continue;
-        float to[8];
-        load8<true>(to, s.z + r * kC + x.channel(j), 8);
-        if (s.factors) {
-          float f[8];
-          load_floats<8>(s.factors + r % s.m * kC + x.channel(j), f);
+        float to[8], f[8];
+        unpack8(x.taken(next_z, b, j), to);
 #pragma unroll
-          for (int i = 0; i < 8; ++i) update[b][i] *= f[i];
+        for (int i = 0; i < 8; ++i) f[i] = 1;
+        if (s.factors) load_floats<8>(factors[b] + x.channel(j), f);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+          const int k = i / 2 * 4 + 2 * b + i % 2;
+          to[i] += f[i] * o[k] * sigmoid_fast(q[k]);
         }
-#pragma unroll
-        for (int i = 0; i < 8; ++i) to[i] += update[b][i];
-        store8<true>(s.out + r * kC + x.channel(j), to, 8);
+        out[b] = pack8(to);
       }
+#pragma unroll
+      for (int b = 0; b < 2; ++b)
+        if (row0 + x.row(b) < s.n) store_whole(x.own(s.out, row0) + x.off(b, j), out[b]);
+      x.fetch(next_z, s.z, next_row, s.n, j);
     }
+    copy_commit();
   }
 }
 
@@ -126,14 +140,15 @@ void triangle_side(const Tensor& z, const Tensor& mask, const NormedLinear& proj
                    const NormedLinear& gate, const Tensor& a) {
   const int64_t n = mask.numel();
   if (!n) return;
-  by_channels(a.size(0), [&](auto channels) {
+  by_variant(a.size(0), [&](auto channels, auto hopper) {
     constexpr int kC = decltype(channels)::value;
-    const Side s{data<Bf16>(z),  mask.data<float>(),
-                 layer_of(proj), layer_of(gate),
-                 data<Bf16>(a),  n,
-                 a.stride(0),    is_wide({&a}, n, 4 * kSideM)};
-    launch<side_kernel<kC>>("triangle_side", blocks_for(n, kSideThreads / 32 * 16 * kSideM),
-                            kSideThreads, Room<kC>::bytes(0), s);
+    constexpr bool kHopper = decltype(hopper)::value;
+    const Side s{data<Bf16>(z),  mask.data<float>(), layer_of(proj),
+                 layer_of(gate), data<Bf16>(a),      n,
+                 a.stride(0),    is_wide({&a}, n)};
+    const Shape on =
+        shape_of<kHopper>(n, kSideThreads, Room<kC>::kFixed, Room<kC>::bytes_of_warp(1, 0));
+    launch<side_kernel<kC, kHopper>>("triangle_side", on.blocks, on.threads, on.shared, s);
   });
 }
 
@@ -141,8 +156,9 @@ void triangle_end(const Tensor& z, const Tensor& p, const Tensor& factors, const
                   const NormedLinear& gate, const Tensor& out) {
   const int64_t n = z.numel() / z.size(-1);
   if (!n) return;
-  by_channels(p.size(0), [&](auto channels) {
+  by_variant(p.size(0), [&](auto channels, auto hopper) {
     constexpr int kC = decltype(channels)::value;
+    constexpr bool kHopper = decltype(hopper)::value;
     const End s{data<Bf16>(z),
                 data<Bf16>(p),
                 data_or_null<float>(factors),
@@ -152,9 +168,10 @@ void triangle_end(const Tensor& z, const Tensor& p, const Tensor& factors, const
                 n,
                 z.size(1),
                 p.stride(0),
-                is_wide({&p}, n, 4)};
-    launch<end_kernel<kC>>("triangle_end", blocks_for(n, kEndThreads / 2), kEndThreads,
-                           Room<kC>::bytes(0), s);
+                is_wide({&p}, n)};
+    const Shape on =
+        shape_of<kHopper>(n, kEndThreads, Room<kC>::kFixed, Room<kC>::bytes_of_warp(2, 0));
+    launch<end_kernel<kC, kHopper>>("triangle_end", on.blocks, on.threads, on.shared, s);
   });
 }
 

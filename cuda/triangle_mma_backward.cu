@@ -7,7 +7,7 @@
 namespace ff::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kSideThreads = 384, kEndThreads = 256;
 
 struct SideBackward {
   const Bf16* z;
@@ -35,16 +35,27 @@ struct EndBackward {
   bool wide, add;
 };
 
-/// dx (16 rows x kC places) += d (places 16 s ... + 15) times the weights transposed.
-template <int kC>
-__device__ __forceinline__ void multiply_back(float (&dx)[kC / 8][4], const uint32_t (&d)[4],
-                                              uint32_t w, int s) {
+/// dx (16 rows x kC places) += d (16 rows x 32 places) times the weights of the tile `w`
+/// transposed.
+template <bool kHopper, int kC>
+__device__ __forceinline__ void multiply_back(float (&dx)[kC / 2], const uint32_t (&d)[2][4],
+                                              uint32_t w) {
 #pragma unroll
-  for (int k = 0; k < kC / 16; ++k) {
-    uint32_t b[4];
-    load_b_rows<64>(b, w + s / 4 * kC * 128, 16 * k, s % 4, threadIdx.x % 32);
-    mma(dx[2 * k], d, b[0], b[1]);
-    mma(dx[2 * k + 1], d, b[2], b[3]);
+  for (int k = 0; k < 2; ++k) {
+    if constexpr (kHopper && kCompiled<true>) {
+#pragma unroll
+      for (int i = 0; i < kC / 64; ++i)
+        wgmma_rows(reinterpret_cast<float(&)[32]>(dx[32 * i]), d[k],
+                   wgmma_tile<32>(w + i * 64 * 64) + 2 * k);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kC / 16; ++i) {
+        uint32_t b[4];
+        load_b_rows<32>(b, w, 16 * i, k, threadIdx.x % 32);
+        mma(fragment(dx, 2 * i), d[k], b[0], b[1]);
+        mma(fragment(dx, 2 * i + 1), d[k], b[2], b[3]);
+      }
+    }
   }
 }
 
@@ -63,6 +74,21 @@ __device__ __forceinline__ float scatter_sum(float (&v)[8], int lane) {
   return v[0];
 }
 
+/// Adds to a warp's sums, of two steps of 16 places, those of two rows: p and q of numbers 2 k + e.
+__device__ __forceinline__ void add_sums(float* sums, const float (&p)[8], const float (&q)[8],
+                                         int lane) {
+#pragma unroll
+  for (int step = 0; step < 2; ++step) {
+    float v[8];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      v[i] = p[4 * step + i];
+      v[4 + i] = q[4 * step + i];
+    }
+    sums[32 * step] += scatter_sum(v, lane);
+  }
+}
+
 /// Of each warp, for each step of 16 places and each lane, what scatter_sum gave it, added up.
 /// partial [2 kC] of this block: over its warps, in the channels' order.
 template <int kC>
@@ -78,239 +104,282 @@ __device__ __forceinline__ void leave_sums(const float* sums, float* partial) {
   }
 }
 
-/// Layer norm's gradient from dx, that of LN(x) in registers, and x's row: f(values, j) gets the
-/// gradients of the row's channels of group j.
-template <int kC, class F>
-__device__ __forceinline__ void norm_backward(float (&dx)[kC / 8][4], Rows16<1, kC>& x, int b,
-                                              const float* scale, F f) {
-  float sum = 0, product = 0;
+/// Layer norm's gradient from dx, that of LN(x) in registers, and x, of which raw(j, v) gives group
+/// j: f(j, y) gets the gradients of the rows' channels of the group.
+template <int kC, class Raw, class F>
+__device__ __forceinline__ void norm_backward(float (&dx)[kC / 2], const Rows16<kC>& x,
+                                              const float* scale, Raw raw, F f) {
+  float sum[2] = {}, product[2] = {};
 #pragma unroll
   for (int j = 0; j < kC / 32; ++j) {
     float s[8];
     load_floats<8>(scale + x.channel(j), s);
+    uint32_t v[2][4];
+    raw(j, v);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      float *d = dx[4 * j + i] + 2 * b, low, high;
-      const uint32_t v = x.pair(b, j, i);
-      low = (low_bf16(v) - x.mean[b]) * x.rstd[b];
-      high = (high_bf16(v) - x.mean[b]) * x.rstd[b];
-      d[0] *= s[2 * i];
-      d[1] *= s[2 * i + 1];
-      sum += d[0] + d[1];
-      product += d[0] * low + d[1] * high;
-    }
+    for (int b = 0; b < 2; ++b)
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        float& d = fragment(dx, 4 * j + i / 2)[2 * b + i % 2];
+        d *= s[i];
+        sum[b] += d;
+        product[b] += d * half_of(v[b][i / 2], i % 2);
+      }
   }
-  sum = quad_sum(sum) / kC;
-  product = quad_sum(product) / kC;
+  // The gradient is rstd (d - mean(d) - n mean(d n)), n = (x - mean) rstd: rstd d + slope x + rest.
+  float slope[2], rest[2];
+#pragma unroll
+  for (int b = 0; b < 2; ++b) {
+    const float mean_d = quad_sum(sum[b]) / kC, rstd = x.rstd[b];
+    slope[b] = -rstd * rstd * rstd * (quad_sum(product[b]) / kC - x.mean[b] * mean_d);
+    rest[b] = -rstd * mean_d - slope[b] * x.mean[b];
+  }
 #pragma unroll
   for (int j = 0; j < kC / 32; ++j) {
-    float y[8];
+    uint32_t v[2][4];
+    raw(j, v);
+    float y[2][8];
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const uint32_t v = x.pair(b, j, i / 2);
-      const float at = ((i % 2 ? high_bf16(v) : low_bf16(v)) - x.mean[b]) * x.rstd[b];
-      y[i] = x.rstd[b] * (dx[4 * j + i / 2][2 * b + i % 2] - sum - at * product);
-    }
-    f(y, j);
+    for (int b = 0; b < 2; ++b)
+#pragma unroll
+      for (int i = 0; i < 8; ++i)
+        y[b][i] = x.rstd[b] * fragment(dx, 4 * j + i / 2)[2 * b + i % 2] +
+                  (slope[b] * half_of(v[b][i / 2], i % 2) + rest[b]);
+    f(j, y);
   }
 }
 
-template <int kC>
-__global__ void __launch_bounds__(kThreads, 1)
+/// What the rows of 32 places' gradients are as the A operands of products, as a row's channels.
+__device__ __forceinline__ uint4 channels_of(const uint32_t (&d)[2][4], int b) {
+  return make_uint4(d[0][b], d[0][b + 2], d[1][b], d[1][b + 2]);
+}
+
+__device__ __forceinline__ void add8(float (&y)[8], uint4 v) {
+  float x[8];
+  unpack8(v, x);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) y[i] += x[i];
+}
+
+template <int kC, bool kHopper>
+__global__ void __launch_bounds__(kSideThreads, 1)
     side_backward_kernel(const __grid_constant__ SideBackward s) {
-  extern __shared__ __align__(128) unsigned char shared[];
+  if (!kCompiled<kHopper>) return;
+  extern __shared__ __align__(1024) unsigned char shared[];
   const Room<kC> room(shared);
-  constexpr int kWarps = kThreads / 32, kSteps = kC / 16;
-  room.fill(s.proj, s.gate, kThreads * kSteps);
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  float* const sums = room.sums() + warp * kSteps * 32 + lane;
-  Rows16<1, kC> x;
-  for (int64_t row0 = (int64_t(blockIdx.x) * kWarps + warp) * 16; row0 < s.n;
-       row0 += int64_t(gridDim.x) * kWarps * 16) {
-    x.load(s.z, row0, s.n);
+  constexpr int kSums = kC / 16 * 32;
+  unsigned char *const next_z = room.piece(0, 3, kSums), *const next_da = next_z + Room<kC>::kPiece,
+                       *const old_dz = next_da + Room<kC>::kPiece;
+  Turns<kHopper> turns(s.n);
+  Rows16<kC> x;
+  x.fetch(next_z, s.z, turns.row(), s.n);
+  x.fetch_channels(next_da, s.da, s.stride, turns.row(), s.n, s.wide);
+  room.template fill<kHopper>(s.proj, s.gate, kSums * (blockDim.x / 32));
+  const int lane = threadIdx.x % 32;
+  float* const sums = room.sums() + threadIdx.x / 32 * kSums + lane;
+  for (; turns.left(); turns.next()) {
+    const int64_t row0 = turns.row(), next_row = turns.next_row();
     float keep[2];
 #pragma unroll
-    for (int b = 0; b < 2; ++b) keep[b] = row0 + x.row(b) < s.n ? s.mask[row0 + x.row(b)] : 0.0f;
+    for (int b = 0; b < 2; ++b) {
+      const int64_t r = row0 + x.row(b);
+      keep[b] = r < s.n ? s.mask[r] : 0.0f;
+    }
+    copy_wait<0>();
+    x.take(next_z);
+    if (s.add) x.fetch(old_dz, s.dz, row0, s.n);
     x.statistics();
     x.normalize(room.scale(0), room.offset(0), s.normed, row0, s.n);
-    float dx[kC / 8][4] = {};
+    float dx[kC / 2] = {};
 #pragma unroll 1
     for (int j = 0; j < kC / 32; ++j) {
-      uint32_t whole[2][2][4];  // of projection and gate, of two rows: 8 channels
+      float d[32];  // projection, gate
+      begin_with(d, room.bias(0) + 32 * j, x.t);
+      begin_with(d + 16, room.bias(1) + 32 * j, x.t);
+      start<kHopper>(d);
+      multiply<kHopper>(d, x, room.w(0, j), Room<kC>::kWeights);
+      finish<kHopper>(d);
+      uint32_t dp[2][4], dq[2][4];
+      float sum_p[8] = {}, sum_q[8] = {};
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int step = 2 * j + h;
-        float p[1][2][4], q[1][2][4], v[8] = {};
-        multiply(p, x, room.w(0), step);
-        multiply(q, x, room.w(1), step);
-        uint32_t dp[4], dq[4];
+      for (int k = 0; k < 4; ++k) {
+        const uint2 pairs = x.taken_channel(next_da, 4 * j + k);
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int place = 16 * step + 8 * half;
-          const float2 pb = *reinterpret_cast<const float2*>(room.bias(0) + place + 2 * x.t),
-                       qb = *reinterpret_cast<const float2*>(room.bias(1) + place + 2 * x.t);
-          uint32_t d[2];
-          read_channel<1>(d, s.da + channel_at(place + x.g) * s.stride, row0 + 4 * x.t, s.n,
-                          s.wide);
+        for (int b = 0; b < 2; ++b) {
+          const uint32_t da = transpose_matrix(b ? pairs.y : pairs.x);
+          float *p = d + 4 * k + 2 * b, *q = p + 16;
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            const float gate = sigmoid_fast(q[e]), to_p = keep[b] * half_of(da, e) * gate;
+            q[e] = to_p * p[e] * (1 - gate);
+            p[e] = to_p;
+            sum_p[2 * k + e] += p[e];
+            sum_q[2 * k + e] += q[e];
+          }
+          dp[k / 2][b + k % 2 * 2] = pack_bf16(p[0], p[1]);
+          dq[k / 2][b + k % 2 * 2] = pack_bf16(q[0], q[1]);
+        }
+      }
+      start<kHopper>(dx, dp, dq);
+      multiply_back<kHopper, kC>(dx, dp, room.w(0, j));
+      multiply_back<kHopper, kC>(dx, dq, room.w(1, j));
+#pragma unroll
+      for (int b = 0; b < 2; ++b) {
+        if (row0 + x.row(b) >= s.n) continue;
+        Bf16* const to = x.template own<2 * kC>(s.products, row0) + x.template off<2 * kC>(b, j);
+        store_whole(to, channels_of(dp, b));
+        store_whole(to + kC, channels_of(dq, b));
+      }
+      add_sums(sums + j * 64, sum_p, sum_q, lane);
+      finish<kHopper>(dx);
+    }
+    x.fetch_channels(next_da, s.da, s.stride, next_row, s.n, s.wide);
+    copy_wait<1>();
+    norm_backward<kC>(
+        dx, x, room.scale(0), [&](int j, uint32_t(&v)[2][4]) { x.take(next_z, j, v); },
+        [&](int j, float(&y)[2][8]) {
+          x.fetch(next_z, s.z, next_row, s.n, j);
 #pragma unroll
           for (int b = 0; b < 2; ++b) {
-            d[b] = transpose_matrix(d[b]);
-            float to_p[2], to_q[2];
-#pragma unroll
-            for (int e = 0; e < 2; ++e) {
-              const float da = keep[b] * (e ? high_bf16(d[b]) : low_bf16(d[b])),
-                          gate = sigmoid(q[0][half][2 * b + e] + (e ? qb.y : qb.x));
-              to_p[e] = da * gate;
-              to_q[e] = to_p[e] * (p[0][half][2 * b + e] + (e ? pb.y : pb.x)) * (1 - gate);
-              v[2 * half + e] += to_p[e];
-              v[4 + 2 * half + e] += to_q[e];
-            }
-            dp[b + 2 * half] = whole[0][b][2 * h + half] = pack_bf16(to_p[0], to_p[1]);
-            dq[b + 2 * half] = whole[1][b][2 * h + half] = pack_bf16(to_q[0], to_q[1]);
+            if (s.add) add8(y[b], x.taken(old_dz, b, j));
+            if (s.dz && row0 + x.row(b) < s.n)
+              store_whole(x.own(s.dz, row0) + x.off(b, j), pack8(y[b]));
           }
-        }
-        multiply_back<kC>(dx, dp, room.w(0), step);
-        multiply_back<kC>(dx, dq, room.w(1), step);
-        sums[step * 32] += scatter_sum(v, lane);
-      }
-#pragma unroll
-      for (int b = 0; b < 2; ++b)
-        if (row0 + x.row(b) < s.n)
-#pragma unroll
-          for (int i = 0; i < 2; ++i)
-            *reinterpret_cast<uint4*>(s.products + ((row0 + x.row(b)) * 2 + i) * kC +
-                                      x.channel(j)) =
-                make_uint4(whole[i][b][0], whole[i][b][1], whole[i][b][2], whole[i][b][3]);
-    }
-    x.load(s.z, row0, s.n);
-#pragma unroll
-    for (int b = 0; b < 2; ++b)
-      norm_backward<kC>(dx, x, b, room.scale(0), [&](float(&y)[8], int j) {
-        if (row0 + x.row(b) >= s.n || !s.dz) return;
-        Bf16* const to = s.dz + (row0 + x.row(b)) * kC + x.channel(j);
-        if (s.add) {
-          float old[8];
-          load8<true>(old, to, 8);
-#pragma unroll
-          for (int i = 0; i < 8; ++i) y[i] += old[i];
-        }
-        store8<true>(to, y, 8);
-      });
+        });
+    copy_commit();
   }
   leave_sums<kC>(room.sums(), s.partial + int64_t(blockIdx.x) * 2 * kC);
 }
 
-template <int kC>
-__global__ void __launch_bounds__(kThreads, 1)
+template <int kC, bool kHopper>
+__global__ void __launch_bounds__(kEndThreads, 1)
     end_backward_kernel(const __grid_constant__ EndBackward s) {
-  extern __shared__ __align__(128) unsigned char shared[];
+  if (!kCompiled<kHopper>) return;
+  extern __shared__ __align__(1024) unsigned char shared[];
   const Room<kC> room(shared);
-  constexpr int kWarps = kThreads / 32, kSteps = kC / 16;
-  room.fill(s.proj, s.gate, kThreads * kSteps);
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  float* const sums = room.sums() + warp * kSteps * 32 + lane;
-  Rows16<1, kC> x, y;
-  for (int64_t row0 = (int64_t(blockIdx.x) * kWarps + warp) * 16; row0 < s.n;
-       row0 += int64_t(gridDim.x) * kWarps * 16) {
-    x.load(s.z, row0, s.n);
-    y.load_channels(s.p, s.stride, row0, s.n, s.wide);
-    x.statistics();
-    x.normalize(room.scale(1), room.offset(1), s.normed + s.n * kC, row0, s.n);
+  constexpr int kSums = kC / 16 * 32;
+  unsigned char *const next_z = room.piece(0, 4, kSums), *const next_p = room.piece(1, 4, kSums),
+                       *const next_dout = room.piece(2, 4, kSums),
+                       *const own_dq = room.piece(3, 4, kSums);
+  Turns<kHopper> turns(s.n);
+  Rows16<kC> x, y;
+  y.fetch_channels(next_p, s.p, s.stride, turns.row(), s.n, s.wide);
+  x.fetch(next_z, s.z, turns.row(), s.n);
+  x.fetch(next_dout, s.dout, turns.row(), s.n);
+  room.template fill<kHopper>(s.proj, s.gate, kSums * (blockDim.x / 32));
+  const int lane = threadIdx.x % 32;
+  float* const sums = room.sums() + threadIdx.x / 32 * kSums + lane;
+  for (; turns.left(); turns.next()) {
+    const int64_t row0 = turns.row(), next_row = turns.next_row();
+    copy_wait<0>();
+    y.take_channels(next_p);
     y.statistics();
     y.normalize(room.scale(0), room.offset(0), s.normed, row0, s.n);
-    uint32_t dq[kSteps][4];
-    float dx[kC / 8][4] = {};
+    x.take(next_z);
+    x.statistics();
+    x.normalize(room.scale(1), room.offset(1), s.normed + s.n * kC, row0, s.n);
+    const float* factors[2];
 #pragma unroll
+    for (int b = 0; b < 2; ++b)
+      factors[b] = s.factors ? s.factors + (row0 + x.row(b)) % s.m * kC : nullptr;
+    float dx[kC / 2] = {};
+#pragma unroll 1
     for (int j = 0; j < kC / 32; ++j) {
-      float d[2][8], factor[2][8];
+      float o[16], q[16];
+      begin_with(o, room.bias(0) + 32 * j, x.t);
+      begin_with(q, room.bias(1) + 32 * j, x.t);
+      start<kHopper>(o, q);
+      multiply<kHopper>(o, y, room.w(0, j));
+      multiply<kHopper>(q, x, room.w(1, j));
+      finish<kHopper>(o, q);
+      uint32_t to_o[2][4], dq[2][4];
+      float sum_o[8] = {}, sum_q[8] = {};
 #pragma unroll
       for (int b = 0; b < 2; ++b) {
-        const int64_t r = row0 + x.row(b);
+        float d[8];
+        unpack8(x.taken(next_dout, b, j), d);
+        if (s.factors) {
+          float f[8];
+          load_floats<8>(factors[b] + x.channel(j), f);
 #pragma unroll
-        for (int i = 0; i < 8; ++i) d[b][i] = 0, factor[b][i] = 1;
-        if (r >= s.n) continue;
-        load8<true>(d[b], s.dout + r * kC + x.channel(j), 8);
-        if (s.factors) load_floats<8>(s.factors + r % s.m * kC + x.channel(j), factor[b]);
-      }
-      uint32_t whole[2][4];
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int step = 2 * j + h;
-        float o[1][2][4], q[1][2][4], v[8] = {};
-        multiply(o, y, room.w(0), step);
-        multiply(q, x, room.w(1), step);
-        uint32_t dout[4];
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int place = 16 * step + 8 * half + 2 * x.t;
-#pragma unroll
-          for (int b = 0; b < 2; ++b) {
-            float to_o[2], to_q[2];
-#pragma unroll
-            for (int e = 0; e < 2; ++e) {
-              const int i = 4 * h + 2 * half + e;
-              const float gate = sigmoid(q[0][half][2 * b + e] + room.bias(1)[place + e]);
-              to_o[e] = d[b][i] * factor[b][i] * gate;
-              to_q[e] = to_o[e] * (o[0][half][2 * b + e] + room.bias(0)[place + e]) * (1 - gate);
-              v[2 * half + e] += to_o[e];
-              v[4 + 2 * half + e] += to_q[e];
-            }
-            dout[b + 2 * half] = whole[b][2 * h + half] = pack_bf16(to_o[0], to_o[1]);
-            dq[step][b + 2 * half] = pack_bf16(to_q[0], to_q[1]);
-          }
+          for (int i = 0; i < 8; ++i) d[i] *= f[i];
         }
-        multiply_back<kC>(dx, dout, room.w(0), step);
-        sums[step * 32] += scatter_sum(v, lane);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          float *ok = o + 4 * k + 2 * b, *qk = q + 4 * k + 2 * b;
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            const float gate = sigmoid_fast(qk[e]), to = d[2 * k + e] * gate;
+            qk[e] = to * ok[e] * (1 - gate);
+            ok[e] = to;
+            sum_o[2 * k + e] += ok[e];
+            sum_q[2 * k + e] += qk[e];
+          }
+          to_o[k / 2][b + k % 2 * 2] = pack_bf16(ok[0], ok[1]);
+          dq[k / 2][b + k % 2 * 2] = pack_bf16(qk[0], qk[1]);
+        }
       }
+      start<kHopper>(dx, to_o);
+      multiply_back<kHopper, kC>(dx, to_o, room.w(0, j));
 #pragma unroll
       for (int b = 0; b < 2; ++b) {
-        const int64_t r = row0 + x.row(b);
-        if (r >= s.n) continue;
-        *reinterpret_cast<uint4*>(s.products + r * kC + x.channel(j)) =
-            make_uint4(whole[b][0], whole[b][1], whole[b][2], whole[b][3]);
-        *reinterpret_cast<uint4*>(s.products + (s.n + r) * kC + x.channel(j)) =
-            make_uint4(dq[2 * j][b], dq[2 * j][b + 2], dq[2 * j + 1][b], dq[2 * j + 1][b + 2]);
+        const uint4 q_channels = channels_of(dq, b);
+        *reinterpret_cast<uint4*>(own_dq + (2 * j + b) * 512) = q_channels;
+        if (row0 + x.row(b) >= s.n) continue;
+        Bf16* const to = x.own(s.products, row0) + x.off(b, 0) + 32 * j;
+        store_whole(to, channels_of(to_o, b));
+        store_whole(to + s.n * kC, q_channels);
       }
+      add_sums(sums + j * 64, sum_o, sum_q, lane);
+      finish<kHopper>(dx);
     }
     // dx is the gradient of LN(p) here, then that of LN(z).
-    y.load_channels(s.p, s.stride, row0, s.n, s.wide);
+    const int64_t row = row0 + 4 * y.t;
+    Bf16* const dp = s.dp + y.first_channel() * s.stride + row;
+    norm_backward<kC>(
+        dx, y, room.scale(0), [&](int j, uint32_t(&v)[2][4]) { y.take_channels(next_p, j, v); },
+        [&](int j, float(&v)[2][8]) {
+          if (!s.dp) return;
+          uint2 to[4];
 #pragma unroll
-    for (int b = 0; b < 2; ++b)
-      norm_backward<kC>(dx, y, b, room.scale(0), [&](float(&v)[8], int j) {
+          for (int k = 0; k < 4; ++k)
+            to[k] = make_uint2(transpose_matrix(pack_bf16(v[0][2 * k], v[0][2 * k + 1])),
+                               transpose_matrix(pack_bf16(v[1][2 * k], v[1][2 * k + 1])));
+          write_channels(to, dp + 32 * j * s.stride, 2 * s.stride, s.n - row, s.wide);
+        });
+    y.fetch_channels(next_p, s.p, s.stride, next_row, s.n, s.wide);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) y.pair(b, j, i) = pack_bf16(v[2 * i], v[2 * i + 1]);
-      });
-    if (s.dp)
+    for (int i = 0; i < kC / 2; ++i) dx[i] = 0;
 #pragma unroll
-      for (int k = 0; k < kC / 8; ++k) {
-        const uint32_t v[2] = {transpose_matrix(y.a[0][k / 2][k % 2 * 2]),
-                               transpose_matrix(y.a[0][k / 2][k % 2 * 2 + 1])};
-        write_channel<1>(v, s.dp + channel_at(8 * k + y.g) * s.stride, row0 + 4 * y.t, s.n, s.wide);
+    for (int j = 0; j < kC / 32; ++j) {
+      uint32_t dq[2][4];
+#pragma unroll
+      for (int b = 0; b < 2; ++b) {
+        const uint4 v = x.taken(own_dq, b, j);
+        dq[0][b] = v.x;
+        dq[0][b + 2] = v.y;
+        dq[1][b] = v.z;
+        dq[1][b + 2] = v.w;
       }
+      start<kHopper>(dx, dq);
+      multiply_back<kHopper, kC>(dx, dq, room.w(1, j));
+    }
+    finish<kHopper>(dx);
+    norm_backward<kC>(
+        dx, x, room.scale(1), [&](int j, uint32_t(&v)[2][4]) { x.take(next_z, j, v); },
+        [&](int j, float(&v)[2][8]) {
 #pragma unroll
-    for (int k = 0; k < kC / 8; ++k)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) dx[k][i] = 0;
-#pragma unroll
-    for (int step = 0; step < kSteps; ++step) multiply_back<kC>(dx, dq[step], room.w(1), step);
-    x.load(s.z, row0, s.n);
-#pragma unroll
-    for (int b = 0; b < 2; ++b)
-      norm_backward<kC>(dx, x, b, room.scale(1), [&](float(&v)[8], int j) {
-        const int64_t r = row0 + x.row(b);
-        if (r >= s.n || !s.dz) return;
-        float old[8];
-        load8<true>(old, s.dout + r * kC + x.channel(j), 8);
-#pragma unroll
-        for (int i = 0; i < 8; ++i) v[i] += old[i];
-        Bf16* const to = s.dz + r * kC + x.channel(j);
-        if (s.add) {
-          load8<true>(old, to, 8);
-#pragma unroll
-          for (int i = 0; i < 8; ++i) v[i] += old[i];
-        }
-        store8<true>(to, v, 8);
-      });
+          for (int b = 0; b < 2; ++b) {
+            add8(v[b], x.taken(next_dout, b, j));
+            if (!s.dz || row0 + x.row(b) >= s.n) continue;
+            Bf16* const to = x.own(s.dz, row0) + x.off(b, j);
+            if (s.add) add8(v[b], *reinterpret_cast<const uint4*>(to));
+            store_whole(to, pack8(v[b]));
+          }
+          x.fetch(next_z, s.z, next_row, s.n, j);
+          x.fetch(next_dout, s.dout, next_row, s.n, j);
+        });
+    copy_commit();
   }
   leave_sums<kC>(room.sums(), s.partial + int64_t(blockIdx.x) * 2 * kC);
 }
@@ -383,13 +452,15 @@ void triangle_side_backward(const Tensor& z, const Tensor& mask, const NormedLin
                             const NormedLinear& dproj, const NormedLinear& dgate) {
   const int64_t n = mask.numel();
   if (!n) return;
-  by_channels(da.size(0), [&](auto channels) {
+  by_variant(da.size(0), [&](auto channels, auto hopper) {
     constexpr int kC = decltype(channels)::value;
-    const int64_t blocks = blocks_for(n, kThreads / 2);
+    constexpr bool kHopper = decltype(hopper)::value;
+    const Shape on =
+        shape_of<kHopper>(n, kSideThreads, Room<kC>::kFixed, Room<kC>::bytes_of_warp(3, kC * 2));
     const Tensor normed = Tensor::empty({1, n, kC}, Dtype::bf16, z.device()),
                  products = Tensor::empty({1, n, 2 * kC}, Dtype::bf16, z.device()),
                  sums = Tensor::empty({1, kC, 2 * kC}, Dtype::f32, z.device());
-    const Scratch partial(blocks * 2 * kC * 4);
+    const Scratch partial(on.blocks * 2 * kC * 4);
     const SideBackward s{data<Bf16>(z),
                          mask.data<float>(),
                          layer_of(proj),
@@ -401,12 +472,12 @@ void triangle_side_backward(const Tensor& z, const Tensor& mask, const NormedLin
                          partial.data<float>(),
                          n,
                          da.stride(0),
-                         is_wide({&da}, n, 4),
+                         is_wide({&da}, n),
                          add};
-    launch<side_backward_kernel<kC>>("triangle_side_backward", blocks, kThreads,
-                                     Room<kC>::bytes(kThreads * (kC / 16)), s);
+    launch<side_backward_kernel<kC, kHopper>>("triangle_side_backward", on.blocks, on.threads,
+                                              on.shared, s);
     product(normed.transpose(1, 2), products, {}, Activation::kNone, {}, sums);
-    finish<kC>({proj, gate}, {dproj, dgate}, sums, partial, blocks);
+    finish<kC>({proj, gate}, {dproj, dgate}, sums, partial, on.blocks);
   });
 }
 
@@ -416,13 +487,15 @@ void triangle_end_backward(const Tensor& z, const Tensor& p, const Tensor& facto
                            const NormedLinear& dgate) {
   const int64_t n = z.numel() / z.size(-1);
   if (!n) return;
-  by_channels(p.size(0), [&](auto channels) {
+  by_variant(p.size(0), [&](auto channels, auto hopper) {
     constexpr int kC = decltype(channels)::value;
-    const int64_t blocks = blocks_for(n, kThreads / 2);
+    constexpr bool kHopper = decltype(hopper)::value;
+    const Shape on =
+        shape_of<kHopper>(n, kEndThreads, Room<kC>::kFixed, Room<kC>::bytes_of_warp(4, kC * 2));
     const Tensor normed = Tensor::empty({2, n, kC}, Dtype::bf16, z.device()),
                  products = Tensor::empty({2, n, kC}, Dtype::bf16, z.device()),
                  sums = Tensor::empty({2, kC, kC}, Dtype::f32, z.device());
-    const Scratch partial(blocks * 2 * kC * 4);
+    const Scratch partial(on.blocks * 2 * kC * 4);
     const EndBackward s{data<Bf16>(z),
                         data<Bf16>(p),
                         data_or_null<float>(factors),
@@ -437,12 +510,12 @@ void triangle_end_backward(const Tensor& z, const Tensor& p, const Tensor& facto
                         n,
                         z.size(1),
                         p.stride(0),
-                        is_wide({&p, &dp}, n, 4),
+                        is_wide({&p, &dp}, n),
                         add};
-    launch<end_backward_kernel<kC>>("triangle_end_backward", blocks, kThreads,
-                                    Room<kC>::bytes(kThreads * (kC / 16)), s);
+    launch<end_backward_kernel<kC, kHopper>>("triangle_end_backward", on.blocks, on.threads,
+                                             on.shared, s);
     product(normed.transpose(1, 2), products, {}, Activation::kNone, {}, sums);
-    finish<kC>({proj, gate}, {dproj, dgate}, sums, partial, blocks);
+    finish<kC>({proj, gate}, {dproj, dgate}, sums, partial, on.blocks);
   });
 }
 

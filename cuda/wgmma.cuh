@@ -8,11 +8,13 @@
 namespace ff::cuda {
 
 /// A tile of bf16 rows of kC channels in shared memory, laid out by chunk_offset, as an operand:
-/// begins at a multiple of 1,024 bytes.
+/// begins at a multiple of 1,024 bytes. The channels' next tile is `next` bytes further, where an
+/// operand has more than kC.
 template <int kC>
-__device__ __forceinline__ uint64_t wgmma_tile(uint32_t address) {
+__device__ __forceinline__ uint64_t wgmma_tile(uint32_t address, uint32_t next = 16) {
   constexpr uint64_t kSwizzle = kC == 64 ? 1 : kC == 32 ? 2 : 3, kEightRows = kC;  // of 16 bytes
-  return uint64_t(address >> 4 & 0x3fff) | uint64_t(1) << 16 | kEightRows << 32 | kSwizzle << 62;
+  return uint64_t(address >> 4 & 0x3fff) | uint64_t(next >> 4) << 16 | kEightRows << 32 |
+         kSwizzle << 62;
 }
 /// The tile so many 16 bytes further on.
 __device__ __forceinline__ uint64_t wgmma_tile_at(uint64_t tile, uint32_t chunks) {
@@ -64,6 +66,20 @@ __device__ __forceinline__ void wgmma_rows(float (&d)[32], uint64_t a, uint64_t 
       : "l"(a), "l"(b), "n"(int(!kFirst)));
 }
 
+/// d [64, 64] += a [64, 16] b^T, a in registers, b [64, 16]: a tile's rows by 16 channels.
+__device__ __forceinline__ void wgmma_rows(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, "
+      "%9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, "
+      "%27, %28, %29, %30, %31}, {%32, %33, %34, %35}, %36, 1, 1, 1, 0;\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
+        "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
+        "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
+        "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
+        "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
 /// d [64, kN] += a [64, 16] b, a in registers, b [16, kN]: 16 rows of a tile by its channels.
 __device__ __forceinline__ void wgmma_channels(float (&d)[16], const uint32_t (&a)[4], uint64_t b) {
   asm volatile(
@@ -80,6 +96,18 @@ __device__ __forceinline__ void wgmma_channels(float (&d)[8], const uint32_t (&a
       "%9, %10, %11}, %12, 1, 1, 1, 1;\n"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
         "+f"(d[7])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+__device__ __forceinline__ void wgmma_channels(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, "
+      "%9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, "
+      "%27, %28, %29, %30, %31}, {%32, %33, %34, %35}, %36, 1, 1, 1, 1;\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
+        "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
+        "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
+        "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
+        "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 

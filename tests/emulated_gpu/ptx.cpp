@@ -296,6 +296,14 @@ void power_of_two(const Instruction& how, Operand* o) {
   set(how, o, 0, 0, y < std::ldexp(1.0f, -126) ? 0.0f : y);
 }
 
+void store_vector(const Instruction& how, Operand* o) {
+  auto* const to = static_cast<uint32_t*>(how.get<void*>(o, 0));
+  const size_t count = how.words[1].size();
+  if (reinterpret_cast<uintptr_t>(to) % (4 * count))
+    fail(how.name + ": to what is no multiple of its bytes");
+  for (size_t i = 0; i < count; ++i) to[i] = how.get<uint32_t>(o, 1, i);
+}
+
 void reciprocal(const Instruction& how, Operand* o) { set(how, o, 0, 0, 1 / how.get<float>(o, 1)); }
 
 void global_timer(const Instruction& how, Operand* o) {
@@ -330,6 +338,7 @@ constexpr std::pair<const char*, Run> kInstructions[] = {
     {"cvt.rn.bf16x2.f32", convert_pair<to_bf16>},
     {"cvt.rn.f16x2.f32", convert_pair<to_f16>},
     {"ex2.approx.ftz.f32", power_of_two},
+    {"st.global.v", store_vector},
     {"rcp.approx.ftz.f32", reciprocal},
     {"bar.sync", barrier_sync},
     {"bar.arrive", barrier_sync},

@@ -24,10 +24,11 @@ std::map<void*, size_t>& g_memory = *new std::map<void*, size_t>;
 size_t g_used = 0;
 
 /// 90 (a Hopper), or FASTFOLD_EMULATED_SM.
-int compute_capability() {
-  const char* given = std::getenv("FASTFOLD_EMULATED_SM");
-  return given ? std::atoi(given) : 90;
+int from_environment(const char* name, int otherwise) {
+  const char* given = std::getenv(name);
+  return given ? std::atoi(given) : otherwise;
 }
+int compute_capability() { return from_environment("FASTFOLD_EMULATED_SM", 90); }
 
 cudaError_t failed(cudaError_t status) { return t_last = status; }
 
@@ -48,7 +49,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* to, int) {
   std::snprintf(to->name, sizeof to->name, "emulated GPU of sm_%d", sm);
   to->major = sm / 10;
   to->minor = sm % 10;
-  to->multiProcessorCount = 132;
+  to->multiProcessorCount = from_environment("FASTFOLD_EMULATED_PROCESSORS", 132);
   to->l2CacheSize = 50 << 20;
   to->sharedMemPerBlockOptin = shared_bytes();
   return cudaSuccess;
