@@ -24,14 +24,15 @@ __device__ __forceinline__ float lanes_sum(float x) {
 template <int V, int kLanes, int kPacks>
 struct Columns {
   __device__ __forceinline__ explicit Columns(int64_t c_)
-      : lane(threadIdx.x % kLanes), c(int(c_)) {}
+      : lane(threadIdx.x % kLanes), c(int(c_)), share(1 / float(c_)) {}
   __device__ __forceinline__ int operator[](int p) const { return (p * kLanes + lane) * V; }
   __device__ __forceinline__ bool has(int p) const { return (*this)[p] < c; }
+  /// Columns that do not exist get the first's: a load that depends on a condition would be waited
+  /// for at once, to be merged with what it replaces.
   template <class T>
   __device__ __forceinline__ void load(const T* row, Pack<T, V> (&v)[kPacks]) const {
 #pragma unroll
-    for (int p = 0; p < kPacks; ++p)
-      if (has(p)) v[p] = load_pack<V>(row + (*this)[p]);
+    for (int p = 0; p < kPacks; ++p) v[p] = load_pack<V>(row + (has(p) ? (*this)[p] : 0));
   }
   template <class T>
   __device__ __forceinline__ void load_floats(const T* row, float (&v)[kPacks][V]) const {
@@ -54,7 +55,7 @@ struct Columns {
       if (has(p))
 #pragma unroll
         for (int i = 0; i < V; ++i) sum += to_float(v[p].at[i]);
-    const float mean = lanes_sum<kLanes>(sum) / float(c);
+    const float mean = lanes_sum<kLanes>(sum) * share;
 #pragma unroll
     for (int p = 0; p < kPacks; ++p)
       if (has(p))
@@ -63,99 +64,114 @@ struct Columns {
           const float d = to_float(v[p].at[i]) - mean;
           squares += d * d;
         }
-    return {mean, rsqrtf(lanes_sum<kLanes>(squares) / float(c) + kEpsilon)};
+    return {mean, rsqrtf(lanes_sum<kLanes>(squares) * share + kEpsilon)};
   }
   int lane, c;
+  float share;  ///< 1 / c
+};
+
+/// Rows that a group of lanes has in flight, and blocks on a multiprocessor: what keeps enough
+/// bytes on their way.
+constexpr bool small(int width, int packs) { return width * packs <= 8; }
+
+template <class T, int V, int kLanes, int kPacks>
+struct Forward {
+  static constexpr int kRows = small(V, kPacks) ? 4 : 1, kBlocks = small(V, kPacks) ? 3 : 1,
+                       kGroups = kThreads / kLanes;
 };
 
 template <class T, int V, int kLanes, int kPacks>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, Forward<T, V, kLanes, kPacks>::kBlocks)
     norm_kernel(const __grid_constant__ View<T> x, const float* scale, const float* offset,
                 const __grid_constant__ View<T> y) {
-  constexpr int kRows = V * kPacks <= 8 ? 2 : 1, kGroups = kThreads / kLanes;
+  using F = Forward<T, V, kLanes, kPacks>;
   const Columns<V, kLanes, kPacks> columns(x.rows.c);
+  const int64_t n = x.rows.n,
+                first = int64_t(blockIdx.x) * F::kGroups * F::kRows + threadIdx.x / kLanes;
+  // All lanes of a warp take part in the sums: a group beyond the last row works on that one.
+  Pack<T, V> v[F::kRows][kPacks];
+#pragma unroll
+  for (int k = 0; k < F::kRows; ++k) columns.load(x.row(min(first + k * F::kGroups, n - 1)), v[k]);
   float s[kPacks][V], o[kPacks][V];
   columns.load_floats(scale, s);
   columns.load_floats(offset, o);
-  const int64_t n = x.rows.n, step = int64_t(gridDim.x) * kGroups * kRows;
-  // All lanes of a warp take part in the sums: a group beyond the last row works on zeros.
-  for (int64_t tile = int64_t(blockIdx.x) * kGroups * kRows; tile < n; tile += step) {
-    Pack<T, V> v[kRows][kPacks] = {};
-    const int64_t first = tile + threadIdx.x / kLanes;
 #pragma unroll
-    for (int k = 0; k < kRows; ++k)
-      if (const int64_t r = first + k * kGroups; r < n) columns.load(x.row(r), v[k]);
-#pragma unroll
-    for (int k = 0; k < kRows; ++k) {
-      const float2 stats = columns.statistics(v[k]);
-      const int64_t r = first + k * kGroups;
-      if (r >= n) continue;
-      T* to = y.row(r);
-#pragma unroll
-      for (int p = 0; p < kPacks; ++p) {
-        if (!columns.has(p)) continue;
-        float out[V];
-#pragma unroll
-        for (int i = 0; i < V; ++i)
-          out[i] = (to_float(v[k][p].at[i]) - stats.x) * stats.y * s[p][i] + o[p][i];
-        store_floats<V>(to + columns[p], out);
-      }
-    }
-  }
-}
-
-/// Of the backward's blocks on a multiprocessor, by what a lane holds of a row.
-constexpr int blocks_at_once(int width, int packs) { return width * packs <= 8 ? 3 : 1; }
-
-/// partial [blocks, 2, c]: the blocks' sums of dscale and doffset, or nullptr.
-template <class T, int V, int kLanes, int kPacks>
-__global__ void __launch_bounds__(kThreads, blocks_at_once(V, kPacks))
-    norm_backward_kernel(const __grid_constant__ View<T> x, const float* scale,
-                         const __grid_constant__ View<T> dy, const __grid_constant__ View<T> dx,
-                         float* partial) {
-  constexpr int kGroups = kThreads / kLanes;
-  const Columns<V, kLanes, kPacks> columns(x.rows.c);
-  const int c = columns.c;
-  float s[kPacks][V], dscale[kPacks][V] = {}, doffset[kPacks][V] = {};
-  columns.load_floats(scale, s);
-  const int64_t n = x.rows.n, step = int64_t(gridDim.x) * kGroups;
-  for (int64_t tile = int64_t(blockIdx.x) * kGroups; tile < n; tile += step) {
-    const int64_t r = tile + threadIdx.x / kLanes;
-    const bool inside = r < n;
-    Pack<T, V> v[kPacks] = {}, d[kPacks] = {}, old[kPacks] = {};
-    if (inside) {
-      columns.load(x.row(r), v);
-      columns.load(dy.row(r), d);
-      if (dx.base) columns.load(dx.row(r), old);
-    }
-    const float2 stats = columns.statistics(v);
-    float g_mean = 0, gx_mean = 0;
-#pragma unroll
-    for (int p = 0; p < kPacks; ++p)
-#pragma unroll
-      for (int i = 0; i < V; ++i) {
-        const float up = to_float(d[p].at[i]), h = (to_float(v[p].at[i]) - stats.x) * stats.y;
-        g_mean += up * s[p][i];
-        gx_mean += up * s[p][i] * h;
-        dscale[p][i] += up * h;
-        doffset[p][i] += up;
-      }
-    if (!dx.base) continue;
-    g_mean = lanes_sum<kLanes>(g_mean) / float(c);
-    gx_mean = lanes_sum<kLanes>(gx_mean) / float(c);
-    if (!inside) continue;
-    T* to = dx.row(r);
+  for (int k = 0; k < F::kRows; ++k) {
+    const float2 stats = columns.statistics(v[k]);
+    const int64_t r = first + k * F::kGroups;
+    if (r >= n) continue;
+    T* to = y.row(r);
 #pragma unroll
     for (int p = 0; p < kPacks; ++p) {
       if (!columns.has(p)) continue;
       float out[V];
 #pragma unroll
-      for (int i = 0; i < V; ++i) {
-        const float h = (to_float(v[p].at[i]) - stats.x) * stats.y;
-        out[i] = to_float(old[p].at[i]) +
-                 stats.y * (to_float(d[p].at[i]) * s[p][i] - g_mean - h * gx_mean);
-      }
+      for (int i = 0; i < V; ++i)
+        out[i] = (to_float(v[k][p].at[i]) - stats.x) * stats.y * s[p][i] + o[p][i];
       store_floats<V>(to + columns[p], out);
+    }
+  }
+}
+
+/// As many blocks whatever the GPU: the sums' order is always the same.
+constexpr int64_t kBackwardBlocks = 264;
+
+/// partial [blocks, 2, c]: the blocks' sums of dscale and doffset, or nullptr.
+template <class T, int V, int kLanes, int kPacks>
+__global__ void __launch_bounds__(kThreads, small(V, kPacks) ? 2 : 1)
+    norm_backward_kernel(const __grid_constant__ View<T> x, const float* scale,
+                         const __grid_constant__ View<T> dy, const __grid_constant__ View<T> dx,
+                         float* partial) {
+  constexpr int kGroups = kThreads / kLanes, kRows = small(V, kPacks) ? 2 : 1;
+  const Columns<V, kLanes, kPacks> columns(x.rows.c);
+  const int c = columns.c;
+  float s[kPacks][V], dscale[kPacks][V] = {}, doffset[kPacks][V] = {};
+  columns.load_floats(scale, s);
+  const int64_t n = x.rows.n, step = int64_t(gridDim.x) * kGroups * kRows;
+  for (int64_t tile = int64_t(blockIdx.x) * kGroups * kRows; tile < n; tile += step) {
+    const int64_t first = tile + threadIdx.x / kLanes;
+    Pack<T, V> v[kRows][kPacks], d[kRows][kPacks], old[kRows][kPacks];
+#pragma unroll
+    for (int k = 0; k < kRows; ++k) {
+      const int64_t r = min(first + k * kGroups, n - 1);
+      columns.load(x.row(r), v[k]);
+      columns.load(dy.row(r), d[k]);
+      columns.load((dx.base ? dx : dy).row(r), old[k]);
+    }
+#pragma unroll
+    for (int k = 0; k < kRows; ++k) {
+      const float2 stats = columns.statistics(v[k]);
+      const int64_t r = first + k * kGroups;
+      const bool inside = r < n;
+      float g_mean = 0, gx_mean = 0;
+#pragma unroll
+      for (int p = 0; p < kPacks; ++p)
+#pragma unroll
+        for (int i = 0; i < V; ++i) {
+          const float up = inside ? to_float(d[k][p].at[i]) : 0.0f,
+                      h = (to_float(v[k][p].at[i]) - stats.x) * stats.y;
+          g_mean += up * s[p][i];
+          gx_mean += up * s[p][i] * h;
+          dscale[p][i] += up * h;
+          doffset[p][i] += up;
+        }
+      if (!dx.base) continue;
+      g_mean = lanes_sum<kLanes>(g_mean) * columns.share;
+      gx_mean = lanes_sum<kLanes>(gx_mean) * columns.share;
+      if (!inside) continue;
+      T* to = dx.row(r);
+#pragma unroll
+      for (int p = 0; p < kPacks; ++p) {
+        if (!columns.has(p)) continue;
+        float out[V];
+#pragma unroll
+        for (int i = 0; i < V; ++i) {
+          const float h = (to_float(v[k][p].at[i]) - stats.x) * stats.y;
+          out[i] = to_float(old[k][p].at[i]) +
+                   stats.y * (to_float(d[k][p].at[i]) * s[p][i] - g_mean - h * gx_mean);
+        }
+        store_floats<V>(to + columns[p], out);
+      }
     }
   }
   if (!partial) return;
@@ -392,8 +408,9 @@ void layer_norm(const Tensor& x, const Tensor& scale, const Tensor& offset, cons
     const View<T> from(x), to(y);
     by_shape<T>(from.rows.c, packed, [&](auto shape) {
       using S = decltype(shape);
-      const int64_t blocks =
-          std::min<int64_t>(ceil_div(from.rows.n, kThreads / S::kL), 8 * device_info().sm_count);
+      using F = Forward<T, S::kV, S::kL, S::kP>;
+      const int64_t blocks = ceil_div(from.rows.n, F::kGroups * F::kRows);
+      check(blocks <= INT32_MAX, "layer norm of ", from.rows.n, " rows");
       norm_kernel<T, S::kV, S::kL, S::kP><<<unsigned(blocks), kThreads, 0, stream()>>>(
           from, scale.data<float>(), offset.data<float>(), to);
     });
@@ -412,8 +429,8 @@ void layer_norm_backward(const Tensor& x, const Tensor& scale, const Tensor& dy,
     const int64_t c = from.rows.c;
     by_shape<T>(c, packed, [&](auto shape) {
       using S = decltype(shape);
-      // As many blocks whatever the GPU: the sums' order is always the same.
-      const int64_t blocks = std::min<int64_t>(ceil_div(from.rows.n, kThreads / S::kL), 396);
+      const int64_t blocks =
+          std::min<int64_t>(ceil_div(from.rows.n, kThreads / S::kL), kBackwardBlocks);
       const Scratch partial(sums ? blocks * 2 * c * 4 : 0);
       norm_backward_kernel<T, S::kV, S::kL, S::kP><<<unsigned(blocks), kThreads, 0, stream()>>>(
           from, scale.data<float>(), up, to, sums ? partial.data<float>() : nullptr);
