@@ -28,26 +28,23 @@ __global__ void __launch_bounds__(kThreads)
   if (b < a.batch)
     for (int l0 = 8 * lane; l0 < a.c_v; l0 += 8 * kRowLanes) {
       const int left = a.c_v - l0;
-      float d[8], out[8], gate[8], slope[8];
+      float d[8], out[8], gate[8], gated[8] = {};
+      T* const to = d_gate.base ? d_gate.at(b, i, h) + l0 : nullptr;
       load8<kWide>(d, dy.at(b, i, h) + l0, left);
       load8<kWide>(out, o.at(b, i, h) + l0, left);
+      if (a.gate.base) load8<kWide>(gate, a.gate.at(b, i, h) + l0, left);
+      if (to && !a.fresh) load8<kWide>(gated, to, left);
 #pragma unroll
       for (int l = 0; l < 8; ++l) sum = fmaf(d[l], out[l], sum);
       if (!a.gate.base) continue;
-      load8<kWide>(gate, a.gate.at(b, i, h) + l0, left);
 #pragma unroll
       for (int l = 0; l < 8; ++l) {
         const float s = sizeof(T) == 2 ? sigmoid_fast(gate[l]) : 1 / (1 + expf(-gate[l]));
-        slope[l] = d[l] * out[l] * (1 - s);
+        gated[l] = fmaf(d[l] * out[l], 1 - s, gated[l]);
         d[l] *= s;
       }
       store8<kWide>(d_out + int64_t(row) * a.c_v + l0, d, left);
-      if (!d_gate.base) continue;
-      T* to = d_gate.at(b, i, h) + l0;
-      if (!a.fresh) load8<kWide>(gate, to, left);
-#pragma unroll
-      for (int l = 0; l < 8; ++l) gate[l] = a.fresh ? slope[l] : gate[l] + slope[l];
-      store8<kWide>(to, gate, left);
+      if (to) store8<kWide>(to, gated, left);
     }
 #pragma unroll
   for (int lanes = kRowLanes / 2; lanes; lanes /= 2) sum += __shfl_xor_sync(~0u, sum, lanes);
