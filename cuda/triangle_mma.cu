@@ -59,6 +59,7 @@ __global__ void __launch_bounds__(kSideThreads, 1) side_kernel(const __grid_cons
       begin_with(d + 16, room.bias(1) + 32 * j, x.t);
       start<kHopper>(d);
       multiply<kHopper>(d, x, room.w(0, j), Room<kC>::kWeights);
+      run<kHopper>();
       finish<kHopper>(d);
       uint2 v[4];
 #pragma unroll
@@ -109,6 +110,7 @@ __global__ void __launch_bounds__(kEndThreads, 1) end_kernel(const __grid_consta
       start<kHopper>(o, q);
       multiply<kHopper>(o, y, room.w(0, j));
       multiply<kHopper>(q, x, room.w(1, j));
+      run<kHopper>();
       finish<kHopper>(o, q);
       uint4 out[2];
 #pragma unroll

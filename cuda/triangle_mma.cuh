@@ -339,7 +339,8 @@ __device__ __forceinline__ float (&fragment(float (&d)[kN], int i))[4] {
   return reinterpret_cast<float(&)[4]>(d[4 * i]);
 }
 
-/// Between `start` and `finish` products may run, and nothing else touches their registers.
+/// Between `start` and `finish` nothing else touches the registers of products; `run` is behind the
+/// last of these.
 template <bool kHopper, class... Registers>
 __device__ __forceinline__ void start(Registers&... all) {
   if constexpr (kHopper && kCompiled<true>) {
@@ -347,10 +348,13 @@ __device__ __forceinline__ void start(Registers&... all) {
     wgmma_fence();
   }
 }
+template <bool kHopper>
+__device__ __forceinline__ void run() {
+  if constexpr (kHopper && kCompiled<true>) wgmma_commit();
+}
 template <bool kHopper, class... Registers>
 __device__ __forceinline__ void finish(Registers&... all) {
   if constexpr (kHopper && kCompiled<true>) {
-    wgmma_commit();
     wgmma_wait<0>();
     (keep_registers(all), ...);
   }
@@ -364,7 +368,7 @@ __device__ __forceinline__ void multiply(float (&d)[kN], const Rows16<kC>& rows,
 #pragma unroll
   for (int k = 0; k < kC / 16; ++k) {
     if constexpr (kHopper && kCompiled<true>) {
-      wgmma_channels(d, rows.a[k], wgmma_tile<32>(w + k * 1024, next));
+      wgmma_channels(d, rows.a[k], wgmma_tile_at(wgmma_tile<32>(w, next), 64 * k));
     } else {
 #pragma unroll
       for (int i = 0; i < kN / 8; ++i) {
