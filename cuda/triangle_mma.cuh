@@ -193,6 +193,11 @@ struct Rows16 {
   __device__ __forceinline__ static constexpr int off(int b, int j) {
     return 2 * b * kWidth + 32 * j;
   }
+  /// Those of row(b): row r % m of [m, kC], or nullptr where there are none.
+  __device__ __forceinline__ const float* factors_at(const float* factors, int b, int64_t row0,
+                                                     int64_t m) const {
+    return factors ? factors + (row0 + row(b)) % m * kC : nullptr;
+  }
   /// channel_at(32 j + 8 k + g) = this + 32 j + 2 k.
   __device__ __forceinline__ int first_channel() const { return g / 2 * 8 + g % 2; }
 
@@ -378,6 +383,17 @@ __device__ __forceinline__ void multiply(float (&d)[kN], const Rows16<kC>& rows,
         mma(fragment(d, 2 * i + 1), rows.a[k], b[2], b[3]);
       }
     }
+  }
+}
+
+/// 8 channels' factors of two rows, 1 where there are none.
+__device__ __forceinline__ void load_factors(float (&f)[2][8], const float* const (&of)[2],
+                                             int channel) {
+#pragma unroll
+  for (int b = 0; b < 2; ++b) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) f[b][i] = 1;
+    if (of[b]) load_floats<8>(of[b] + channel, f[b]);
   }
 }
 

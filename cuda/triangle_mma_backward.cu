@@ -280,10 +280,8 @@ __global__ void __launch_bounds__(kEndThreads, 1)
     x.take(next_z);
     x.statistics();
     x.normalize(room.scale(1), room.offset(1), s.normed + s.n * kC, row0, s.n);
-    const float* factors[2];
-#pragma unroll
-    for (int b = 0; b < 2; ++b)
-      factors[b] = s.factors ? s.factors + (row0 + x.row(b)) % s.m * kC : nullptr;
+    const float* const factors[2] = {x.factors_at(s.factors, 0, row0, s.m),
+                                     x.factors_at(s.factors, 1, row0, s.m)};
     float dx[kC / 2] = {};
 #pragma unroll 1
     for (int j = 0; j < kC / 32; ++j) {
@@ -294,6 +292,8 @@ __global__ void __launch_bounds__(kEndThreads, 1)
       multiply<kHopper>(o, y, room.w(0, j));
       multiply<kHopper>(q, x, room.w(1, j));
       run<kHopper>();
+      float f[2][8];
+      load_factors(f, factors, x.channel(j));
       finish<kHopper>(o, q);
       uint32_t to_o[2][4], dq[2][4];
       float sum_o[8] = {}, sum_q[8] = {};
@@ -301,18 +301,12 @@ __global__ void __launch_bounds__(kEndThreads, 1)
       for (int b = 0; b < 2; ++b) {
         float d[8];
         unpack8(x.taken(next_dout, b, j), d);
-        if (s.factors) {
-          float f[8];
-          load_floats<8>(factors[b] + x.channel(j), f);
-#pragma unroll
-          for (int i = 0; i < 8; ++i) d[i] *= f[i];
-        }
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
           float *ok = o + 4 * k + 2 * b, *qk = q + 4 * k + 2 * b;
 #pragma unroll
           for (int e = 0; e < 2; ++e) {
-            const float gate = sigmoid_fast(qk[e]), to = d[2 * k + e] * gate;
+            const float gate = sigmoid_fast(qk[e]), to = d[2 * k + e] * f[b][2 * k + e] * gate;
             qk[e] = to * ok[e] * (1 - gate);
             ok[e] = to;
             sum_o[2 * k + e] += ok[e];
