@@ -59,6 +59,7 @@ __global__ void __launch_bounds__(kSideThreads, 1) side_kernel(const __grid_cons
       begin_with(d + 16, room.bias(1) + 32 * j, x.t);
       start<kHopper>(d);
       multiply<kHopper>(d, x, room.w(0, j), Room<kC>::kWeights);
+      run<kHopper>();
       finish<kHopper>(d);
       uint2 v[4];
 #pragma unroll
@@ -97,10 +98,8 @@ __global__ void __launch_bounds__(kEndThreads, 1) end_kernel(const __grid_consta
     x.take(next_z);
     x.statistics();
     x.normalize(room.scale(1), room.offset(1), nullptr, row0, s.n);
-    const float* factors[2];
-#pragma unroll
-    for (int b = 0; b < 2; ++b)
-      factors[b] = s.factors ? s.factors + (row0 + x.row(b)) % s.m * kC : nullptr;
+    const float* const factors[2] = {x.factors_at(s.factors, 0, row0, s.m),
+                                     x.factors_at(s.factors, 1, row0, s.m)};
 #pragma unroll 1
     for (int j = 0; j < kC / 32; ++j) {
       float o[16], q[16];
@@ -109,19 +108,19 @@ __global__ void __launch_bounds__(kEndThreads, 1) end_kernel(const __grid_consta
       start<kHopper>(o, q);
       multiply<kHopper>(o, y, room.w(0, j));
       multiply<kHopper>(q, x, room.w(1, j));
+      run<kHopper>();
+      float f[2][8];
+      load_factors(f, factors, x.channel(j));
       finish<kHopper>(o, q);
       uint4 out[2];
 #pragma unroll
       for (int b = 0; b < 2; ++b) {
-        float to[8], f[8];
+        float to[8];
         unpack8(x.taken(next_z, b, j), to);
-#pragma unroll
-        for (int i = 0; i < 8; ++i) f[i] = 1;
-        if (s.factors) load_floats<8>(factors[b] + x.channel(j), f);
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
           const int k = i / 2 * 4 + 2 * b + i % 2;
-          to[i] += f[i] * o[k] * sigmoid_fast(q[k]);
+          to[i] += f[b][i] * o[k] * sigmoid_fast(q[k]);
         }
         out[b] = pack8(to);
       }

@@ -193,6 +193,11 @@ struct Rows16 {
   __device__ __forceinline__ static constexpr int off(int b, int j) {
     return 2 * b * kWidth + 32 * j;
   }
+  /// Those of row(b): row r % m of [m, kC], or nullptr where there are none.
+  __device__ __forceinline__ const float* factors_at(const float* factors, int b, int64_t row0,
+                                                     int64_t m) const {
+    return factors ? factors + (row0 + row(b)) % m * kC : nullptr;
+  }
   /// channel_at(32 j + 8 k + g) = this + 32 j + 2 k.
   __device__ __forceinline__ int first_channel() const { return g / 2 * 8 + g % 2; }
 
@@ -339,7 +344,8 @@ __device__ __forceinline__ float (&fragment(float (&d)[kN], int i))[4] {
   return reinterpret_cast<float(&)[4]>(d[4 * i]);
 }
 
-/// Between `start` and `finish` products may run, and nothing else touches their registers.
+/// Between `start` and `finish` nothing else touches the registers of products; `run` is behind the
+/// last of these.
 template <bool kHopper, class... Registers>
 __device__ __forceinline__ void start(Registers&... all) {
   if constexpr (kHopper && kCompiled<true>) {
@@ -347,10 +353,13 @@ __device__ __forceinline__ void start(Registers&... all) {
     wgmma_fence();
   }
 }
+template <bool kHopper>
+__device__ __forceinline__ void run() {
+  if constexpr (kHopper && kCompiled<true>) wgmma_commit();
+}
 template <bool kHopper, class... Registers>
 __device__ __forceinline__ void finish(Registers&... all) {
   if constexpr (kHopper && kCompiled<true>) {
-    wgmma_commit();
     wgmma_wait<0>();
     (keep_registers(all), ...);
   }
@@ -364,7 +373,7 @@ __device__ __forceinline__ void multiply(float (&d)[kN], const Rows16<kC>& rows,
 #pragma unroll
   for (int k = 0; k < kC / 16; ++k) {
     if constexpr (kHopper && kCompiled<true>) {
-      wgmma_channels(d, rows.a[k], wgmma_tile<32>(w + k * 1024, next));
+      wgmma_channels(d, rows.a[k], wgmma_tile_at(wgmma_tile<32>(w, next), 64 * k));
     } else {
 #pragma unroll
       for (int i = 0; i < kN / 8; ++i) {
@@ -374,6 +383,17 @@ __device__ __forceinline__ void multiply(float (&d)[kN], const Rows16<kC>& rows,
         mma(fragment(d, 2 * i + 1), rows.a[k], b[2], b[3]);
       }
     }
+  }
+}
+
+/// 8 channels' factors of two rows, 1 where there are none.
+__device__ __forceinline__ void load_factors(float (&f)[2][8], const float* const (&of)[2],
+                                             int channel) {
+#pragma unroll
+  for (int b = 0; b < 2; ++b) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) f[b][i] = 1;
+    if (of[b]) load_floats<8>(of[b] + channel, f[b]);
   }
 }
 

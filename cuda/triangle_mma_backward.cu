@@ -46,7 +46,7 @@ __device__ __forceinline__ void multiply_back(float (&dx)[kC / 2], const uint32_
 #pragma unroll
       for (int i = 0; i < kC / 64; ++i)
         wgmma_rows(reinterpret_cast<float(&)[32]>(dx[32 * i]), d[k],
-                   wgmma_tile<32>(w + i * 64 * 64) + 2 * k);
+                   wgmma_tile_at(wgmma_tile<32>(w), 256 * i + 2 * k));
     } else {
 #pragma unroll
       for (int i = 0; i < kC / 16; ++i) {
@@ -198,6 +198,7 @@ __global__ void __launch_bounds__(kSideThreads, 1)
       begin_with(d + 16, room.bias(1) + 32 * j, x.t);
       start<kHopper>(d);
       multiply<kHopper>(d, x, room.w(0, j), Room<kC>::kWeights);
+      run<kHopper>();
       finish<kHopper>(d);
       uint32_t dp[2][4], dq[2][4];
       float sum_p[8] = {}, sum_q[8] = {};
@@ -223,6 +224,7 @@ __global__ void __launch_bounds__(kSideThreads, 1)
       start<kHopper>(dx, dp, dq);
       multiply_back<kHopper, kC>(dx, dp, room.w(0, j));
       multiply_back<kHopper, kC>(dx, dq, room.w(1, j));
+      run<kHopper>();
 #pragma unroll
       for (int b = 0; b < 2; ++b) {
         if (row0 + x.row(b) >= s.n) continue;
@@ -278,10 +280,8 @@ __global__ void __launch_bounds__(kEndThreads, 1)
     x.take(next_z);
     x.statistics();
     x.normalize(room.scale(1), room.offset(1), s.normed + s.n * kC, row0, s.n);
-    const float* factors[2];
-#pragma unroll
-    for (int b = 0; b < 2; ++b)
-      factors[b] = s.factors ? s.factors + (row0 + x.row(b)) % s.m * kC : nullptr;
+    const float* const factors[2] = {x.factors_at(s.factors, 0, row0, s.m),
+                                     x.factors_at(s.factors, 1, row0, s.m)};
     float dx[kC / 2] = {};
 #pragma unroll 1
     for (int j = 0; j < kC / 32; ++j) {
@@ -291,6 +291,9 @@ __global__ void __launch_bounds__(kEndThreads, 1)
       start<kHopper>(o, q);
       multiply<kHopper>(o, y, room.w(0, j));
       multiply<kHopper>(q, x, room.w(1, j));
+      run<kHopper>();
+      float f[2][8];
+      load_factors(f, factors, x.channel(j));
       finish<kHopper>(o, q);
       uint32_t to_o[2][4], dq[2][4];
       float sum_o[8] = {}, sum_q[8] = {};
@@ -298,18 +301,12 @@ __global__ void __launch_bounds__(kEndThreads, 1)
       for (int b = 0; b < 2; ++b) {
         float d[8];
         unpack8(x.taken(next_dout, b, j), d);
-        if (s.factors) {
-          float f[8];
-          load_floats<8>(factors[b] + x.channel(j), f);
-#pragma unroll
-          for (int i = 0; i < 8; ++i) d[i] *= f[i];
-        }
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
           float *ok = o + 4 * k + 2 * b, *qk = q + 4 * k + 2 * b;
 #pragma unroll
           for (int e = 0; e < 2; ++e) {
-            const float gate = sigmoid_fast(qk[e]), to = d[2 * k + e] * gate;
+            const float gate = sigmoid_fast(qk[e]), to = d[2 * k + e] * f[b][2 * k + e] * gate;
             qk[e] = to * ok[e] * (1 - gate);
             ok[e] = to;
             sum_o[2 * k + e] += ok[e];
@@ -321,6 +318,7 @@ __global__ void __launch_bounds__(kEndThreads, 1)
       }
       start<kHopper>(dx, to_o);
       multiply_back<kHopper, kC>(dx, to_o, room.w(0, j));
+      run<kHopper>();
 #pragma unroll
       for (int b = 0; b < 2; ++b) {
         const uint4 q_channels = channels_of(dq, b);
@@ -350,20 +348,23 @@ __global__ void __launch_bounds__(kEndThreads, 1)
     y.fetch_channels(next_p, s.p, s.stride, next_row, s.n, s.wide);
 #pragma unroll
     for (int i = 0; i < kC / 2; ++i) dx[i] = 0;
+    uint32_t dq[kC / 16][4];
 #pragma unroll
-    for (int j = 0; j < kC / 32; ++j) {
-      uint32_t dq[2][4];
+    for (int j = 0; j < kC / 32; ++j)
 #pragma unroll
       for (int b = 0; b < 2; ++b) {
         const uint4 v = x.taken(own_dq, b, j);
-        dq[0][b] = v.x;
-        dq[0][b + 2] = v.y;
-        dq[1][b] = v.z;
-        dq[1][b + 2] = v.w;
+        dq[2 * j][b] = v.x;
+        dq[2 * j][b + 2] = v.y;
+        dq[2 * j + 1][b] = v.z;
+        dq[2 * j + 1][b + 2] = v.w;
       }
-      start<kHopper>(dx, dq);
-      multiply_back<kHopper, kC>(dx, dq, room.w(1, j));
-    }
+    start<kHopper>(dx, dq);
+#pragma unroll
+    for (int j = 0; j < kC / 32; ++j)
+      multiply_back<kHopper, kC>(dx, reinterpret_cast<const uint32_t(&)[2][4]>(dq[2 * j]),
+                                 room.w(1, j));
+    run<kHopper>();
     finish<kHopper>(dx);
     norm_backward<kC>(
         dx, x, room.scale(1), [&](int j, uint32_t(&v)[2][4]) { x.take(next_z, j, v); },
