@@ -37,8 +37,9 @@ class Forms {
   }
 
   /// Gated attention of `batch` rows of n positions of c channels, with a bias [h, n, n] that is
-  /// made of z bytes of the pair representation. Keeps the norms of both, the bias, q, k, v, gate,
-  /// result. In the backward the attention itself has most, or what stands before or behind it.
+  /// made of z more bytes of the pair representation. Keeps the norms of both, the bias, q, k, v,
+  /// gate, result. In the backward the attention itself has most, or what stands before or behind
+  /// it.
   ModuleMemory attention(const char* name, bool pair, int64_t batch, int64_t n, int64_t c,
                          const AttentionConfig& a, bool biased, int64_t z, double rate) const {
     const int64_t x = e * batch * n * c, qk = 2 * e * batch * n * (a.key_dim ? a.key_dim : c),
@@ -116,7 +117,8 @@ int64_t msa_rows(const ModelConfig& c, const PassSizes& sizes) {
 /// What follows the MSA's modules, but for the order that templates have.
 void add_triangles(const Forms& forms, const PairStackConfig& c, int64_t n, int64_t c_z,
                    bool attention_first, std::vector<ModuleMemory>& out) {
-  const int64_t rows = forms.own(n), z = forms.e * rows * n * c_z;
+  // One rank's attention reads the norm that its bias is made of.
+  const int64_t rows = forms.own(n), z = forms.dap > 1 ? forms.e * rows * n * c_z : 0;
   const std::vector<ModuleMemory> multiplications = {
       forms.triangle_multiplication("triangle_multiplication_outgoing", rows, n, c_z,
                                     c.triangle_multiplication_outgoing_channel, c.pair_dropout),
