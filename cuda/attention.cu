@@ -249,8 +249,7 @@ void attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& 
     if constexpr (sizeof(T) == 2)
       if (suits_mma(q, v) && aligned(q) && aligned(k) && aligned(v) && aligned(gate) &&
           aligned(o)) {
-        if (!device_info().hopper() || !attention_hopper(a)) attention_mma(a);
-        return;
+        return suits_hopper(a) ? attention_hopper(a) : attention_mma(a);
       }
     attention_simt(a);
   });
@@ -293,7 +292,7 @@ void attention_backward(const Tensor& q, const Tensor& k, const Tensor& v, const
     const bool mma = suits_mma(q, v) && wide && aligned(q) && aligned(k) && aligned(v) &&
                      aligned(dq) && aligned(dk) && aligned(dv);
     bool hopper = false;
-    if constexpr (sizeof(T) == 2) hopper = mma && device_info().hopper() && suits_hopper(a);
+    if constexpr (sizeof(T) == 2) hopper = mma && suits_hopper(a);
     a.fresh = fresh && hopper;  // others add
     if (fresh && !hopper) clear(fresh);
     rows<T>(a, dy, o, dgate, gate.defined() ? d_out.data<T>() : nullptr, wide);
@@ -303,7 +302,7 @@ void attention_backward(const Tensor& q, const Tensor& k, const Tensor& v, const
                                                  kThreads, 0, a, d);
     if constexpr (sizeof(T) == 2)
       if (mma) {
-        if (hopper && attention_hopper_backward(a, d)) return;
+        if (hopper) return attention_hopper_backward(a, d);
         attention_mma_backward(a, d);
         if (d.bias) attention_mma_backward_bias(a, d);
         return;

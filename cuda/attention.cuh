@@ -113,15 +113,15 @@ class BiasParts {
 // Tensor cores, bf16: rows of at most 64 channels, a multiple of 8, that begin at multiples of 16
 // bytes.
 void attention_mma(const Attention<__nv_bfloat16>& a);
-/// The same on Hopper's matrix unit; false for shapes that it is not for.
-bool attention_hopper(const Attention<__nv_bfloat16>& a);
+/// The same on Hopper's matrix unit, for what suits_hopper says (cuda/attention_hopper.cuh).
+void attention_hopper(const Attention<__nv_bfloat16>& a);
 /// dq, dk and dv; then the bias's gradient.
 void attention_mma_backward(const Attention<__nv_bfloat16>& a,
                             const AttentionGradients<__nv_bfloat16>& d);
 void attention_mma_backward_bias(const Attention<__nv_bfloat16>& a,
                                  const AttentionGradients<__nv_bfloat16>& d);
-/// All of them on Hopper's matrix unit; false for shapes that it is not for.
-bool attention_hopper_backward(const Attention<__nv_bfloat16>& a,
+/// All of them on Hopper's matrix unit.
+void attention_hopper_backward(const Attention<__nv_bfloat16>& a,
                                const AttentionGradients<__nv_bfloat16>& d);
 
 // Ordinary arithmetic: f32, and bf16 that does not suit the tensor cores; at most 64 channels.

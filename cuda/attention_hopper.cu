@@ -246,13 +246,11 @@ void forward(const Operands& a) {
 
 }  // namespace
 
-bool attention_hopper(const Operands& a) {
-  if (!suits_hopper(a)) return false;
+void attention_hopper(const Operands& a) {
   if (std::max(a.c, a.c_v) <= 16)
     a.bias ? forward<16, true>(a) : forward<16, false>(a);
   else
     a.bias ? forward<32, true>(a) : forward<32, false>(a);
-  return true;
 }
 
 }  // namespace ff::cuda

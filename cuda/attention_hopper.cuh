@@ -10,9 +10,10 @@ namespace ff::cuda {
 
 constexpr int kTileRows = 64, kGroupThreads = 128;  ///< of a warpgroup
 
-/// Whether the kernels of Hopper are for these shapes.
+/// Whether the kernels of Hopper are for this device and these shapes.
 inline bool suits_hopper(const Operands& a) {
-  return std::max(a.c, a.c_v) <= 32 && std::min(a.n_query, a.n_key) >= kTileRows;
+  return device_info().hopper() && std::max(a.c, a.c_v) <= 32 &&
+         std::min(a.n_query, a.n_key) >= kTileRows;
 }
 
 /// What a thread copies of tile after tile of one head where kThreads copy them: the same chunk of

@@ -418,13 +418,11 @@ void backward(const Operands& a, const AttentionGradients<__nv_bfloat16>& d) {
 
 }  // namespace
 
-bool attention_hopper_backward(const Operands& a, const AttentionGradients<__nv_bfloat16>& d) {
-  if (!suits_hopper(a)) return false;
+void attention_hopper_backward(const Operands& a, const AttentionGradients<__nv_bfloat16>& d) {
   if (std::max(a.c, a.c_v) <= 16)
     a.bias ? backward<16, true>(a, d) : backward<16, false>(a, d);
   else
     a.bias ? backward<32, true>(a, d) : backward<32, false>(a, d);
-  return true;
 }
 
 }  // namespace ff::cuda

@@ -192,9 +192,9 @@ const Plan& plan_for(const Tensor& a, const Tensor& w, const Tensor& bias, Activ
       bias ? (act == Activation::kRelu ? CUBLASLT_EPILOGUE_RELU_BIAS : CUBLASLT_EPILOGUE_BIAS)
            : (act == Activation::kRelu ? CUBLASLT_EPILOGUE_RELU : CUBLASLT_EPILOGUE_DEFAULT);
   set(plan.desc, CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
-  const void* bias_address = bias ? bias.raw() : nullptr;
-  if (bias) set(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias_address);
   if (bias) {
+    const void* address = bias.raw();
+    set(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, address);
     plan.bias_type = bias.dtype();
     set(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, type_of(bias));
   }
@@ -256,12 +256,12 @@ bool product(const Tensor& a, const Tensor& w, const Tensor& bias, Activation ac
     return product(w.transpose(1, 2), a.transpose(1, 2), {}, act,
                    base ? base.transpose(1, 2) : base, c.transpose(1, 2));
   }
-  const Tensor x = with_contiguous_axis(w), y = with_contiguous_axis(a);
-  const cudaStream_t s = stream();
   if (base && base.raw() != c.raw() && !lies(base, 2, 1)) {
     c.copy_from(base);
     return product(a, w, bias, act, c, c);
   }
+  const Tensor x = with_contiguous_axis(w), y = with_contiguous_axis(a);
+  const cudaStream_t s = stream();
   const Plan& plan = plan_for(y, x, bias, act, base, c);
   const float one = 1, beta = base ? 1 : 0;
   const void* const old = base ? base.raw() : c.raw();

@@ -55,12 +55,7 @@ __global__ void __launch_bounds__(kSideThreads, 1) side_kernel(const __grid_cons
 #pragma unroll 1
     for (int j = 0; j < kC / 32; ++j, to += 32 * s.stride) {
       float d[32];  // projection, gate
-      begin_with(d, room.bias(0) + 32 * j, x.t);
-      begin_with(d + 16, room.bias(1) + 32 * j, x.t);
-      start<kHopper>(d);
-      multiply<kHopper>(d, x, room.w(0, j), Room<kC>::kWeights);
-      run<kHopper>();
-      finish<kHopper>(d);
+      side_layers<kHopper>(d, x, room, j);
       uint2 v[4];
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
@@ -102,16 +97,8 @@ __global__ void __launch_bounds__(kEndThreads, 1) end_kernel(const __grid_consta
                                      x.factors_at(s.factors, 1, row0, s.m)};
 #pragma unroll 1
     for (int j = 0; j < kC / 32; ++j) {
-      float o[16], q[16];
-      begin_with(o, room.bias(0) + 32 * j, x.t);
-      begin_with(q, room.bias(1) + 32 * j, x.t);
-      start<kHopper>(o, q);
-      multiply<kHopper>(o, y, room.w(0, j));
-      multiply<kHopper>(q, x, room.w(1, j));
-      run<kHopper>();
-      float f[2][8];
-      load_factors(f, factors, x.channel(j));
-      finish<kHopper>(o, q);
+      float o[16], q[16], f[2][8];
+      end_layers<kHopper>(o, q, f, y, x, room, factors, j);
       uint4 out[2];
 #pragma unroll
       for (int b = 0; b < 2; ++b) {

@@ -421,6 +421,35 @@ inline bool is_wide(std::initializer_list<const Tensor*> channels, int64_t n) {
   return n % 4 == 0;
 }
 
+/// Group j of a side's two layers: d (16 rows x 32 places of the projection, then of the gate).
+template <bool kHopper, int kC>
+__device__ __forceinline__ void side_layers(float (&d)[32], const Rows16<kC>& x,
+                                            const Room<kC>& room, int j) {
+  begin_with(d, room.bias(0) + 32 * j, x.t);
+  begin_with(d + 16, room.bias(1) + 32 * j, x.t);
+  start<kHopper>(d);
+  multiply<kHopper>(d, x, room.w(0, j), Room<kC>::kWeights);
+  run<kHopper>();
+  finish<kHopper>(d);
+}
+
+/// Group j of the end's two layers, the output o of LN(p) = y and the gate q of LN(z) = x, and its
+/// factors.
+template <bool kHopper, int kC>
+__device__ __forceinline__ void end_layers(float (&o)[16], float (&q)[16], float (&f)[2][8],
+                                           const Rows16<kC>& y, const Rows16<kC>& x,
+                                           const Room<kC>& room, const float* const (&factors)[2],
+                                           int j) {
+  begin_with(o, room.bias(0) + 32 * j, x.t);
+  begin_with(q, room.bias(1) + 32 * j, x.t);
+  start<kHopper>(o, q);
+  multiply<kHopper>(o, y, room.w(0, j));
+  multiply<kHopper>(q, x, room.w(1, j));
+  run<kHopper>();
+  load_factors(f, factors, x.channel(j));
+  finish<kHopper>(o, q);
+}
+
 /// f with the number of channels and the variant as constants.
 template <class F>
 void by_variant(int64_t c, F f) {

@@ -161,6 +161,13 @@ __device__ __forceinline__ void add8(float (&y)[8], uint4 v) {
   for (int i = 0; i < 8; ++i) y[i] += x[i];
 }
 
+/// From p and q of p sigmoid(q), and its gradient d, theirs, in their place.
+__device__ __forceinline__ void gate_backward(float& p, float& q, float d) {
+  const float gate = sigmoid_fast(q), to_p = d * gate;
+  q = to_p * p * (1 - gate);
+  p = to_p;
+}
+
 template <int kC, bool kHopper>
 __global__ void __launch_bounds__(kSideThreads, 1)
     side_backward_kernel(const __grid_constant__ SideBackward s) {
@@ -194,12 +201,7 @@ __global__ void __launch_bounds__(kSideThreads, 1)
 #pragma unroll 1
     for (int j = 0; j < kC / 32; ++j) {
       float d[32];  // projection, gate
-      begin_with(d, room.bias(0) + 32 * j, x.t);
-      begin_with(d + 16, room.bias(1) + 32 * j, x.t);
-      start<kHopper>(d);
-      multiply<kHopper>(d, x, room.w(0, j), Room<kC>::kWeights);
-      run<kHopper>();
-      finish<kHopper>(d);
+      side_layers<kHopper>(d, x, room, j);
       uint32_t dp[2][4], dq[2][4];
       float sum_p[8] = {}, sum_q[8] = {};
 #pragma unroll
@@ -211,9 +213,7 @@ __global__ void __launch_bounds__(kSideThreads, 1)
           float *p = d + 4 * k + 2 * b, *q = p + 16;
 #pragma unroll
           for (int e = 0; e < 2; ++e) {
-            const float gate = sigmoid_fast(q[e]), to_p = keep[b] * half_of(da, e) * gate;
-            q[e] = to_p * p[e] * (1 - gate);
-            p[e] = to_p;
+            gate_backward(p[e], q[e], keep[b] * half_of(da, e));
             sum_p[2 * k + e] += p[e];
             sum_q[2 * k + e] += q[e];
           }
@@ -285,16 +285,8 @@ __global__ void __launch_bounds__(kEndThreads, 1)
     float dx[kC / 2] = {};
 #pragma unroll 1
     for (int j = 0; j < kC / 32; ++j) {
-      float o[16], q[16];
-      begin_with(o, room.bias(0) + 32 * j, x.t);
-      begin_with(q, room.bias(1) + 32 * j, x.t);
-      start<kHopper>(o, q);
-      multiply<kHopper>(o, y, room.w(0, j));
-      multiply<kHopper>(q, x, room.w(1, j));
-      run<kHopper>();
-      float f[2][8];
-      load_factors(f, factors, x.channel(j));
-      finish<kHopper>(o, q);
+      float o[16], q[16], f[2][8];
+      end_layers<kHopper>(o, q, f, y, x, room, factors, j);
       uint32_t to_o[2][4], dq[2][4];
       float sum_o[8] = {}, sum_q[8] = {};
 #pragma unroll
@@ -306,9 +298,7 @@ __global__ void __launch_bounds__(kEndThreads, 1)
           float *ok = o + 4 * k + 2 * b, *qk = q + 4 * k + 2 * b;
 #pragma unroll
           for (int e = 0; e < 2; ++e) {
-            const float gate = sigmoid_fast(qk[e]), to = d[2 * k + e] * f[b][2 * k + e] * gate;
-            qk[e] = to * ok[e] * (1 - gate);
-            ok[e] = to;
+            gate_backward(ok[e], qk[e], d[2 * k + e] * f[b][2 * k + e]);
             sum_o[2 * k + e] += ok[e];
             sum_q[2 * k + e] += qk[e];
           }

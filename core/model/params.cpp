@@ -412,7 +412,9 @@ Arrays Params::take_grads() {
 Params Params::in_precision(Dtype activations) const {
   Params out;
   const bool gpu = device().kind == Device::cuda;
+  if (gpu && activations == Dtype::bf16) out.join_projections(*this);
   for (const auto& [name, var] : vars_) {
+    if (out.vars_.count(name)) continue;
     const std::string leaf = name.substr(name.rfind('/') + 1);
     const bool matrix = leaf.ends_with("weights") || leaf.ends_with("_w");
     const bool trunk = name.find("/evoformer/") != std::string::npos;
@@ -423,40 +425,40 @@ Params Params::in_precision(Dtype activations) const {
     out.vars_.emplace(name,
                       var.value().dtype() == dtype ? var : Var(var.value().to(dtype), var.slot()));
   }
-  if (gpu && activations == Dtype::bf16) out.join_projections();
   return out;
 }
 
-void Params::join_projections() {
-  std::map<std::string, Var> joined;
-  for (const auto& [name, query] : vars_) {
+void Params::join_projections(const Params& given) {
+  const char* const parts[] = {"query_w", "key_w", "value_w", "gating_w"};
+  for (const auto& [name, query] : given.vars_) {
     if (!name.ends_with("//query_w") || !is_self_attention(name)) continue;
     const std::string path = name.substr(0, name.size() - std::string("query_w").size());
-    if (!has(path + "gating_w")) continue;
-    Dims shape = query.shape(), bias_shape;
-    const int before = shape.size() - 2;  // [n_head, c]
-    shape.push_back(shape[before + 1]);
-    shape[before + 1] = shape[before];
-    shape[before] = 4;
-    for (int i = 0; i < shape.size(); ++i)
-      if (i != before - 1) bias_shape.push_back(shape[i]);
-    const Tensor w = Tensor::empty(shape, query.value().dtype(), query.value().device()),
-                 b = Tensor::zeros(bias_shape, w.dtype(), w.device());
-    const char* const parts[] = {"query_w", "key_w", "value_w", "gating_w"};
-    if (!std::all_of(std::begin(parts), std::end(parts),
-                     [&](const char* part) { return at(path + part).shape() == query.shape(); }))
+    const Dims& own = query.shape();
+    if (!std::all_of(std::begin(parts), std::end(parts), [&](const char* part) {
+          return given.has(path + part) && given.at(path + part).shape() == own;
+        }))
       continue;
-    for (int i = 0; i < 4; ++i) {
-      Var& part = vars_.at(path + parts[i]);
-      const Tensor own = w.select(before, i);
-      own.copy_from(part.value());
-      part = Var(own, part.slot());
+    Dims shape, bias_shape;
+    const int before = own.size() - 2;  // [n_head, c]
+    for (int i = 0; i < own.size(); ++i) {
+      if (i == before) {
+        shape.push_back(4);
+        bias_shape.push_back(4);
+      }
+      shape.push_back(own[i]);
+      if (i != before - 1) bias_shape.push_back(own[i]);
     }
-    b.select(before - 1, 3).copy_from(at(path + "gating_b").value());
-    joined.emplace(path + "qkvg_w", w);
-    joined.emplace(path + "qkvg_b", b);
+    const Tensor w = Tensor::empty(shape, Dtype::bf16, given.device()),
+                 b = Tensor::zeros(bias_shape, Dtype::bf16, given.device());
+    for (int i = 0; i < 4; ++i) {
+      const Var& part = given.at(path + parts[i]);
+      w.select(before, i).copy_from(part.value());
+      vars_.emplace(path + parts[i], Var(w.select(before, i), part.slot()));
+    }
+    b.select(before - 1, 3).copy_from(given.at(path + "gating_b").value());
+    vars_.emplace(path + "qkvg_w", w);
+    vars_.emplace(path + "qkvg_b", b);
   }
-  vars_.merge(joined);
 }
 
 Params Params::on(Device device) const {

@@ -56,7 +56,8 @@ class Params {
 
  private:
   Params() = default;
-  void join_projections();
+  /// Of self-attention's projections: all four at once, in bf16.
+  void join_projections(const Params& given);
   std::map<std::string, Var> vars_;
 };
 
