@@ -266,19 +266,18 @@ bool product(const Tensor& a, const Tensor& w, const Tensor& bias, Activation ac
   const float one = 1, beta = base ? 1 : 0;
   const void* const old = base ? base.raw() : c.raw();
   const Scratch workspace(int64_t(plan.workspace));
-  static std::mutex mutex;  // the plan's bias pointer is set for each call
-  const std::lock_guard lock(mutex);
   Tensor b = bias ? bias.to(plan.bias_type) : bias;
   if (b && alignment(b.raw()) < 16) b = b.clone();
+  cublasLtMatmulDescOpaque_t desc = *plan.desc;  // other threads have other addresses
   if (b) {
     const void* address = b.raw();
-    set(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, address);
+    set(&desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, address);
   }
   count_launch();
-  check_lt(g_lt.matmul(g_lt.handle, plan.desc, &one, x.raw(), plan.a, y.raw(), plan.b, &beta, old,
-                       plan.base, c.raw(), plan.c, &plan.algo, workspace.data<void>(),
-                       plan.workspace, s),
-           "cublasLtMatmul", describe(a, w, c));
+  check_lt(
+      g_lt.matmul(g_lt.handle, &desc, &one, x.raw(), plan.a, y.raw(), plan.b, &beta, old, plan.base,
+                  c.raw(), plan.c, &plan.algo, workspace.data<void>(), plan.workspace, s),
+      "cublasLtMatmul", describe(a, w, c));
   return true;
 }
 

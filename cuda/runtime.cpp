@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <deque>
+#include <map>
 #include <mutex>
 #include <vector>
 
@@ -24,6 +25,10 @@ struct State {
 };
 State g_state;
 thread_local cudaStream_t t_stream = nullptr;  // OnStream's
+thread_local cudaStream_t t_lane = nullptr;    // the thread's lane, if it has one
+
+/// The stream whose order memory follows.
+cudaStream_t work_stream() { return t_lane ? t_lane : g_state.stream; }
 
 /// Makes the process's GPU the calling thread's.
 void make_current() {
@@ -35,7 +40,7 @@ void make_current() {
 
 void* allocate(int64_t bytes, int) {
   make_current();
-  const cudaStream_t s = g_state.stream;
+  const cudaStream_t s = work_stream();
   void* p = nullptr;
   cudaError_t status = cudaMallocAsync(&p, size_t(bytes), s);
   if (status == cudaErrorMemoryAllocation) {
@@ -54,7 +59,7 @@ void* allocate(int64_t bytes, int) {
 }
 
 // Runs in destructors, also while the program ends: a failure is shown by the next call.
-void release(void* p, int64_t, int) { cudaFreeAsync(p, g_state.stream); }
+void release(void* p, int64_t, int) { cudaFreeAsync(p, work_stream()); }
 
 void zero(void* p, int64_t bytes) {
   count_launch();
@@ -74,6 +79,34 @@ int64_t available(int) {
   check_cuda(cudaMemPoolGetAttribute(g_state.pool, cudaMemPoolAttrUsedMemCurrent, &used),
              "cudaMemPoolGetAttribute");
   return int64_t(free_bytes) + int64_t(reserved - used);
+}
+
+/// What is asked of `later` from now on waits for what was asked of `sooner`.
+cudaError_t follow(cudaStream_t later, cudaStream_t sooner) {
+  cudaEvent_t event;
+  if (const cudaError_t e = cudaEventCreateWithFlags(&event, cudaEventDisableTiming)) return e;
+  cudaError_t e = cudaEventRecord(event, sooner);
+  if (!e) e = cudaStreamWaitEvent(later, event);
+  cudaEventDestroy(event);  // as soon as it has passed
+  return e;
+}
+
+void enter_lane(int number) {
+  static std::mutex mutex;
+  static std::map<int, cudaStream_t> streams;
+  make_current();
+  const std::lock_guard lock(mutex);
+  cudaStream_t& s = streams[number];
+  if (!s)
+    check_cuda(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
+  check_cuda(follow(s, g_state.stream), "cudaStreamWaitEvent");
+  t_lane = s;
+}
+
+// In a destructor, as release().
+void leave_lane() {
+  follow(g_state.stream, t_lane);
+  t_lane = nullptr;
 }
 
 void move(void* to, const void* from, int64_t bytes, cudaMemcpyKind kind, cudaEvent_t done) {
@@ -191,7 +224,7 @@ void download(void* to, const void* from, int64_t bytes) {
 
 cudaStream_t stream() {
   make_current();
-  return t_stream ? t_stream : g_state.stream;
+  return t_stream ? t_stream : work_stream();
 }
 
 cudaStream_t communication_stream() {
@@ -241,6 +274,11 @@ void start(int index) {
   uint64_t keep = UINT64_MAX;
   check_cuda(cudaMemPoolSetAttribute(g_state.pool, cudaMemPoolAttrReleaseThreshold, &keep),
              "cudaMemPoolSetAttribute");
+  // A lane must not wait for what another one gives back.
+  int wait = 0;
+  check_cuda(
+      cudaMemPoolSetAttribute(g_state.pool, cudaMemPoolReuseAllowInternalDependencies, &wait),
+      "cudaMemPoolSetAttribute");
 #ifdef FASTFOLD_NVTX
   // Modules are ranges in NVIDIA's profilers; without one a range costs a few nanoseconds.
   static constexpr SpanHook kRanges = {[](const char* name) { nvtxRangePushA(name); },
@@ -248,7 +286,7 @@ void start(int index) {
   hook_spans(&kRanges);
 #endif
   register_memory(Device::cuda, {allocate, release, zero, upload, download, copy, copy_all, add_up,
-                                 synchronize, available});
+                                 synchronize, available, enter_lane, leave_lane});
 }
 
 }  // namespace ff::cuda

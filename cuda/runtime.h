@@ -8,8 +8,9 @@
 
 namespace ff::cuda {
 
-/// The stream of all work of this process, in order whatever thread gives it. Also makes the
-/// process's GPU current on the calling thread: ask for it before any other CUDA call.
+/// The stream of all work of this process, in order whatever thread gives it; in a Lane, the
+/// lane's. Also makes the process's GPU current on the calling thread: ask for it before any other
+/// CUDA call.
 cudaStream_t stream();
 
 /// The stream of communication beside it, ordered with it by events alone; its kernels go first
@@ -17,7 +18,7 @@ cudaStream_t stream();
 cudaStream_t communication_stream();
 
 /// While one is alive stream() is this one, on its thread. Memory is still given and taken back in
-/// the order of the stream of all work.
+/// the order of the stream of all work, or of the lane.
 class OnStream {
  public:
   explicit OnStream(cudaStream_t s);

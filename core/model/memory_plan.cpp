@@ -333,12 +333,14 @@ std::string RecomputePlan::text() const {
   std::snprintf(bytes, sizeof bytes, room < 0 ? "%.2f GiB" : "%.2f of %.2f GiB",
                 double(peak) / kGib, double(room) / kGib);
   return cat("keeps ", blocks - recompute, " of ", blocks,
-             " blocks for the backward; predicted peak of tensors ", bytes);
+             " blocks for the backward; predicted peak of tensors ", bytes,
+             samples > 1 ? cat(" with ", samples, " samples side by side") : "");
 }
 
 RecomputePlan plan_recompute(const PassMemory& pass, int64_t samples, int64_t there, int64_t free,
                              std::optional<int64_t> choice) {
   RecomputePlan plan;
+  plan.samples = samples;
   plan.blocks = pass.blocks();
   plan.room = free < 0 ? -1 : there + free;
   const auto peak = [&](int64_t recompute) { return pass.step_peak(samples, recompute); };

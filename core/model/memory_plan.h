@@ -69,11 +69,15 @@ class PassMemory {
 std::optional<int64_t> recomputed_blocks(const std::string& value, const std::string& key);
 
 struct RecomputePlan {
+  int64_t samples = 1;    ///< at a time
   int64_t recompute = 0;  ///< blocks of the trunk, the first ones, that are checkpoints
   int64_t blocks = 0;     ///< of the trunk in all
   int64_t peak = 0;       ///< predicted, of all tensors
   int64_t room = 0;       ///< for them; -1: not known
-  /// "keeps 31 of 52 blocks for the backward; predicted peak of tensors 61.2 of 79.1 GiB".
+  /// Whether they leave a tenth of the room to what is not counted.
+  bool fits() const { return room < 0 || peak <= room - room / 10; }
+  /// "keeps 31 of 52 blocks for the backward; predicted peak of tensors 61.2 of 79.1 GiB", and how
+  /// many samples go side by side where it is more than one.
   std::string text() const;
 };
 

@@ -56,9 +56,10 @@ void cpu_release(void* p, int64_t, int) { std::free(p); }
 void cpu_zero(void* p, int64_t bytes) { std::memset(p, 0, size_t(bytes)); }
 
 /// Of these upload and what follows are never asked of the CPU.
-DeviceMemory g_memory[kKinds] = {{cpu_allocate, cpu_release, cpu_zero, nullptr, nullptr, nullptr,
-                                  nullptr, nullptr, [] {}, [](int) { return available_memory(); }},
-                                 {}};
+DeviceMemory g_memory[kKinds] = {
+    {cpu_allocate, cpu_release, cpu_zero, nullptr, nullptr, nullptr, nullptr, nullptr, [] {},
+     [](int) { return available_memory(); }, nullptr, nullptr},
+    {}};
 
 struct {
   std::atomic<int64_t> launches{0}, uploads{0}, upload_bytes{0}, downloads{0}, download_bytes{0},
@@ -84,6 +85,13 @@ int64_t free_memory(Device device) { return memory_of(device).available(device.i
 void synchronize(Device device) {
   if (device.kind != Device::cpu) ++g_work.waits;
   memory_of(device).synchronize();
+}
+
+Lane::Lane(Device device, int number) : device_(device) {
+  if (const auto enter = memory_of(device).enter_lane) enter(number);
+}
+Lane::~Lane() {
+  if (const auto leave = memory_of(device_).leave_lane) leave();
 }
 
 DeviceWork device_work() {

@@ -108,7 +108,8 @@ void reset_memory_peak(Device::Kind kind = Device::cpu);
 class Tensor;
 
 /// What a device can do with memory; the CPU's is built in, the CUDA module registers its own.
-/// Calls are ordered with each other and with the device's kernels; errors are thrown.
+/// Calls are ordered with each other and with the device's kernels, those of a Lane's thread with
+/// the lane's; errors are thrown.
 struct DeviceMemory {
   void* (*allocate)(int64_t bytes, int index);  ///< nullptr where there is none left
   void (*release)(void* p, int64_t bytes, int index);
@@ -120,6 +121,8 @@ struct DeviceMemory {
   void (*add_up)(std::span<const Tensor> parts, const Tensor& sum);
   void (*synchronize)();
   int64_t (*available)(int index);  ///< bytes that allocate() can still give; -1: not known
+  void (*enter_lane)(int number);   ///< nullptr: there are none
+  void (*leave_lane)();
 };
 void register_memory(Device::Kind kind, const DeviceMemory& memory);
 
@@ -133,6 +136,20 @@ struct OutOfMemory : Error {
 
 /// Waits until the device has done all that was asked of it.
 void synchronize(Device device);
+
+/// While one is alive, what its thread asks of a GPU runs beside what other threads ask: after all
+/// that was asked before the lane began, before what is asked after it ended. A thread has one at a
+/// time, and lanes alive at one time have different numbers. The CPU has none.
+class Lane {
+ public:
+  Lane(Device device, int number);
+  ~Lane();
+  Lane(const Lane&) = delete;
+  Lane& operator=(const Lane&) = delete;
+
+ private:
+  Device device_;
+};
 
 /// What devices that are not the CPU were asked for, since the program began.
 struct DeviceWork {

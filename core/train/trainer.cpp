@@ -28,6 +28,9 @@ PassSizes sizes_of(const Arrays& slice) {
   return s;
 }
 
+/// Samples side by side on a GPU. Its driver takes launches one by one, whoever makes them.
+constexpr int64_t kMostLanes = 8;
+
 /// Terms as the log names them.
 constexpr std::pair<const char*, const char*> kTerms[] = {
     {"structure_module/fape", "fape"},
@@ -116,19 +119,19 @@ Trainer::Trainer(const TrainConfig& config, TrainState state, int threads, Grid 
         grid_.world.rank() == 0);
   for (Arrays* arrays : {&state_.params, &state_.m, &state_.v, &state_.ema})
     for (auto& [name, t] : *arrays) t = t.to(device);
-  // The ranks that share a sample meet in its collectives, and a GPU's work in one stream: one at a
-  // time.
-  const int64_t batch = grid_.dap.single() && device.kind == Device::cpu
-                            ? config.run.accumulate.value_or(own_samples().count)
-                            : 1;
-  for (int64_t w = 0; w < std::min<int64_t>(threads, std::max<int64_t>(1, batch)); ++w) {
+  // The ranks that share a sample meet in its collectives: one at a time.
+  plan_ = make_plan(
+      device,
+      grid_.dap.single()
+          ? std::clamp<int64_t>(config.run.accumulate.value_or(own_samples().count), 1, threads)
+          : 1);
+  for (int64_t w = 0; w < plan_.samples; ++w) {
     workers_.emplace_back(config.model, state_.params, "the state");
     workers_.back().want_grads();
   }
-  plan_ = make_plan(device);
 }
 
-RecomputePlan Trainer::make_plan(Device device) const {
+RecomputePlan Trainer::make_plan(Device device, int64_t samples) const {
   const Group& world = grid_.world;
   // Every rank's free memory, shared by those of its host that have the same device.
   const int64_t own = free_memory(device);
@@ -148,13 +151,22 @@ RecomputePlan Trainer::make_plan(Device device) const {
   PassSizes sizes{config_.train.crop_size, data.max_msa_clusters, data.max_extra_msa, 0};
   if (data.use_templates) sizes.n_templates = data.max_templates;
   if (data.reduce_msa_clusters_by_max_templates) sizes.n_seq -= data.max_templates;
-  return plan_recompute(PassMemory(config_.model, sizes,
-                                   {.dtype = precision_,
-                                    .device = device.kind,
-                                    .dap = grid_.dap.size(),
-                                    .recycles = config_.model.num_recycle > 0}),
-                        int64_t(workers_.size()), memory_count(device.kind).current, least,
-                        recomputed_blocks(config_.run.recompute, "run.recompute"));
+  const PassMemory pass(config_.model, sizes,
+                        {.dtype = precision_,
+                         .device = device.kind,
+                         .dap = grid_.dap.size(),
+                         .recycles = config_.model.num_recycle > 0});
+  const auto plan_for = [&](int64_t n) {
+    return plan_recompute(pass, n, memory_count(device.kind).current, least,
+                          recomputed_blocks(config_.run.recompute, "run.recompute"));
+  };
+  if (device.kind == Device::cpu) return plan_for(samples);
+  const RecomputePlan one = plan_for(1);
+  for (samples = std::min<int64_t>(samples, kMostLanes); samples > 1; --samples)
+    if (const RecomputePlan plan = plan_for(samples);
+        plan.recompute == one.recompute && plan.fits())
+      return plan;
+  return one;
 }
 
 Trainer::Result Trainer::run(Params& worker, const TrainingSample& sample) const {
@@ -227,6 +239,8 @@ StepReport Trainer::step(const std::vector<TrainingSample>& samples) {
       threads.emplace_back([&, i] {
         set_threads(std::max(1, threads_ / int(count)));
         try {
+          std::optional<Lane> lane;
+          if (count > 1) lane.emplace(workers_[i].device(), int(i));
           results[i] = run(workers_[i], samples[first + i]);
         } catch (const OutOfMemory& e) {
           errors[i] = std::make_exception_ptr(Error(

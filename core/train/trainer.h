@@ -34,8 +34,9 @@ class Trainer {
  public:
   /// `threads` work on as many samples at a time as a step has, the others within a sample. The
   /// result does not depend on their number. The state's parameters must be those of config.model,
-  /// and the same on all ranks of the grid. On a GPU the state lives there and samples go one by
-  /// one.
+  /// and the same on all ranks of the grid. On a GPU the state lives there, and up to eight samples
+  /// go side by side while its memory keeps as much of each as of one alone: small networks leave
+  /// most of a GPU idle.
   Trainer(const TrainConfig& config, TrainState state, int threads, Grid grid = {},
           Device device = {});
 
@@ -70,7 +71,8 @@ class Trainer {
     double flops = 0;
   };
   Result run(Params& params, const TrainingSample& sample) const;
-  RecomputePlan make_plan(Device device) const;
+  /// The plan for `samples` at a time, or for as many of them as a GPU should have.
+  RecomputePlan make_plan(Device device, int64_t samples) const;
   /// Runs a sample again under a FiniteWatch.
   std::string first_fault(const TrainingSample& sample);
 

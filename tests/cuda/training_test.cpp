@@ -1,0 +1,33 @@
+// The trainer on the GPU: samples side by side in lanes of their own.
+#include "core/base/machine.h"
+#include "core/train/trainer.h"
+#include "tests/cuda/gpu.h"
+#include "tests/unit/train/one_chain.h"
+
+using namespace ff;
+using namespace ff::test;
+
+TEST_CASE("GPU: a step is the same whether its samples go one by one or side by side") {
+  if (!have_gpu()) return;
+  const Data data;
+  const TrainConfig config = small();
+  std::vector<TrainState> ends;
+  for (const int threads : {1, 3}) {
+    Trainer trainer(config, fresh(config), threads, {}, kGpu);
+    CHECK(trainer.plan().samples == std::min<int64_t>(threads, config.run.global_batch));
+    for (int64_t step = 0; step < 2; ++step) {
+      const StepReport report = trainer.step(data.samples(config, step));
+      CHECK_FALSE(report.skipped);
+      CHECK(std::isfinite(report.loss));
+    }
+    TrainState end = trainer.state();
+    for (Arrays* arrays : {&end.params, &end.v, &end.ema})
+      for (auto& [name, t] : *arrays) t = t.to(Device{});
+    ends.push_back(std::move(end));
+  }
+  set_threads(available_threads());
+  CHECK(same_bits(ends[0].params, ends[1].params));
+  CHECK(same_bits(ends[0].v, ends[1].v));
+  CHECK(same_bits(ends[0].ema, ends[1].ema));
+  CHECK_FALSE(same_bits(ends[0].params, fresh(config).params));
+}
