@@ -104,15 +104,20 @@ std::vector<std::string> find_parameter_files(const std::vector<std::string>& pa
   return found;
 }
 
-Arrays read_parameters(const std::string& path) {
+Arrays read_parameters(const std::string& path, std::string* config) {
   check_input(fs::exists(path), path, ": no such file; ", where_parameters_are());
   if (fs::is_directory(path)) {
     const std::string trained = best_checkpoint(path);
     check_input(!trained.empty(), path, ": holds no checkpoint of a training run");
-    return read_parameters(trained);
+    return read_parameters(trained, config);
   }
-  return fs::path(path).extension() == ".h5" ? averaged_params(read_checkpoint(path))
-                                             : read_npz(path);
+  if (fs::path(path).extension() != ".h5") return read_npz(path);
+  Attributes texts;
+  Arrays arrays = averaged_params(read_checkpoint(path, &texts));
+  for (auto& [name, t] : arrays)
+    if (t.dtype() == Dtype::bf16) t = t.to(Dtype::f32);
+  if (config) *config = texts["config"];
+  return arrays;
 }
 
 ModelFile read_model_file(const std::string& path, const std::string& preset) {
@@ -120,13 +125,10 @@ ModelFile read_model_file(const std::string& path, const std::string& preset) {
     ModelConfig config = preset_config(preset);
     return {std::move(config), read_parameters(path)};
   }
-  if (fs::path(path).extension() == ".h5") {
-    Attributes texts;
-    Arrays arrays = averaged_params(read_checkpoint(path, &texts));
-    if (texts.count("config"))  // of training: any sizes
-      return {parse_train_config(texts["config"], path).model, std::move(arrays)};
-  }
-  Arrays arrays = read_parameters(path);
+  std::string config;
+  Arrays arrays = read_parameters(path, &config);
+  if (!config.empty())  // of training: any sizes
+    return {parse_train_config(config, path).model, std::move(arrays)};
   std::string name = preset_of_name(path);
   if (name.empty()) {
     name = preset_of_arrays(arrays);

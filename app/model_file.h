@@ -41,8 +41,9 @@ ModelFile read_model_file(const std::string& path, const std::string& preset);
 std::vector<std::string> find_parameter_files(const std::vector<std::string>& params,
                                               const std::string& model_preset, int num_models);
 
-/// The arrays of a parameter file by its extension, or of a training run's best checkpoint.
-Arrays read_parameters(const std::string& path);
+/// The arrays of a parameter file by its extension, or of a training run's best checkpoint; bf16 as
+/// f32. Into `config` goes the training configuration that a checkpoint holds, as JSON.
+Arrays read_parameters(const std::string& path, std::string* config = nullptr);
 
 /// "model_1_ptm" of "x/params_model_1_ptm.npz"; "" where the name tells nothing.
 std::string preset_of_name(const std::string& path);

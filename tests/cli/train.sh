@@ -87,6 +87,10 @@ expect 0 "2 steps" train --config small.yaml -o npz --weights-only params.npz ru
 cmp <(losses again) <(losses npz) || problem "the checkpoint and its parameters begin otherwise"
 says 3 "model expects" train --config small.yaml -o other --weights-only params.npz model.c_z=32
 expect 0 "" convert params.npz params.h5
+# For others to predict with: its own configuration, and no paths of this machine.
+expect 0 "" convert run half.h5 --bf16
+grep -q '"num_recycle"' half.h5 || problem "half.h5 has lost the configuration"
+grep -q "$(basename "$PWD")\|shards-" half.h5 && problem "half.h5 tells where files were"
 expect 3 "params.h5: holds parameters only" train --config small.yaml -o other --resume params.h5
 
 # The same in bf16; gradients of samples one after another.
