@@ -193,13 +193,13 @@ Var outer_product_mean(const Scope& scope, const Var& m, const Var& z, const Ten
   const Span span("outer product mean");
   const Range own = dap.mine(z.size(1));
   const Tensor mask = msa_mask.narrow(1, own.start, own.count);
+  const auto normed = [&](const Var& rows) { return layer_norm(scope / "layer_norm_input", rows); };
+  const Var x = at_once(m) ? normed(m) : Var();  // of both sides
   const auto side = [&](const char* name) {
-    return scale_rows(map_rows(m, 0,
-                               [&](const Var& rows, int64_t) {
-                                 return linear(scope / name,
-                                               layer_norm(scope / "layer_norm_input", rows));
-                               }),
-                      mask);
+    const auto project = [&](const Var& rows, int64_t) {
+      return linear(scope / name, x ? x : normed(rows));
+    };
+    return scale_rows(map_rows(m, 0, project), mask);
   };
   const Gathering right(dap, side("right_projection"), 1, z.size(1));
   const Var left = side("left_projection");
