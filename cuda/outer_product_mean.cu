@@ -1,5 +1,6 @@
 // Outer product mean, and its gradients: the outer products of some rows i at a time, as [d, c, i,
-// j]. So they are one batch of matrix products, whose result the next product reads as it lies.
+// j]. So they are one batch of matrix products, whose result the next product reads as it lies. So
+// does their gradient's, as [i, c, d, j]: one product over i and c, and one over d and j.
 #include <algorithm>
 
 #include "cuda/table.h"
@@ -11,6 +12,8 @@ namespace {
 /// Elements of the outer products that exist at a time. The forward's stay in the L2 cache; the
 /// backward rounds its sums once for each range of rows.
 constexpr int64_t kMostForward = int64_t(1) << 24, kMostBackward = int64_t(1) << 26;
+/// Elements of the updates that are added at a time.
+constexpr int64_t kMostUpdates = int64_t(1) << 23;
 
 /// z, update; rows are pairs.
 struct AddMean {
@@ -36,16 +39,6 @@ struct DivideByNorm {
   }
 };
 
-/// to, from
-struct CopyRows {
-  static constexpr bool kByRow = true;
-  template <int V>
-  __device__ void operator()(float (&v)[2][V], int64_t, int64_t) const {
-#pragma unroll
-    for (int i = 0; i < V; ++i) v[0][i] = v[1][i];
-  }
-};
-
 /// The operands of a range of rows after the other.
 struct Ranges {
   Ranges(const Tensor& left_, const Tensor& right, const Tensor& w, int64_t most)
@@ -58,7 +51,6 @@ struct Ranges {
         c_z(w.size(2)),
         // Rows of whole 16 bytes, which the matrix units want.
         padded(ceil_div(n_j, 8) * 8),
-        weights(w.transpose(0, 1).contiguous().view({1, d * c, c_z})),
         right_t(padded == n_j ? room({n_seq, d, padded}) : zeros({n_seq, d, padded}, left)) {
     right_t.narrow(2, 0, n_j).copy_from(right.transpose(1, 2));
     const int64_t rows = std::max<int64_t>(1, most / (padded * c * d));
@@ -87,7 +79,7 @@ struct Ranges {
 
   const Tensor& left;
   int64_t n_seq, n_i, n_j, c, d, c_z, padded;
-  Tensor weights, right_t, products;
+  Tensor right_t, products;
   int64_t step = 0;
 };
 
@@ -97,15 +89,21 @@ void outer_product_mean(const Tensor& left, const Tensor& right, const Tensor& w
                         const Tensor& norm, const Tensor& z) {
   if (!z.numel()) return;
   const Ranges r(left, right, w, kMostForward);
-  const Tensor updates = r.room({r.step, r.padded, r.c_z});
-  for (int64_t i = 0; i < r.n_i; i += r.step) {
-    const int64_t n = std::min(r.step, r.n_i - i);
-    const Tensor update = updates.narrow(0, 0, n);
-    r.multiply(r.left_t(i, n), n);
-    linear(r.by_channels(n).transpose(1, 2), r.weights, b, Activation::kNone, {},
-           update.view({1, n * r.padded, r.c_z}));
-    walk<1, 0, AddMean, 2>("outer_product_mean", {z.narrow(0, i, n), update.narrow(1, 0, r.n_j)},
-                           {View<float>(norm.narrow(0, i, n).unsqueeze(-1))});
+  const Tensor weights = w.transpose(0, 1).contiguous().view({1, r.d * r.c, r.c_z});
+  const int64_t rows = std::max<int64_t>(1, kMostUpdates / (r.step * r.padded * r.c_z)) * r.step;
+  const Tensor updates = r.room({std::min(rows, r.n_i), r.padded, r.c_z});
+  for (int64_t first = 0; first < r.n_i; first += rows) {
+    const int64_t count = std::min(rows, r.n_i - first);
+    for (int64_t i = 0; i < count; i += r.step) {
+      const int64_t n = std::min(r.step, count - i);
+      r.multiply(r.left_t(first + i, n), n);
+      linear(r.by_channels(n).transpose(1, 2), weights, b, Activation::kNone, {},
+             updates.narrow(0, i, n).view({1, n * r.padded, r.c_z}));
+    }
+    walk<1, 0, AddMean, 2>(
+        "outer_product_mean",
+        {z.narrow(0, first, count), updates.narrow(0, 0, count).narrow(1, 0, r.n_j)},
+        {View<float>(norm.narrow(0, first, count).unsqueeze(-1))});
   }
 }
 
@@ -122,37 +120,37 @@ void outer_product_mean_backward(const Tensor& left, const Tensor& right, const 
     linear(x, y, {}, Activation::kNone, to, to);
   };
   const Tensor dw_t = dw.defined() ? r.zeros({1, r.d * r.c, r.c_z}, dw) : Tensor(),
-               dright_t = dright.defined() ? r.zeros(r.right_t.shape(), dright) : Tensor(),
-               by_pair = dleft.defined() ? r.room(r.products.shape()) : Tensor();
+               dright_t =
+                   dright.defined() ? r.zeros({1, r.n_seq, r.d * r.padded}, dright) : Tensor(),
+               dleft_flat = dleft.defined() ? Tensor::empty({1, r.n_seq, r.n_i * r.c},
+                                                            dleft.dtype(), dleft.device())
+                                            : Tensor(),
+               left_flat = left.contiguous().view({1, r.n_seq, r.n_i * r.c}),
+               w_flat = w.contiguous().view({1, r.c * r.d, r.c_z});
   for (int64_t i = 0; i < r.n_i; i += r.step) {
     const int64_t n = std::min(r.step, r.n_i - i);
-    const Tensor l = r.left_t(i, n);
     Tensor g = dz.narrow(0, i, n);
     if (r.padded != r.n_j) {
       g = r.zeros({n, r.padded, r.c_z}, dz);
       g.narrow(1, 0, r.n_j).copy_from(dz.narrow(0, i, n));
     }
-    g = g.view({1, n * r.padded, r.c_z});
     if (dw.defined()) {
-      r.multiply(l, n);
-      add_product(r.by_channels(n), g, dw_t);
+      r.multiply(r.left_t(i, n), n);
+      add_product(r.by_channels(n), g.view({1, n * r.padded, r.c_z}), dw_t);
     }
     if (!dleft.defined() && !dright.defined()) continue;
     // The gradient of the outer products, in their place.
-    matmul(r.weights, g.transpose(1, 2), r.by_channels(n));
-    if (dright.defined()) add_product(l, r.by_d(n), dright_t.transpose(0, 1));
-    if (!dleft.defined()) continue;
-    const Tensor ordered =
-        by_pair.narrow(0, 0, n * r.padded * r.c * r.d).view({r.c * n, r.d, r.padded});
-    walk<1, 1, CopyRows, 2>("outer_product_mean_backward", {ordered.transpose(0, 1), r.by_d(n)},
-                            {});
-    const Tensor sums = Tensor::empty({1, r.n_seq, r.c * n}, dleft.dtype(), dleft.device());
-    matmul(r.right_t.view({1, r.n_seq, r.d * r.padded}),
-           ordered.view({1, r.c * n, r.d * r.padded}).transpose(1, 2), sums);
-    add(sums.view({r.n_seq, r.c, n}).transpose(1, 2).contiguous(), dleft.narrow(1, i, n));
+    const Tensor outer = r.of(n, {1, n * r.c, r.d * r.padded});
+    matmul(w_flat, g.transpose(1, 2), outer.view({n, r.c * r.d, r.padded}));
+    if (dright.defined()) add_product(left_flat.narrow(2, i * r.c, n * r.c), outer, dright_t);
+    if (dleft.defined())
+      matmul(r.right_t.view({1, r.n_seq, r.d * r.padded}), outer.transpose(1, 2),
+             dleft_flat.narrow(2, i * r.c, n * r.c));
   }
+  if (dleft.defined()) add(dleft_flat.view(left.shape()), dleft);
   if (dw.defined()) add(dw_t.view({r.d, r.c, r.c_z}).transpose(0, 1), dw);
-  if (dright.defined()) add(dright_t.narrow(2, 0, r.n_j).transpose(1, 2).contiguous(), dright);
+  if (dright.defined())
+    add(dright_t.view(r.right_t.shape()).narrow(2, 0, r.n_j).transpose(1, 2).contiguous(), dright);
 }
 
 }  // namespace ff::cuda

@@ -9,34 +9,36 @@ constexpr int kSideThreads = 512, kEndThreads = 384;
 
 /// z [n, kC], and channels [kC, n] whose rows are `stride` apart: 4 of a channel's are moved at
 /// once where `wide`.
+template <int kSides>
 struct Side {
+  Layer layers[2 * kSides];
   const Bf16* z;
   const float* mask;
-  Layer proj, gate;
   Bf16* a;
   int64_t n, stride;
   bool wide;
 };
 
 struct End {
+  Layer layers[2];
   const Bf16 *z, *p;
   const float* factors;  ///< [m, kC] of row r % m, or nullptr
-  Layer proj, gate;
   Bf16* out;
   int64_t n, m, stride;
   bool wide;
 };
 
-template <int kC, bool kHopper>
-__global__ void __launch_bounds__(kSideThreads, 1) side_kernel(const __grid_constant__ Side s) {
+template <int kC, bool kHopper, int kSides>
+__global__ void __launch_bounds__(kSideThreads, 1)
+    sides_kernel(const __grid_constant__ Side<kSides> s) {
   if (!kCompiled<kHopper>) return;
   extern __shared__ __align__(1024) unsigned char shared[];
-  const Room<kC> room(shared);
+  const Room<kC, 2 * kSides> room(shared);
   unsigned char* const next_z = room.piece(0, 1);
   Turns<kHopper> turns(s.n);
   Rows16<kC> x;
   x.fetch(next_z, s.z, turns.row(), s.n);
-  room.template fill<kHopper>(s.proj, s.gate);
+  room.template fill<kHopper>(s.layers);
   for (; turns.left(); turns.next()) {
     const int64_t row0 = turns.row(), next_row = turns.next_row();
     float keep[2];
@@ -53,9 +55,9 @@ __global__ void __launch_bounds__(kSideThreads, 1) side_kernel(const __grid_cons
     const int64_t row = row0 + 4 * x.t;
     Bf16* to = s.a + x.first_channel() * s.stride + row;
 #pragma unroll 1
-    for (int j = 0; j < kC / 32; ++j, to += 32 * s.stride) {
+    for (int j = 0; j < kSides * kC / 32; ++j, to += 32 * s.stride) {
       float d[32];  // projection, gate
-      side_layers<kHopper>(d, x, room, j);
+      side_layers<kHopper>(d, x, room, j / (kC / 32) * 2, j % (kC / 32));
       uint2 v[4];
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
@@ -81,7 +83,7 @@ __global__ void __launch_bounds__(kEndThreads, 1) end_kernel(const __grid_consta
   Rows16<kC> x, y;
   y.fetch_channels(next_p, s.p, s.stride, turns.row(), s.n, s.wide);
   x.fetch(next_z, s.z, turns.row(), s.n);
-  room.template fill<kHopper>(s.proj, s.gate);
+  room.template fill<kHopper>(s.layers);
   for (; turns.left(); turns.next()) {
     const int64_t row0 = turns.row(), next_row = turns.next_row();
     copy_wait<1>();
@@ -122,19 +124,23 @@ __global__ void __launch_bounds__(kEndThreads, 1) end_kernel(const __grid_consta
 
 }  // namespace
 
-void triangle_side(const Tensor& z, const Tensor& mask, const NormedLinear& proj,
-                   const NormedLinear& gate, const Tensor& a) {
+void triangle_sides(const Tensor& z, const Tensor& mask, const std::vector<NormedLinear>& layers,
+                    const Tensor& a) {
   const int64_t n = mask.numel();
   if (!n) return;
-  by_variant(a.size(0), [&](auto channels, auto hopper) {
+  by_variant(z.size(-1), [&](auto channels, auto hopper) {
     constexpr int kC = decltype(channels)::value;
     constexpr bool kHopper = decltype(hopper)::value;
-    const Side s{data<Bf16>(z),  mask.data<float>(), layer_of(proj),
-                 layer_of(gate), data<Bf16>(a),      n,
-                 a.stride(0),    is_wide({&a}, n)};
-    const Shape on =
-        shape_of<kHopper>(n, kSideThreads, Room<kC>::kFixed, Room<kC>::bytes_of_warp(1, 0));
-    launch<side_kernel<kC, kHopper>>("triangle_side", on.blocks, on.threads, on.shared, s);
+    by_sides<kHopper>(layers.size(), [&](auto sides, int i) {
+      constexpr int kSides = decltype(sides)::value;
+      using On = Room<kC, 2 * kSides>;
+      Side<kSides> s{{}, data<Bf16>(z), mask.data<float>(), data<Bf16>(a) + i * kC * a.stride(0),
+                     n,  a.stride(0),   is_wide({&a}, n)};
+      set_layers(s.layers, layers, i);
+      const Shape on = shape_of<kHopper>(n, kSideThreads, On::kFixed, On::bytes_of_warp(1, 0));
+      launch<sides_kernel<kC, kHopper, kSides>>("triangle_sides", on.blocks, on.threads, on.shared,
+                                                s);
+    });
   });
 }
 
@@ -145,11 +151,10 @@ void triangle_end(const Tensor& z, const Tensor& p, const Tensor& factors, const
   by_variant(p.size(0), [&](auto channels, auto hopper) {
     constexpr int kC = decltype(channels)::value;
     constexpr bool kHopper = decltype(hopper)::value;
-    const End s{data<Bf16>(z),
+    const End s{{layer_of(proj), layer_of(gate)},
+                data<Bf16>(z),
                 data<Bf16>(p),
                 data_or_null<float>(factors),
-                layer_of(proj),
-                layer_of(gate),
                 data<Bf16>(out),
                 n,
                 z.size(1),

@@ -38,21 +38,21 @@ __device__ __forceinline__ int channel_at(int k) {
   return k / 32 * 32 + k / 2 % 4 * 8 + k / 16 % 2 * 4 + k / 8 % 2 * 2 + k % 2;
 }
 
-/// One of the two layers of a kernel: LN(x; scale, offset) w + b.
+/// One of the layers of a kernel: LN(x; scale, offset) w + b.
 struct Layer {
   const float *scale, *offset;
   const Bf16* w;  ///< [kC, kC]
   const float* b;
 };
 
-/// What of a block's shared memory is where: both layers' weights, in tiles of 32 of the places
+/// What of a block's shared memory is where: the layers' weights, in tiles of 32 of the places
 /// that come out; f32: scale, offset (in the channels' order) and bias (in the places') of each,
 /// and sums of every warp; every warp's pieces of 16 rows that are to come.
-template <int kC>
+template <int kC, int kLayers = 2>
 struct Room {
   static constexpr int kTile = kC * 64, kWeights = kC * kC * 2;  ///< bytes
   static constexpr int kPiece = 16 * kC * 2;
-  static constexpr int kFixed = 2 * kWeights + 6 * kC * 4;
+  static constexpr int kFixed = kLayers * (kWeights + 3 * kC * 4);
   static constexpr int bytes_of_warp(int pieces, int sums) { return pieces * kPiece + sums * 4; }
 
   __device__ __forceinline__ explicit Room(unsigned char* shared)
@@ -61,33 +61,31 @@ struct Room {
     return weights + i * kWeights + tile * kTile;
   }
   __device__ __forceinline__ float* numbers() const {
-    return reinterpret_cast<float*>(start + 2 * kWeights);
+    return reinterpret_cast<float*>(start + kLayers * kWeights);
   }
   __device__ __forceinline__ float* scale(int i) const { return numbers() + 3 * i * kC; }
   __device__ __forceinline__ float* offset(int i) const { return scale(i) + kC; }
   __device__ __forceinline__ float* bias(int i) const { return scale(i) + 2 * kC; }
-  __device__ __forceinline__ float* sums() const { return numbers() + 6 * kC; }
+  __device__ __forceinline__ float* sums() const { return numbers() + 3 * kLayers * kC; }
   /// This lane's 16 bytes of a warp's first 512 of a piece.
   __device__ __forceinline__ unsigned char* piece(int i, int pieces, int sums_of_warp = 0) const {
     return reinterpret_cast<unsigned char*>(sums() + sums_of_warp * (blockDim.x / 32)) +
            (threadIdx.x / 32 * pieces + i) * kPiece + threadIdx.x % 32 * 16;
   }
 
-  /// Both layers, and zeros for `sums_count` numbers, by all threads of the block.
+  /// The layers, and zeros for `sums_count` numbers, by all threads of the block.
   template <bool kHopper>
-  __device__ __forceinline__ void fill(const Layer& proj, const Layer& gate,
-                                       int sums_count = 0) const {
-    const Layer layers[2] = {proj, gate};
+  __device__ __forceinline__ void fill(const Layer (&layers)[kLayers], int sums_count = 0) const {
     for (int row = threadIdx.x / 4, t = threadIdx.x % 4; row < kC; row += blockDim.x / 4) {
-      uint4 v[2][kC / 32];
+      uint4 v[kLayers][kC / 32];
 #pragma unroll
-      for (int i = 0; i < 2; ++i)
+      for (int i = 0; i < kLayers; ++i)
 #pragma unroll
         for (int tile = 0; tile < kC / 32; ++tile)
           v[i][tile] = __ldg(reinterpret_cast<const uint4*>(layers[i].w + channel_at(row) * kC +
                                                             32 * tile + 8 * t));
 #pragma unroll
-      for (int i = 0; i < 2; ++i)
+      for (int i = 0; i < kLayers; ++i)
 #pragma unroll
         for (int tile = 0; tile < kC / 32; ++tile) {
           const uint32_t parts[4] = {v[i][tile].x, v[i][tile].y, v[i][tile].z, v[i][tile].w};
@@ -99,7 +97,7 @@ struct Room {
     }
     for (int k = threadIdx.x; k < kC; k += blockDim.x)
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
+      for (int i = 0; i < kLayers; ++i) {
         scale(i)[k] = layers[i].scale[k];
         offset(i)[k] = layers[i].offset[k];
         bias(i)[k] = layers[i].b[channel_at(k)];
@@ -264,23 +262,27 @@ struct Rows16 {
 
   /// The same of channels [kC, n] whose rows are `stride` apart: 4 neighbours of a channel.
   __device__ __forceinline__ void fetch_channels(unsigned char* piece, const Bf16* p,
-                                                 int64_t stride, int64_t row0, int64_t n,
-                                                 bool wide) const {
+                                                 int64_t stride, int64_t row0, int64_t n, bool wide,
+                                                 int j) const {
     const int64_t at = row0 + 4 * t;
-    const Bf16* from = p + first_channel() * stride + at;
-    unsigned char* const to = piece - threadIdx.x % 32 * 8;  // 8 bytes of every 256
+    const Bf16* from = p + (first_channel() + 32 * j) * stride + at;
+    unsigned char* const to = piece - threadIdx.x % 32 * 8 + j * 1024;  // 8 bytes of every 256
     if (wide) {
       const bool there = at < n;
 #pragma unroll
-      for (int k = 0; k < kC / 8; ++k)
-        copy_async8(shared_address(to) + k * 256, from + (k / 4 * 32 + k % 4 * 2) * stride,
-                    there ? 8 : 0);
+      for (int k = 0; k < 4; ++k)
+        copy_async8(shared_address(to) + k * 256, from + 2 * k * stride, there ? 8 : 0);
     } else {
 #pragma unroll 1
-      for (int k = 0; k < kC / 8; ++k)
-        *reinterpret_cast<uint2*>(to + k * 256) =
-            read_channel(from + (k / 4 * 32 + k % 4 * 2) * stride, n - at);
+      for (int k = 0; k < 4; ++k)
+        *reinterpret_cast<uint2*>(to + k * 256) = read_channel(from + 2 * k * stride, n - at);
     }
+  }
+  __device__ __forceinline__ void fetch_channels(unsigned char* piece, const Bf16* p,
+                                                 int64_t stride, int64_t row0, int64_t n,
+                                                 bool wide) const {
+#pragma unroll
+    for (int j = 0; j < kC / 32; ++j) fetch_channels(piece, p, stride, row0, n, wide, j);
     copy_commit();
   }
   /// Places 8 k + g.
@@ -421,14 +423,15 @@ inline bool is_wide(std::initializer_list<const Tensor*> channels, int64_t n) {
   return n % 4 == 0;
 }
 
-/// Group j of a side's two layers: d (16 rows x 32 places of the projection, then of the gate).
-template <bool kHopper, int kC>
+/// Group j of a side's two layers, of which `proj` is the first: d (16 rows x 32 places of the
+/// projection, then of the gate).
+template <bool kHopper, int kC, int kLayers>
 __device__ __forceinline__ void side_layers(float (&d)[32], const Rows16<kC>& x,
-                                            const Room<kC>& room, int j) {
-  begin_with(d, room.bias(0) + 32 * j, x.t);
-  begin_with(d + 16, room.bias(1) + 32 * j, x.t);
+                                            const Room<kC, kLayers>& room, int proj, int j) {
+  begin_with(d, room.bias(proj) + 32 * j, x.t);
+  begin_with(d + 16, room.bias(proj + 1) + 32 * j, x.t);
   start<kHopper>(d);
-  multiply<kHopper>(d, x, room.w(0, j), Room<kC>::kWeights);
+  multiply<kHopper>(d, x, room.w(proj, j), Room<kC>::kWeights);
   run<kHopper>();
   finish<kHopper>(d);
 }
@@ -458,6 +461,21 @@ void by_variant(int64_t c, F f) {
     device_info().hopper() ? f(channels, std::true_type()) : f(channels, std::false_type());
   };
   c == 64 ? with(std::integral_constant<int, 64>()) : with(std::integral_constant<int, 128>());
+}
+
+/// f(sides, i) for the sides of these layers that a kernel makes at once, the first being i: both
+/// where the memory of a multiprocessor has room for their weights.
+template <bool kHopper, class F>
+void by_sides(size_t layers, F f) {
+  if constexpr (kHopper)
+    if (layers == 4) return f(std::integral_constant<int, 2>(), 0);
+  for (int i = 0; i < int(layers / 2); ++i) f(std::integral_constant<int, 1>(), i);
+}
+
+/// The layers of `sides` sides from side i.
+template <int kLayers>
+void set_layers(Layer (&to)[kLayers], const std::vector<NormedLinear>& layers, int i = 0) {
+  for (int k = 0; k < kLayers; ++k) to[k] = layer_of(layers[size_t(2 * i + k)]);
 }
 
 /// How many blocks and threads a kernel of n rows is run by.

@@ -7,31 +7,33 @@
 namespace ff::cuda {
 namespace {
 
-constexpr int kSideThreads = 384, kEndThreads = 256;
+constexpr int kThreads = 256;
 
+/// Of n rows; what is multiplied afterwards has `rows`, of which those behind n are 0.
+template <int kSides>
 struct SideBackward {
+  Layer layers[2 * kSides];
   const Bf16* z;
   const float* mask;
-  Layer proj, gate;
   const Bf16* da;
   Bf16* dz;
-  Bf16* normed;    ///< [n, kC]: (x - mean) / std
-  Bf16* products;  ///< [n, 2 kC]: gradients of the projection's and the gate's products
-  float* partial;  ///< [blocks, 2 kC]: their sums over rows
-  int64_t n, stride;
+  Bf16* normed;    ///< [rows, kC]: (x - mean) / std
+  Bf16* products;  ///< [rows, layers, kC]: gradients of the layers' products
+  float* partial;  ///< [blocks, layers, kC]: their sums over rows
+  int64_t n, rows, stride;
   bool wide, add;
 };
 
 struct EndBackward {
+  Layer layers[2];
   const Bf16 *z, *p;
   const float* factors;
-  Layer proj, gate;
   const Bf16* dout;
   Bf16 *dz, *dp;
-  Bf16* normed;    ///< [2, n, kC]: of p, of z
-  Bf16* products;  ///< [2, n, kC]
-  float* partial;  ///< [blocks, 2 kC]
-  int64_t n, m, stride;
+  Bf16* normed;    ///< [2, rows, kC]: of p, of z
+  Bf16* products;  ///< [2, rows, kC]
+  float* partial;  ///< [blocks, 2, kC]
+  int64_t n, rows, m, stride;
   bool wide, add;
 };
 
@@ -89,18 +91,20 @@ __device__ __forceinline__ void add_sums(float* sums, const float (&p)[8], const
   }
 }
 
-/// Of each warp, for each step of 16 places and each lane, what scatter_sum gave it, added up.
-/// partial [2 kC] of this block: over its warps, in the channels' order.
-template <int kC>
+/// Of each warp, for each step of 16 places of two layers and each lane, what scatter_sum gave it,
+/// added up. partial [blocks, kLayers, kC]: over this block's warps, in the channels' order.
+template <int kC, int kLayers>
 __device__ __forceinline__ void leave_sums(const float* sums, float* partial) {
   __syncthreads();
-  for (int k = threadIdx.x; k < 2 * kC; k += blockDim.x) {
-    const int place = k % kC, t = place / 2 % 4, which = k / kC * 4 + place / 8 % 2 * 2 + place % 2;
-    const int g = which / 4 + which / 2 % 2 * 2 + which % 2 * 4;
+  for (int k = threadIdx.x; k < kLayers * kC; k += blockDim.x) {
+    const int layer = k / kC, place = k % kC, t = place / 2 % 4,
+              which = layer % 2 * 4 + place / 8 % 2 * 2 + place % 2;
+    const int g = which / 4 + which / 2 % 2 * 2 + which % 2 * 4,
+              step = layer / 2 * (kC / 16) + place / 16;
     float sum = 0;
     for (int w = 0; w < blockDim.x / 32; ++w)
-      sum += sums[(w * (kC / 16) + place / 16) * 32 + 4 * g + t];
-    partial[k / kC * kC + channel_at(place)] = sum;
+      sum += sums[(w * (kLayers / 2 * kC / 16) + step) * 32 + 4 * g + t];
+    partial[(int64_t(blockIdx.x) * kLayers + layer) * kC + channel_at(place)] = sum;
   }
 }
 
@@ -168,20 +172,19 @@ __device__ __forceinline__ void gate_backward(float& p, float& q, float d) {
   p = to_p;
 }
 
-template <int kC, bool kHopper>
-__global__ void __launch_bounds__(kSideThreads, 1)
-    side_backward_kernel(const __grid_constant__ SideBackward s) {
+template <int kC, bool kHopper, int kSides>
+__global__ void __launch_bounds__(kThreads, 1)
+    sides_backward_kernel(const __grid_constant__ SideBackward<kSides> s) {
   if (!kCompiled<kHopper>) return;
   extern __shared__ __align__(1024) unsigned char shared[];
-  const Room<kC> room(shared);
-  constexpr int kSums = kC / 16 * 32;
-  unsigned char *const next_z = room.piece(0, 3, kSums), *const next_da = next_z + Room<kC>::kPiece,
-                       *const old_dz = next_da + Room<kC>::kPiece;
-  Turns<kHopper> turns(s.n);
+  constexpr int kLayers = 2 * kSides, kGroups = kC / 32, kSums = kSides * kC / 16 * 32;
+  const Room<kC, kLayers> room(shared);
+  unsigned char *const next_z = room.piece(0, 2, kSums), *const next_da = next_z + Room<kC>::kPiece;
+  Turns<kHopper> turns(s.rows);
   Rows16<kC> x;
   x.fetch(next_z, s.z, turns.row(), s.n);
   x.fetch_channels(next_da, s.da, s.stride, turns.row(), s.n, s.wide);
-  room.template fill<kHopper>(s.proj, s.gate, kSums * (blockDim.x / 32));
+  room.template fill<kHopper>(s.layers, kSums * (blockDim.x / 32));
   const int lane = threadIdx.x % 32;
   float* const sums = room.sums() + threadIdx.x / 32 * kSums + lane;
   for (; turns.left(); turns.next()) {
@@ -194,14 +197,15 @@ __global__ void __launch_bounds__(kSideThreads, 1)
     }
     copy_wait<0>();
     x.take(next_z);
-    if (s.add) x.fetch(old_dz, s.dz, row0, s.n);
     x.statistics();
-    x.normalize(room.scale(0), room.offset(0), s.normed, row0, s.n);
+    x.normalize(room.scale(0), room.offset(0), s.normed, row0, s.rows);
     float dx[kC / 2] = {};
 #pragma unroll 1
-    for (int j = 0; j < kC / 32; ++j) {
+    for (int group = 0; group < kSides * kGroups; ++group) {
+      const int layer = group / kGroups * 2, j = group % kGroups;
       float d[32];  // projection, gate
-      side_layers<kHopper>(d, x, room, j);
+      side_layers<kHopper>(d, x, room, layer, j);
+      copy_wait<kGroups - 1>();
       uint32_t dp[2][4], dq[2][4];
       float sum_p[8] = {}, sum_q[8] = {};
 #pragma unroll
@@ -222,39 +226,50 @@ __global__ void __launch_bounds__(kSideThreads, 1)
         }
       }
       start<kHopper>(dx, dp, dq);
-      multiply_back<kHopper, kC>(dx, dp, room.w(0, j));
-      multiply_back<kHopper, kC>(dx, dq, room.w(1, j));
+      multiply_back<kHopper, kC>(dx, dp, room.w(layer, j));
+      multiply_back<kHopper, kC>(dx, dq, room.w(layer + 1, j));
       run<kHopper>();
+      // What comes next to this place: of the other side, or of the next rows.
+      const bool other = group + kGroups < kSides * kGroups;
+      x.fetch_channels(next_da, s.da + (other ? kC * s.stride : 0), s.stride,
+                       other ? row0 : next_row, s.n, s.wide, j);
+      copy_commit();
+      Bf16* const to = x.template own<kLayers * kC>(s.products, row0) + layer * kC + 32 * j;
 #pragma unroll
       for (int b = 0; b < 2; ++b) {
-        if (row0 + x.row(b) >= s.n) continue;
-        Bf16* const to = x.template own<2 * kC>(s.products, row0) + x.template off<2 * kC>(b, j);
-        store_whole(to, channels_of(dp, b));
-        store_whole(to + kC, channels_of(dq, b));
+        Bf16* const row = to + x.template off<kLayers * kC>(b, 0);
+        store_whole(row, channels_of(dp, b));
+        store_whole(row + kC, channels_of(dq, b));
       }
-      add_sums(sums + j * 64, sum_p, sum_q, lane);
+      add_sums(sums + group * 64, sum_p, sum_q, lane);
       finish<kHopper>(dx);
     }
-    x.fetch_channels(next_da, s.da, s.stride, next_row, s.n, s.wide);
-    copy_wait<1>();
+    uint4 old[kC / 32][2] = {};
+    if (s.add)
+#pragma unroll
+      for (int j = 0; j < kC / 32; ++j)
+#pragma unroll
+        for (int b = 0; b < 2; ++b)
+          if (row0 + x.row(b) < s.n)
+            old[j][b] = *reinterpret_cast<const uint4*>(x.own(s.dz, row0) + x.off(b, j));
     norm_backward<kC>(
         dx, x, room.scale(0), [&](int j, uint32_t(&v)[2][4]) { x.take(next_z, j, v); },
         [&](int j, float(&y)[2][8]) {
           x.fetch(next_z, s.z, next_row, s.n, j);
 #pragma unroll
           for (int b = 0; b < 2; ++b) {
-            if (s.add) add8(y[b], x.taken(old_dz, b, j));
+            if (s.add) add8(y[b], old[j][b]);
             if (s.dz && row0 + x.row(b) < s.n)
               store_whole(x.own(s.dz, row0) + x.off(b, j), pack8(y[b]));
           }
         });
     copy_commit();
   }
-  leave_sums<kC>(room.sums(), s.partial + int64_t(blockIdx.x) * 2 * kC);
+  leave_sums<kC, kLayers>(room.sums(), s.partial);
 }
 
 template <int kC, bool kHopper>
-__global__ void __launch_bounds__(kEndThreads, 1)
+__global__ void __launch_bounds__(kThreads, 1)
     end_backward_kernel(const __grid_constant__ EndBackward s) {
   if (!kCompiled<kHopper>) return;
   extern __shared__ __align__(1024) unsigned char shared[];
@@ -263,23 +278,24 @@ __global__ void __launch_bounds__(kEndThreads, 1)
   unsigned char *const next_z = room.piece(0, 4, kSums), *const next_p = room.piece(1, 4, kSums),
                        *const next_dout = room.piece(2, 4, kSums),
                        *const own_dq = room.piece(3, 4, kSums);
-  Turns<kHopper> turns(s.n);
+  Turns<kHopper> turns(s.rows);
   Rows16<kC> x, y;
   y.fetch_channels(next_p, s.p, s.stride, turns.row(), s.n, s.wide);
   x.fetch(next_z, s.z, turns.row(), s.n);
   x.fetch(next_dout, s.dout, turns.row(), s.n);
-  room.template fill<kHopper>(s.proj, s.gate, kSums * (blockDim.x / 32));
+  room.template fill<kHopper>(s.layers, kSums * (blockDim.x / 32));
   const int lane = threadIdx.x % 32;
   float* const sums = room.sums() + threadIdx.x / 32 * kSums + lane;
   for (; turns.left(); turns.next()) {
     const int64_t row0 = turns.row(), next_row = turns.next_row();
-    copy_wait<0>();
+    copy_wait<1>();
     y.take_channels(next_p);
     y.statistics();
-    y.normalize(room.scale(0), room.offset(0), s.normed, row0, s.n);
+    y.normalize(room.scale(0), room.offset(0), s.normed, row0, s.rows);
+    copy_wait<0>();
     x.take(next_z);
     x.statistics();
-    x.normalize(room.scale(1), room.offset(1), s.normed + s.n * kC, row0, s.n);
+    x.normalize(room.scale(1), room.offset(1), s.normed + s.rows * kC, row0, s.rows);
     const float* const factors[2] = {x.factors_at(s.factors, 0, row0, s.m),
                                      x.factors_at(s.factors, 1, row0, s.m)};
     float dx[kC / 2] = {};
@@ -313,10 +329,9 @@ __global__ void __launch_bounds__(kEndThreads, 1)
       for (int b = 0; b < 2; ++b) {
         const uint4 q_channels = channels_of(dq, b);
         *reinterpret_cast<uint4*>(own_dq + (2 * j + b) * 512) = q_channels;
-        if (row0 + x.row(b) >= s.n) continue;
         Bf16* const to = x.own(s.products, row0) + x.off(b, 0) + 32 * j;
         store_whole(to, channels_of(to_o, b));
-        store_whole(to + s.n * kC, q_channels);
+        store_whole(to + s.rows * kC, q_channels);
       }
       add_sums(sums + j * 64, sum_o, sum_q, lane);
       finish<kHopper>(dx);
@@ -372,103 +387,143 @@ __global__ void __launch_bounds__(kEndThreads, 1)
         });
     copy_commit();
   }
-  leave_sums<kC>(room.sums(), s.partial + int64_t(blockIdx.x) * 2 * kC);
+  leave_sums<kC, 2>(room.sums(), s.partial);
 }
 
-/// What two layers' gradients are made of: for layer i, from products [kC, kC] = normed^T times the
-/// products' gradients, and their sums over rows.
+/// The ranges of rows whose products are summed apart, so that these fill the GPU: 128 tiles of
+/// [128, 128]. They are of whole turns of the kernels, which write 0 behind the last row.
+struct Ranges {
+  Ranges(int64_t n, int64_t layers)
+      : parts(std::clamp<int64_t>(n / 1024, 1, 128 / layers)),
+        each(ceil_div(n, 64 * parts) * 64),
+        rows(parts * each) {}
+  int64_t parts, each, rows;
+};
+
+/// What the layers' gradients are made of: for layer i, from products [kC, kC] = normed^T times the
+/// products' gradients, one of each range of rows, and sums over rows.
+template <int kLayers>
 struct Finish {
-  Layer layer[2];
-  float *dscale[2], *doffset[2], *dw[2], *db[2];
-  const float* products;  ///< layer i's from i * next, rows `pitch` apart
-  int64_t next, pitch;
-  const float* partial;  ///< [blocks, 2 kC]
+  Layer layers[kLayers];
+  float *dscale[kLayers], *doffset[kLayers], *dw[kLayers], *db[kLayers];
+  const float* products;  ///< layer i's from i * next, ranges `range` and rows `pitch` apart
+  int64_t next, range, pitch, ranges;
+  const float* partial;  ///< [blocks, kLayers, kC]
   int64_t blocks;
 };
 
+constexpr int kFinishThreads = 1024;
+
 /// LN(x) = normed scale + offset, so that w's gradient, LN(x)^T d, is scale normed^T d + offset
 /// sum d, and those of scale and offset are the sums over w's rows of w normed^T d and w sum d.
-/// Block c: channel c of what goes in; thread: layer and channel of what comes out.
-template <int kC>
-__global__ void __launch_bounds__(2 * kC) finish_kernel(const __grid_constant__ Finish f) {
-  __shared__ float room[2][2 * kC / 32];
-  const int c = blockIdx.x, i = threadIdx.x / kC, o = threadIdx.x % kC;
-  const Layer& layer = f.layer[i];
-  float sum = 0;
-#pragma unroll 4
-  for (int64_t b = 0; b < f.blocks; ++b) sum += f.partial[b * 2 * kC + i * kC + o];
-  const float product = f.products[i * f.next + c * f.pitch + o], w = to_float(layer.w[c * kC + o]);
-  if (f.dw[i]) f.dw[i][c * kC + o] += layer.scale[c] * product + layer.offset[c] * sum;
-  if (f.db[i] && c == 0) f.db[i][o] += sum;
-  const float to_scale = warp_sum(w * product), to_offset = warp_sum(w * sum);
-  if (threadIdx.x % 32 == 0) {
-    room[0][threadIdx.x / 32] = to_scale;
-    room[1][threadIdx.x / 32] = to_offset;
+/// Block c: channel c of what goes in; thread: which part of the sums, layer and channel of what
+/// comes out.
+template <int kC, int kLayers>
+__global__ void __launch_bounds__(kFinishThreads)
+    finish_kernel(const __grid_constant__ Finish<kLayers> f) {
+  constexpr int kOut = kLayers * kC, kParts = kFinishThreads / kOut;
+  __shared__ float parts[2][kFinishThreads], room[2][kOut / 32];
+  const int c = blockIdx.x, part = threadIdx.x / kOut, k = threadIdx.x % kOut, i = k / kC,
+            o = k % kC;
+  float sum = 0, product = 0;
+#pragma unroll 16
+  for (int64_t b = part; b < f.blocks; b += kParts) sum += f.partial[b * kOut + k];
+  const float* const products = f.products + i * f.next + c * f.pitch + o;
+#pragma unroll 16
+  for (int64_t r = part; r < f.ranges; r += kParts) product += products[r * f.range];
+  parts[0][threadIdx.x] = sum;
+  parts[1][threadIdx.x] = product;
+  __syncthreads();
+  if (part == 0) {
+#pragma unroll
+    for (int p = 1; p < kParts; ++p) {
+      sum += parts[0][p * kOut + k];
+      product += parts[1][p * kOut + k];
+    }
+    const Layer& layer = f.layers[i];
+    const float w = to_float(layer.w[c * kC + o]);
+    if (f.dw[i]) f.dw[i][c * kC + o] += layer.scale[c] * product + layer.offset[c] * sum;
+    if (f.db[i] && c == 0) f.db[i][o] += sum;
+    const float to_scale = warp_sum(w * product), to_offset = warp_sum(w * sum);
+    if (k % 32 == 0) {
+      room[0][k / 32] = to_scale;
+      room[1][k / 32] = to_offset;
+    }
   }
   __syncthreads();
   if (threadIdx.x) return;
-  for (int k = 0; k < 2; ++k) {
+  for (int l = 0; l < kLayers; ++l) {  // whose gradients may be the same
     float total[2] = {};
     for (int s = 0; s < 2; ++s)
-      for (int q = 0; q < kC / 32; ++q) total[s] += room[s][k * (kC / 32) + q];
-    if (f.dscale[k]) f.dscale[k][c] += total[0];
-    if (f.doffset[k]) f.doffset[k][c] += total[1];
+      for (int q = 0; q < kC / 32; ++q) total[s] += room[s][l * (kC / 32) + q];
+    if (f.dscale[l]) f.dscale[l][c] += total[0];
+    if (f.doffset[l]) f.doffset[l][c] += total[1];
   }
 }
 
-template <int kC>
-void finish(const NormedLinear (&layers)[2], const NormedLinear (&grads)[2], const Tensor& products,
-            const Scratch& partial, int64_t blocks) {
-  const bool beside = products.size(0) == 1;  // each other, else one after the other
-  Finish f{};
-  for (int i = 0; i < 2; ++i) {
-    f.layer[i] = layer_of(layers[i]);
+/// From normed [b, rows, kC] and the products' gradients [b, rows, ..].
+template <int kC, int kLayers>
+void finish(const Layer (&layers)[kLayers], const NormedLinear* grads, const Ranges& of,
+            const Tensor& normed, const Tensor& products, const Scratch& partial, int64_t blocks) {
+  const int64_t batch = normed.size(0), width = products.size(2);
+  const Tensor sums = Tensor::empty({batch * of.parts, kC, width}, Dtype::f32, normed.device());
+  product(normed.view({-1, of.each, kC}).transpose(1, 2), products.view({-1, of.each, width}), {},
+          Activation::kNone, {}, sums);
+  Finish<kLayers> f{};
+  for (int i = 0; i < kLayers; ++i) {
+    f.layers[i] = layers[i];
     f.dscale[i] = data_or_null<float>(grads[i].scale);
     f.doffset[i] = data_or_null<float>(grads[i].offset);
     f.dw[i] = data_or_null<float>(grads[i].w);
     f.db[i] = data_or_null<float>(grads[i].b);
   }
-  f.products = products.data<float>();
-  f.next = beside ? kC : kC * kC;
-  f.pitch = beside ? 2 * kC : kC;
+  f.products = sums.data<float>();
+  f.next = batch == 1 ? kC : of.parts * kC * kC;  // beside each other, or one after the other
+  f.range = kC * width;
+  f.pitch = width;
+  f.ranges = of.parts;
   f.partial = partial.data<float>();
   f.blocks = blocks;
-  launch<finish_kernel<kC>>("triangle_finish", kC, 2 * kC, 0, f);
+  launch<finish_kernel<kC, kLayers>>("triangle_finish", kC, kFinishThreads, 0, f);
 }
 
 }  // namespace
 
-void triangle_side_backward(const Tensor& z, const Tensor& mask, const NormedLinear& proj,
-                            const NormedLinear& gate, const Tensor& da, const Tensor& dz, bool add,
-                            const NormedLinear& dproj, const NormedLinear& dgate) {
+void triangle_sides_backward(const Tensor& z, const Tensor& mask,
+                             const std::vector<NormedLinear>& layers, const Tensor& da,
+                             const Tensor& dz, bool add, const std::vector<NormedLinear>& grads) {
   const int64_t n = mask.numel();
   if (!n) return;
-  by_variant(da.size(0), [&](auto channels, auto hopper) {
+  by_variant(z.size(-1), [&](auto channels, auto hopper) {
     constexpr int kC = decltype(channels)::value;
     constexpr bool kHopper = decltype(hopper)::value;
-    const Shape on =
-        shape_of<kHopper>(n, kSideThreads, Room<kC>::kFixed, Room<kC>::bytes_of_warp(3, kC * 2));
-    const Tensor normed = Tensor::empty({1, n, kC}, Dtype::bf16, z.device()),
-                 products = Tensor::empty({1, n, 2 * kC}, Dtype::bf16, z.device()),
-                 sums = Tensor::empty({1, kC, 2 * kC}, Dtype::f32, z.device());
-    const Scratch partial(on.blocks * 2 * kC * 4);
-    const SideBackward s{data<Bf16>(z),
-                         mask.data<float>(),
-                         layer_of(proj),
-                         layer_of(gate),
-                         data<Bf16>(da),
-                         data_or_null<Bf16>(dz),
-                         data<Bf16>(normed),
-                         data<Bf16>(products),
-                         partial.data<float>(),
-                         n,
-                         da.stride(0),
-                         is_wide({&da}, n),
-                         add};
-    launch<side_backward_kernel<kC, kHopper>>("triangle_side_backward", on.blocks, on.threads,
-                                              on.shared, s);
-    product(normed.transpose(1, 2), products, {}, Activation::kNone, {}, sums);
-    finish<kC>({proj, gate}, {dproj, dgate}, sums, partial, on.blocks);
+    by_sides<kHopper>(layers.size(), [&](auto sides, int i) {
+      constexpr int kSides = decltype(sides)::value, kLayers = 2 * kSides;
+      using On = Room<kC, kLayers>;
+      const Ranges of(n, kLayers);
+      const Shape on =
+          shape_of<kHopper>(of.rows, kThreads, On::kFixed, On::bytes_of_warp(2, kLayers * kC));
+      const Tensor normed = Tensor::empty({1, of.rows, kC}, Dtype::bf16, z.device()),
+                   products = Tensor::empty({1, of.rows, kLayers * kC}, Dtype::bf16, z.device());
+      const Scratch partial(on.blocks * kLayers * kC * 4);
+      SideBackward<kSides> s{{},
+                             data<Bf16>(z),
+                             mask.data<float>(),
+                             data<Bf16>(da) + i * kC * da.stride(0),
+                             data_or_null<Bf16>(dz),
+                             data<Bf16>(normed),
+                             data<Bf16>(products),
+                             partial.data<float>(),
+                             n,
+                             of.rows,
+                             da.stride(0),
+                             is_wide({&da}, n),
+                             dz.defined() && (add || i > 0)};
+      set_layers(s.layers, layers, i);
+      launch<sides_backward_kernel<kC, kHopper, kSides>>("triangle_sides_backward", on.blocks,
+                                                         on.threads, on.shared, s);
+      finish<kC>(s.layers, &grads[size_t(2 * i)], of, normed, products, partial, on.blocks);
+    });
   });
 }
 
@@ -481,17 +536,16 @@ void triangle_end_backward(const Tensor& z, const Tensor& p, const Tensor& facto
   by_variant(p.size(0), [&](auto channels, auto hopper) {
     constexpr int kC = decltype(channels)::value;
     constexpr bool kHopper = decltype(hopper)::value;
+    const Ranges of(n, 2);
     const Shape on =
-        shape_of<kHopper>(n, kEndThreads, Room<kC>::kFixed, Room<kC>::bytes_of_warp(4, kC * 2));
-    const Tensor normed = Tensor::empty({2, n, kC}, Dtype::bf16, z.device()),
-                 products = Tensor::empty({2, n, kC}, Dtype::bf16, z.device()),
-                 sums = Tensor::empty({2, kC, kC}, Dtype::f32, z.device());
+        shape_of<kHopper>(of.rows, kThreads, Room<kC>::kFixed, Room<kC>::bytes_of_warp(4, kC * 2));
+    const Tensor normed = Tensor::empty({2, of.rows, kC}, Dtype::bf16, z.device()),
+                 products = Tensor::empty({2, of.rows, kC}, Dtype::bf16, z.device());
     const Scratch partial(on.blocks * 2 * kC * 4);
-    const EndBackward s{data<Bf16>(z),
+    const EndBackward s{{layer_of(proj), layer_of(gate)},
+                        data<Bf16>(z),
                         data<Bf16>(p),
                         data_or_null<float>(factors),
-                        layer_of(proj),
-                        layer_of(gate),
                         data<Bf16>(dout),
                         data_or_null<Bf16>(dz),
                         data_or_null<Bf16>(dp),
@@ -499,14 +553,15 @@ void triangle_end_backward(const Tensor& z, const Tensor& p, const Tensor& facto
                         data<Bf16>(products),
                         partial.data<float>(),
                         n,
+                        of.rows,
                         z.size(1),
                         p.stride(0),
                         is_wide({&p, &dp}, n),
                         add};
     launch<end_backward_kernel<kC, kHopper>>("triangle_end_backward", on.blocks, on.threads,
                                              on.shared, s);
-    product(normed.transpose(1, 2), products, {}, Activation::kNone, {}, sums);
-    finish<kC>({proj, gate}, {dproj, dgate}, sums, partial, on.blocks);
+    const NormedLinear grads[2] = {dproj, dgate};
+    finish<kC>(s.layers, grads, of, normed, products, partial, on.blocks);
   });
 }
 

@@ -193,13 +193,13 @@ Var outer_product_mean(const Scope& scope, const Var& m, const Var& z, const Ten
   const Span span("outer product mean");
   const Range own = dap.mine(z.size(1));
   const Tensor mask = msa_mask.narrow(1, own.start, own.count);
+  const auto normed = [&](const Var& rows) { return layer_norm(scope / "layer_norm_input", rows); };
+  const Var x = at_once(m) ? normed(m) : Var();  // of both sides
   const auto side = [&](const char* name) {
-    return scale_rows(map_rows(m, 0,
-                               [&](const Var& rows, int64_t) {
-                                 return linear(scope / name,
-                                               layer_norm(scope / "layer_norm_input", rows));
-                               }),
-                      mask);
+    const auto project = [&](const Var& rows, int64_t) {
+      return linear(scope / name, x ? x : normed(rows));
+    };
+    return scale_rows(map_rows(m, 0, project), mask);
   };
   const Gathering right(dap, side("right_projection"), 1, z.size(1));
   const Var left = side("left_projection");
@@ -218,11 +218,18 @@ Var triangle_multiplication(const Scope& scope, const Var& z, const Tensor& pair
     const Scope linear = scope / name;
     return NormedLayer{of["scale"], of["offset"], linear["weights"], linear["bias"]};
   };
+  const auto fused_sides = [&](std::initializer_list<const char*> sides) {
+    std::vector<NormedLayer> layers;
+    for (const std::string name : sides) {
+      layers.push_back(layer(norm, name + "_projection"));
+      layers.push_back(layer(norm, name + "_gate"));
+    }
+    return triangle_sides(z, pair_mask.contiguous(), layers);
+  };
   const auto side = [&](int i) {
-    const std::string name = i == 0 ? "left" : "right";
-    if (fused)
-      return triangle_side(z, pair_mask.contiguous(), layer(norm, name + "_projection"),
-                           layer(norm, name + "_gate"));
+    const char* const which = i == 0 ? "left" : "right";
+    if (fused) return fused_sides({which});
+    const std::string name = which;
     const Scope proj = scope / (name + "_projection"), gate = scope / (name + "_gate");
     return map_rows(z, 1, [&](const Var& rows, int64_t start) {
       const Var x = layer_norm(norm, rows);
@@ -233,7 +240,9 @@ Var triangle_multiplication(const Scope& scope, const Var& z, const Tensor& pair
                   {p.size(0), rows.size(0), n});
     });
   };
-  const Var product = triangle_product_by_channels(dap, outgoing, side);
+  const Var product = fused && dap.single()
+                          ? triangle_product(fused_sides({"left", "right"}), outgoing)
+                          : triangle_product_by_channels(dap, outgoing, side);
   const Scope center = scope / "center_layer_norm";
   if (fused)
     return triangle_end(z, product, factors, layer(center, "output_projection"),

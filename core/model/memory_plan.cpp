@@ -71,16 +71,17 @@ class Forms {
     return {name, pair, (2 + factor) * x, (3 + 2 * factor) * x + converted(x, factor * x)};
   }
 
-  /// m [s, own n, c_m] into z [own n, n, c_z]. Keeps the norm twice, both projections, the count.
+  /// m [s, own n, c_m] into z [own n, n, c_z]. Keeps the norm, both projections, the count.
   ModuleMemory outer_product_mean(int64_t s, int64_t n, int64_t c_m, int64_t c, int64_t c_z) const {
     const int64_t rows = own(n), x = e * s * rows * c_m, left = e * s * rows * c,
                   right = e * s * n * c, z = e * rows * n * c_z, norm = f * rows * n,
-                  // The CPU's products of one row; the GPU's of many, twice, with right's copies.
-        products = gpu ? 2 * e * std::min<int64_t>(rows * n * c * c, int64_t(1) << 26) + 3 * right
-                       : e * n * c * c + norm;
+                  // The CPU's products of one row; the GPU's of many, with the sides' copies.
+        products =
+            gpu ? e * std::min<int64_t>(rows * n * c * c, int64_t(1) << 26) + left + 3 * right
+                : e * n * c * c + norm;
     const int64_t wide = e == 2 ? 2 * right : 0;
-    return {"outer_product_mean", true, 2 * x + left + right + norm + z,
-            2 * x + 2 * left + 2 * right + wide + norm + 2 * z + products + converted(right, 0)};
+    return {"outer_product_mean", true, x + left + right + norm + z,
+            x + 2 * left + 2 * right + wide + norm + 2 * z + products + converted(right, 0)};
   }
 
   /// Of `rows` x n pairs of c channels, t in the product. Keeps three times the norm, the gate and

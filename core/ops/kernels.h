@@ -5,6 +5,7 @@
 #pragma once
 
 #include <span>
+#include <vector>
 
 #include "core/base/rng.h"
 #include "core/tensor/tensor.h"
@@ -120,16 +121,18 @@ struct Kernels {
                                  const Tensor& dgate_bias);
   /// The fused forms of core/ops/triangle.h, nullptr where there are none. z [n, m, c] bf16 and
   /// contiguous, c 64 or 128; mask [n m], factors [m, c] f32, may be undefined; a, p [c, ..]; out
-  /// may be z.
-  void (*triangle_side)(const Tensor& z, const Tensor& mask, const NormedLinear& proj,
-                        const NormedLinear& gate, const Tensor& a);
+  /// may be z. Of the sides one or both are made, whose layers are projection, gate, projection,
+  /// gate; all have the norm of the first.
+  void (*triangle_sides)(const Tensor& z, const Tensor& mask,
+                         const std::vector<NormedLinear>& layers, const Tensor& a);
   void (*triangle_end)(const Tensor& z, const Tensor& p, const Tensor& factors,
                        const NormedLinear& proj, const NormedLinear& gate, const Tensor& out);
   /// Their gradients. dz, contiguous, is added to where `add`, else written, and may be dout; dp,
   /// of p's strides, is written; the layers' are added, f32.
-  void (*triangle_side_backward)(const Tensor& z, const Tensor& mask, const NormedLinear& proj,
-                                 const NormedLinear& gate, const Tensor& da, const Tensor& dz,
-                                 bool add, const NormedLinear& dproj, const NormedLinear& dgate);
+  void (*triangle_sides_backward)(const Tensor& z, const Tensor& mask,
+                                  const std::vector<NormedLinear>& layers, const Tensor& da,
+                                  const Tensor& dz, bool add,
+                                  const std::vector<NormedLinear>& grads);
   void (*triangle_end_backward)(const Tensor& z, const Tensor& p, const Tensor& factors,
                                 const NormedLinear& proj, const NormedLinear& gate,
                                 const Tensor& dout, const Tensor& dz, bool add, const Tensor& dp,

@@ -19,12 +19,14 @@ Var outer_product_mean(const Var& residual, const Var& left, const Var& right, c
       .outer_product_mean(left.value(), right.value(), w.value(), b.value(), norm, z);
   return result("outer_product_mean", z, {&residual, &left, &right, &w, &b},
                 [left, right, w, b, norm, r = residual.gradient_only()](const Tensor& dz) {
-                  const Kernels& k = kernels(dz.device());
-                  if (const Tensor to = r.grad_into()) k.add(dz, to);
+                  // The kernel works in place; dz itself becomes the residual's gradient.
+                  const Tensor own = r.requires_grad() ? dz.clone() : dz;
+                  hand_over(r, dz);
                   const Gradient dright(right);  // of which every row i adds to all
-                  k.outer_product_mean_backward(left.value(), right.value(), w.value(), norm, dz,
-                                                left.grad_into(), dright, w.grad_into(),
-                                                b.grad_into());
+                  kernels(dz.device())
+                      .outer_product_mean_backward(left.value(), right.value(), w.value(), norm,
+                                                   own, left.grad_into(), dright, w.grad_into(),
+                                                   b.grad_into());
                 });
 }
 

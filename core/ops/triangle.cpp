@@ -14,6 +14,13 @@ NormedLinear gradients(const NormedLayer& l) {
   return {l.scale.grad_into(), l.offset.grad_into(), l.w.grad_into(), l.b.grad_into()};
 }
 
+template <class F>
+std::vector<NormedLinear> each(const std::vector<NormedLayer>& layers, F f) {
+  std::vector<NormedLinear> made;
+  for (const NormedLayer& l : layers) made.push_back(f(l));
+  return made;
+}
+
 /// f(dx, add) adds to dx or writes it, contiguous; undefined where x's gradient is not wanted.
 template <class F>
 void into_gradient(const Var& x, F f) {
@@ -24,6 +31,17 @@ void into_gradient(const Var& x, F f) {
   const Tensor own = Tensor::empty(x.shape(), x.value().dtype(), x.value().device());
   f(own, false);
   x.add_grad(own);
+}
+
+/// to = x y, or += where `add`; nothing where it is undefined.
+void product_into(const Tensor& x, const Tensor& y, const Tensor& to, bool add) {
+  if (to) kernels(to.device()).linear(x, y, {}, Activation::kNone, add ? to : Tensor(), to);
+}
+
+Tensor product_of(const Tensor& a, const Tensor& b, bool outgoing) {
+  const Tensor p = Tensor::empty(a.shape(), a.dtype(), a.device());
+  product_into(outgoing ? a : b.transpose(1, 2), outgoing ? b.transpose(1, 2) : a, p, false);
+  return p;
 }
 
 }  // namespace
@@ -48,43 +66,55 @@ Var triangle_gate(const Var& proj, const Var& proj_bias, const Var& gate, const 
 Var triangle_product(const Var& a, const Var& b, bool outgoing) {
   check(a.shape() == b.shape() && a.rank() == 3, "triangle product of ", a.shape(), " and ",
         b.shape());
-  const Tensor p = Tensor::empty(a.shape(), a.value().dtype(), a.value().device());
   const Tensor av = a.value(), bv = b.value();
-  const Kernels& table = kernels(p.device());
-  if (outgoing)
-    table.matmul(av, bv.transpose(1, 2), p);
-  else
-    table.matmul(bv.transpose(1, 2), av, p);
-  return result("triangle_product", p, {&a, &b}, [=](const Tensor& dp) {
-    const auto add_product = [&](const Tensor& x, const Tensor& y, const Tensor& to) {
-      if (to) kernels(dp.device()).linear(x, y, {}, Activation::kNone, to, to);
+  return result("triangle_product", product_of(av, bv, outgoing), {&a, &b}, [=](const Tensor& dp) {
+    const auto back = [&](const Tensor& x, const Tensor& y, const Var& to) {
+      into_gradient(to, [&](const Tensor& dx, bool add) { product_into(x, y, dx, add); });
     };
     const Tensor dpt = dp.transpose(1, 2);
-    add_product(outgoing ? dp : bv, outgoing ? bv : dp, a.grad_into());
-    add_product(outgoing ? dpt : av, outgoing ? av : dpt, b.grad_into());
+    back(outgoing ? dp : bv, outgoing ? bv : dp, a);
+    back(outgoing ? dpt : av, outgoing ? av : dpt, b);
+  });
+}
+
+Var triangle_product(const Var& ab, bool outgoing) {
+  const int64_t c = ab.size(0) / 2;
+  check(ab.rank() == 3 && ab.size(0) == 2 * c, "triangle product of ", ab.shape());
+  const Tensor a = ab.value().narrow(0, 0, c), b = ab.value().narrow(0, c, c);
+  return result("triangle_product", product_of(a, b, outgoing), {&ab}, [=](const Tensor& dp) {
+    into_gradient(ab, [&](const Tensor& dab, bool add) {
+      if (!dab) return;
+      const Tensor dpt = dp.transpose(1, 2);
+      product_into(outgoing ? dp : b, outgoing ? b : dp, dab.narrow(0, 0, c), add);
+      product_into(outgoing ? dpt : a, outgoing ? a : dpt, dab.narrow(0, c, c), add);
+    });
   });
 }
 
 bool fuses_triangle(const Var& z, int64_t channels) {
   const Tensor& t = z.value();
-  return kernels(t.device()).triangle_side && t.dtype() == Dtype::bf16 && t.is_contiguous() &&
+  return kernels(t.device()).triangle_sides && t.dtype() == Dtype::bf16 && t.is_contiguous() &&
          reinterpret_cast<uintptr_t>(t.raw()) % 16 == 0 && fuses_triangle(z.size(2), channels);
 }
 
-Var triangle_side(const Var& z, const Tensor& mask, const NormedLayer& proj,
-                  const NormedLayer& gate) {
-  check(mask.numel() == z.size(0) * z.size(1) && mask.is_contiguous(), "triangle side of ",
+Var triangle_sides(const Var& z, const Tensor& mask, const std::vector<NormedLayer>& layers) {
+  check(mask.numel() == z.size(0) * z.size(1) && mask.is_contiguous(), "triangle sides of ",
         z.shape(), ", mask ", mask.shape());
-  const Tensor a =
-      Tensor::empty({proj.w.size(1), z.size(0), z.size(1)}, z.value().dtype(), z.value().device());
-  kernels(a.device()).triangle_side(z.value(), mask, values(proj), values(gate), a);
-  return result("triangle_side", a,
-                {&z, &proj.scale, &proj.offset, &proj.w, &proj.b, &gate.w, &gate.b},
+  const size_t count = layers.size();
+  check(count == 2 || count == 4, "triangle sides of ", count, " layers");
+  const NormedLayer &first = layers[0], &gate = layers[1], &second = layers[count - 2],
+                    &last = layers[count - 1];
+  const Tensor a = Tensor::empty({first.w.size(1) * int64_t(count / 2), z.size(0), z.size(1)},
+                                 z.value().dtype(), z.value().device());
+  kernels(a.device()).triangle_sides(z.value(), mask, each(layers, values), a);
+  return result("triangle_sides", a,
+                {&z, &first.scale, &first.offset, &first.w, &first.b, &gate.w, &gate.b, &second.w,
+                 &second.b, &last.w, &last.b},
                 [=](const Tensor& da) {
                   into_gradient(z, [&](const Tensor& dz, bool add) {
                     kernels(da.device())
-                        .triangle_side_backward(z.value(), mask, values(proj), values(gate), da, dz,
-                                                add, gradients(proj), gradients(gate));
+                        .triangle_sides_backward(z.value(), mask, each(layers, values), da, dz, add,
+                                                 each(layers, gradients));
                   });
                 });
 }

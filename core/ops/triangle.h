@@ -16,6 +16,9 @@ Var triangle_gate(const Var& proj, const Var& proj_bias, const Var& gate, const 
 /// outgoing: p[c,i,j] = sum_k a[c,i,k] b[c,j,k];   incoming: p[c,i,j] = sum_k a[c,k,j] b[c,k,i].
 Var triangle_product(const Var& a, const Var& b, bool outgoing);
 
+/// The same of ab [2 c, n, n]: a, then b.
+Var triangle_product(const Var& ab, bool outgoing);
+
 /// A linear layer of what a layer norm gives: LN(x; scale, offset) w + b.
 struct NormedLayer {
   Var scale, offset, w, b;
@@ -30,9 +33,9 @@ constexpr bool fuses_triangle(int64_t c, int64_t channels) {
 bool fuses_triangle(const Var& z, int64_t channels);
 
 /// a[c, i, j] = mask[i, j] proj(z[i, j])[c] sigmoid(gate(z[i, j]))[c] in one kernel, which keeps z
-/// alone (lines 1 and 2). mask [n, m] f32 contiguous.
-Var triangle_side(const Var& z, const Tensor& mask, const NormedLayer& proj,
-                  const NormedLayer& gate);
+/// alone (lines 1 and 2), of a side's layers {proj, gate} or of both sides' {proj, gate, proj,
+/// gate}, which follow each other in a; all have the norm of the first. mask [n, m] f32 contiguous.
+Var triangle_sides(const Var& z, const Tensor& mask, const std::vector<NormedLayer>& layers);
 
 /// z + factors proj(p) sigmoid(gate(z)) in one kernel, which keeps z and p (lines 3 and 4; the
 /// module's dropout and residual). p [c, n, m]; factors [m, c] f32 or undefined. Under NoGrad

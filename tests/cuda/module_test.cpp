@@ -144,6 +144,16 @@ void compare_modules(Dtype dtype, int64_t n_seq, int64_t n_res, double limit,
   }
 }
 
+/// Four layers of triangle multiplication on the GPU, of c channels, which have one norm.
+std::vector<NormedLinear> layers_of(int64_t c, uint64_t stream, const NormedLinear& norm) {
+  std::vector<NormedLinear> layers;
+  for (uint64_t i = 0; i < 4; ++i)
+    layers.push_back({norm.scale, norm.offset,
+                      random({c, c}, stream + i, 0.1f).to(Dtype::bf16).to(kGpu),
+                      random({c}, stream + 10 + i).to(kGpu)});
+  return layers;
+}
+
 }  // namespace
 
 // Relative to f64. f32: softmax, norms and sums of thousands of terms, 2e-7 each.
@@ -168,4 +178,50 @@ TEST_CASE("GPU: modules of other channels, and where pairs come in packs of eigh
 TEST_CASE("GPU: modules longer than one tile of keys") {
   if (!have_gpu()) return;
   compare_modules(Dtype::bf16, 65, 131, 3e-2);
+}
+
+// Several ranks make one side after the other, while the first is on its way.
+TEST_CASE("GPU: both sides of a triangle at once are each of them") {
+  if (!have_gpu()) return;
+  const Kernels& k = kernels(kGpu);
+  for (const int64_t c : {64, 128})
+    for (const bool add : {false, true}) {
+      INFO(c << " channels" << (add ? ", added" : ""));
+      const int64_t n = 50, m = 61;
+      const auto bf16 = [](const Tensor& t) { return t.to(Dtype::bf16).to(kGpu); };
+      const Tensor z = bf16(random({n, m, c}, 1)), da = bf16(random({2 * c, n, m}, 2)),
+                   mask = random_mask({n, m}, 3).to(kGpu), old = bf16(random({n, m, c}, 4));
+      const NormedLinear norm{random({c}, 5).to(kGpu), random({c}, 6).to(kGpu), {}, {}};
+      const std::vector<NormedLinear> layers = layers_of(c, 20, norm);
+      struct Result {
+        Tensor a, dz;
+        std::vector<NormedLinear> grads;
+      };
+      const auto run = [&](size_t at_once) {
+        Result r{Tensor::empty(da.shape(), Dtype::bf16, kGpu), old.clone(),
+                 layers_of(c, 40, {random({c}, 7).to(kGpu), random({c}, 8).to(kGpu), {}, {}})};
+        for (NormedLinear& g : r.grads) g.w = g.w.to(Dtype::f32);
+        for (size_t i = 0; i < 4; i += at_once) {
+          const auto some = [&](const std::vector<NormedLinear>& of) {
+            return std::vector(of.begin() + int64_t(i), of.begin() + int64_t(i + at_once));
+          };
+          const auto side = [&](const Tensor& t) {
+            return t.narrow(0, int64_t(i) / 2 * c, int64_t(at_once) / 2 * c);
+          };
+          k.triangle_sides(z, mask, some(layers), side(r.a));
+          k.triangle_sides_backward(z, mask, some(layers), side(da), r.dz, add || i > 0,
+                                    some(r.grads));
+        }
+        return r;
+      };
+      const Result both = run(4), each = run(2);
+      CHECK(norm_error(both.a, each.a) == 0);
+      CHECK(norm_error(both.dz, each.dz) < 5e-3);  // one rounding of two
+      for (size_t i = 0; i < 4; ++i) {             // f32 sums in another order
+        CHECK(norm_error(both.grads[i].w, each.grads[i].w) < 1e-5);
+        CHECK(norm_error(both.grads[i].b, each.grads[i].b) < 1e-5);
+      }
+      CHECK(norm_error(both.grads[0].scale, each.grads[0].scale) < 1e-5);
+      CHECK(norm_error(both.grads[0].offset, each.grads[0].offset) < 1e-5);
+    }
 }

@@ -175,7 +175,7 @@ void use_locked_device() {
       &K::layer_norm_channels_first_backward, &K::linear, &K::activation_backward,
       &K::add_column_sums, &K::matmul, &K::attention, &K::global_attention, &K::attention_backward,
       &K::global_attention_backward, &K::masked_mean_backward, &K::masked_mean, &K::triangle_gate,
-      &K::triangle_gate_backward, &K::triangle_side, &K::triangle_end, &K::triangle_side_backward,
+      &K::triangle_gate_backward, &K::triangle_sides, &K::triangle_end, &K::triangle_sides_backward,
       &K::triangle_end_backward, &K::add, &K::add_gated, &K::add_gated_backward, &K::add_dropped,
       &K::scale_rows, &K::outer_product_mean, &K::outer_product_mean_backward, &K::pair_embed,
       &K::pair_embed_backward, &K::invariant_point_attention, &K::apply_rigids, &K::update_backbone,
