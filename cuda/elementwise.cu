@@ -55,9 +55,9 @@ struct ActivationBackward {
 struct ScaleRows {
   static constexpr bool kByRow = true;
   View<float> mask;  ///< its last axis is one long
+  __device__ float of_row(int64_t r) const { return *mask.row(r); }
   template <int V>
-  __device__ void operator()(float (&v)[1][V], int64_t r, int64_t) const {
-    const float factor = *mask.row(r);
+  __device__ void operator()(float (&v)[1][V], float factor) const {
 #pragma unroll
     for (int i = 0; i < V; ++i) v[0][i] *= factor;
   }
