@@ -1,4 +1,4 @@
-// Sums over rows, in two passes.
+// Sums over rows, in two passes, and what can be done to the rows on the way.
 #include "cuda/sums.h"
 #include "cuda/table.h"
 #include "cuda/walk.cuh"
@@ -14,70 +14,121 @@ __device__ void add_one(const View<T>& to, int64_t j, float sum) {
   *p = from_float<T>(to_float(*p) + sum);
 }
 
-/// Block (32, 8): 32 columns, and eight interleaved runs of parts.
+constexpr int kSumColumns = 16, kSumRuns = 64;
+
+/// Block (kSumColumns, kSumRuns): as many interleaved runs of parts, so that few loads wait for
+/// others.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kSumColumns* kSumRuns)
     partials_kernel(const float* partial, int64_t parts, int64_t stride, int64_t n,
                     const __grid_constant__ View<T> first, const __grid_constant__ View<T> second) {
-  __shared__ float part[8][32];
-  const int64_t j = int64_t(blockIdx.x) * 32 + threadIdx.x, set = blockIdx.y;
+  __shared__ float run[kSumRuns][kSumColumns + 1];
+  const int64_t j0 = int64_t(blockIdx.x) * kSumColumns, j = j0 + threadIdx.x, set = blockIdx.y;
   const View<T>& to = set ? second : first;
   if (!to.base) return;
   float sum = 0;
   if (j < n)
-#pragma unroll 4
-    for (int64_t p = threadIdx.y; p < parts; p += 8) sum += partial[p * stride + set * n + j];
-  part[threadIdx.y][threadIdx.x] = sum;
+#pragma unroll 8
+    for (int64_t p = threadIdx.y; p < parts; p += kSumRuns)
+      sum += partial[p * stride + set * n + j];
+  run[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();
-  if (threadIdx.y || j >= n) return;
-  for (int k = 1; k < 8; ++k) sum += part[k][threadIdx.x];
-  add_one(to, j, sum);
+  const int thread = threadIdx.y * kSumColumns + threadIdx.x, column = thread / 32,
+            lane = thread % 32;
+  if (column >= kSumColumns || j0 + column >= n) return;
+  sum = warp_sum(run[lane][column] + run[lane + 32][column]);
+  if (lane == 0) add_one(to, j0 + column, sum);
 }
 
-/// Block (x, y): x packs of columns, y interleaved runs of the part's rows.
-template <class T, int V>
+/// Block (x, y): x packs of columns, y interleaved runs of the part's rows. kSlope: x *= act'
+/// first, from y = act(..). partial [parts, c] may be nullptr.
+template <class T, int V, bool kSlope>
 __global__ void __launch_bounds__(kThreads)
-    columns_kernel(const __grid_constant__ View<T> x, float* partial) {
+    columns_kernel(const __grid_constant__ View<T> x, const __grid_constant__ View<T> y,
+                   Activation act, float* partial) {
+  constexpr int kRows = kSlope ? 4 : 8;  // in flight
   __shared__ float room[kThreads][V];
   const int64_t n = x.rows.n, c = x.rows.c;
   const int64_t first = n * blockIdx.y / gridDim.y, last = n * (blockIdx.y + 1) / gridDim.y;
   const int64_t j = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) * V;
   float sum[V] = {};
   if (j < c)
-#pragma unroll 4
-    for (int64_t r = first + threadIdx.y; r < last; r += blockDim.y) {
-      float v[V];
-      load_floats<V>(x.row(r) + j, v);
+    for (int64_t r = first + threadIdx.y; r < last; r += kRows * blockDim.y) {
+      const auto has = [&](int k) { return r + k * blockDim.y < last; };
+      T* at[kRows];
+      const T* from[kRows];
 #pragma unroll
-      for (int i = 0; i < V; ++i) sum[i] += v[i];
+      for (int k = 0; k < kRows; ++k) {
+        const int64_t row = has(k) ? r + k * blockDim.y : r;
+        at[k] = x.row(row) + j;
+        if constexpr (kSlope) from[k] = y.row(row) + j;
+      }
+      Raw<T, V> xs[kRows], ys[kRows];
+#pragma unroll
+      for (int k = 0; k < kRows; ++k) {
+        xs[k] = load_raw<V>(at[k]);
+        if constexpr (kSlope) ys[k] = load_raw<V>(from[k]);
+      }
+#pragma unroll
+      for (int k = 0; k < kRows; ++k) {
+        if (!has(k)) continue;
+        float v[V];
+#pragma unroll
+        for (int i = 0; i < V; ++i) {
+          v[i] = unpacked<T, V>(xs[k], i);
+          if constexpr (kSlope) {
+            const float out = unpacked<T, V>(ys[k], i);
+            // The sum is of what is stored.
+            v[i] = to_float(from_float<T>(
+                v[i] * (act == Activation::kRelu ? float(out > 0) : out * (1 - out))));
+          }
+          sum[i] += v[i];
+        }
+        if constexpr (kSlope) store_floats<V>(at[k], v);
+      }
     }
+  if (!partial) return;
   const int thread = threadIdx.y * blockDim.x + threadIdx.x;
 #pragma unroll
   for (int i = 0; i < V; ++i) room[thread][i] = sum[i];
   __syncthreads();
   if (threadIdx.y || j >= c) return;
-  for (int y = 1; y < blockDim.y; ++y)
+  for (int run = 1; run < blockDim.y; ++run)
 #pragma unroll
-    for (int i = 0; i < V; ++i) sum[i] += room[y * blockDim.x + threadIdx.x][i];
+    for (int i = 0; i < V; ++i) sum[i] += room[run * blockDim.x + threadIdx.x][i];
 #pragma unroll
   for (int i = 0; i < V; ++i) partial[int64_t(blockIdx.y) * c + j + i] = sum[i];
 }
 
-template <class T, int V>
-void column_sums(const Tensor& x, const Tensor& sums) {
-  const View<T> view(x);
-  const int64_t n = view.rows.n, c = view.rows.c, packs = c / V;
-  int width = 1;
-  while (width < 32 && width < packs) width *= 2;
-  const int64_t tiles = ceil_div(packs, width);
-  // About 1,024 blocks in all, and eight rows or more for each thread.
-  const int64_t parts = std::clamp<int64_t>(n / (8 * (kThreads / width)), 1, ceil_div(1024, tiles));
-  const Scratch partial(parts * c * 4);
-  columns_kernel<T, V>
-      <<<dim3(unsigned(tiles), unsigned(parts)), dim3(unsigned(width), unsigned(kThreads / width)),
-         0, stream()>>>(view, partial.data<float>());
-  check_launch("add_column_sums", x.shape());
-  add_partials(partial.data<float>(), parts, c, c, sums);
+/// sums += the columns' sums of x, where they are defined; y: see the kernel.
+template <bool kSlope>
+void pass(const char* name, const Tensor& x, const Tensor& y, Activation act, const Tensor& sums) {
+  if (!x.numel()) return;
+  const auto go = [&](auto zero, auto width) {
+    using T = decltype(zero);
+    constexpr int V = decltype(width)::value;
+    const View<T> view(x);
+    const int64_t n = view.rows.n, c = view.rows.c, packs = c / V;
+    int across = 1;
+    while (across < 32 && across < packs) across *= 2;
+    const int64_t tiles = ceil_div(packs, across);
+    // About 1,024 blocks in all, and eight rows or more for each thread.
+    const int64_t parts =
+        std::clamp<int64_t>(n / (8 * (kThreads / across)), 1, ceil_div(1024, tiles));
+    const Scratch partial(sums.defined() ? parts * c * 4 : 0);
+    columns_kernel<T, V, kSlope>
+        <<<dim3(unsigned(tiles), unsigned(parts)),
+           dim3(unsigned(across), unsigned(kThreads / across)), 0, stream()>>>(
+            view, View<T>(y), act, partial.data<float>());
+    check_launch(name, x.shape());
+    add_partials(partial.data<float>(), parts, c, c, sums);
+  };
+  by_type(x, [&](auto zero) {
+    if (in_packs(x) && in_packs(y))
+      go(zero, std::integral_constant<int, 16 / int(sizeof(zero))>());
+    else
+      go(zero, std::integral_constant<int, 1>());
+  });
 }
 
 }  // namespace
@@ -88,22 +139,19 @@ void add_partials(const float* partial, int64_t parts, int64_t stride, int64_t n
   if (!any.defined() || !n) return;
   by_type(any, [&](auto zero) {
     using T = decltype(zero);
-    partials_kernel<T>
-        <<<dim3(unsigned(ceil_div(n, 32)), second.defined() ? 2 : 1), dim3(32, 8), 0, stream()>>>(
-            partial, parts, stride, n, View<T>(first), View<T>(second));
+    partials_kernel<T><<<dim3(unsigned(ceil_div(n, kSumColumns)), second.defined() ? 2 : 1),
+                         dim3(kSumColumns, kSumRuns), 0, stream()>>>(
+        partial, parts, stride, n, View<T>(first), View<T>(second));
   });
   check_launch("add_partials", parts, " parts of ", n);
 }
 
 void add_column_sums(const Tensor& x, const Tensor& sums) {
-  if (!x.numel()) return;
-  by_type(x, [&](auto zero) {
-    using T = decltype(zero);
-    if (in_packs(x))
-      column_sums<T, 16 / int(sizeof(T))>(x, sums);
-    else
-      column_sums<T, 1>(x, sums);
-  });
+  pass<false>("add_column_sums", x, {}, {}, sums);
+}
+
+void activation_backward(const Tensor& y, Activation act, const Tensor& dy, const Tensor& sums) {
+  pass<true>("activation_backward", dy, y, act, sums);
 }
 
 }  // namespace ff::cuda

@@ -1,8 +1,8 @@
 // Copies between tensors on the GPU: any strides, and from one dtype to another.
 #include <algorithm>
 
-#include "cuda/device.cuh"
 #include "cuda/module_parts.h"
+#include "cuda/walk.cuh"
 
 namespace ff::cuda {
 namespace {
@@ -48,10 +48,10 @@ __device__ To convert(From x) {
 
 constexpr int kThreads = 256;
 
-/// A thread an element, neighbours neighbouring in the destination.
-template <class To, class From, class Index>
-__global__ void copy_kernel(const From* __restrict__ from, To* __restrict__ to, Axes axes,
-                            int64_t n) {
+/// A thread a pack of V elements, neighbours neighbouring in the destination; all counts are packs.
+template <class To, class From, int V, class Index>
+__global__ void copy_kernel(const Pack<From, V>* __restrict__ from, Pack<To, V>* __restrict__ to,
+                            Axes axes, int64_t n) {
   const int64_t step = int64_t(gridDim.x) * kThreads;
   for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < n; i += step) {
     Index rest = Index(i);
@@ -64,8 +64,34 @@ __global__ void copy_kernel(const From* __restrict__ from, To* __restrict__ to, 
       t += int64_t(r) * axes.to[k];
       rest = q;
     }
-    to[t] = convert<To>(from[f]);
+    const Pack<From, V> x = from[f];
+    Pack<To, V> y;
+#pragma unroll
+    for (int j = 0; j < V; ++j) y.at[j] = convert<To>(x.at[j]);
+    to[t] = y;
   }
+}
+
+template <class To, class From, int V>
+void launch_packs(const From* from, To* to, Axes axes, int64_t n) {
+  if (axes.count) axes.size[0] /= V;
+  for (int k = 1; k < axes.count; ++k) axes.from[k] /= V, axes.to[k] /= V;
+  n /= V;
+  const auto kernel = n < (int64_t(1) << 31) ? copy_kernel<To, From, V, uint32_t>
+                                             : copy_kernel<To, From, V, int64_t>;
+  const int64_t most = int64_t(device_info().sm_count) * 16;
+  kernel<<<unsigned(std::min(ceil_div(n, kThreads), most)), kThreads, 0, stream()>>>(
+      reinterpret_cast<const Pack<From, V>*>(from), reinterpret_cast<Pack<To, V>*>(to), axes, n);
+}
+
+/// Whether both tensors' elements come in packs of V, moved at once.
+template <class To, class From, int V>
+bool in_packs(const From* from, const To* to, const Axes& axes) {
+  bool yes = axes.count && axes.from[0] == 1 && axes.to[0] == 1 && axes.size[0] % V == 0 &&
+             reinterpret_cast<uintptr_t>(from) % (V * sizeof(From)) == 0 &&
+             reinterpret_cast<uintptr_t>(to) % (V * sizeof(To)) == 0;
+  for (int k = 1; k < axes.count; ++k) yes = yes && axes.from[k] % V == 0 && axes.to[k] % V == 0;
+  return yes;
 }
 
 constexpr int kTile = 32, kTileRows = 8;
@@ -119,11 +145,11 @@ void launch(const Tensor& from, const Tensor& to) {
         <<<unsigned(std::min(tiles, blocks_at_most)), dim3(kTile, kTileRows), 0, s>>>(f, t, axes, x,
                                                                                       y, tiles);
   } else {
-    const auto blocks = unsigned(std::min(ceil_div(n, kThreads), blocks_at_most));
-    if (n < (int64_t(1) << 31))
-      copy_kernel<To, From, uint32_t><<<blocks, kThreads, 0, s>>>(f, t, axes, n);
+    constexpr int V = 16 / int(std::max(sizeof(To), sizeof(From)));
+    if (in_packs<To, From, V>(f, t, axes))
+      launch_packs<To, From, V>(f, t, axes, n);
     else
-      copy_kernel<To, From, int64_t><<<blocks, kThreads, 0, s>>>(f, t, axes, n);
+      launch_packs<To, From, 1>(f, t, axes, n);
   }
   check_launch("copy", from.shape(), " ", name_of(from.dtype()), " to ", name_of(to.dtype()));
 }

@@ -38,26 +38,12 @@ struct AddGatedBackward {
   }
 };
 
-/// dy, y
-struct ActivationBackward {
-  static constexpr bool kByRow = false;
-  bool relu;
-  template <int V>
-  __device__ void operator()(float (&v)[2][V], int64_t, int64_t) const {
-#pragma unroll
-    for (int i = 0; i < V; ++i) {
-      const float y = v[1][i];
-      v[0][i] *= relu ? float(y > 0) : y * (1 - y);
-    }
-  }
-};
-
 struct ScaleRows {
   static constexpr bool kByRow = true;
   View<float> mask;  ///< its last axis is one long
+  __device__ float of_row(int64_t r) const { return *mask.row(r); }
   template <int V>
-  __device__ void operator()(float (&v)[1][V], int64_t r, int64_t) const {
-    const float factor = *mask.row(r);
+  __device__ void operator()(float (&v)[1][V], float factor) const {
 #pragma unroll
     for (int i = 0; i < V; ++i) v[0][i] *= factor;
   }
@@ -112,10 +98,6 @@ void add_gated(const Tensor& x, const Tensor& gate, const Tensor& y) {
 void add_gated_backward(const Tensor& x, const Tensor& gate, const Tensor& dy, const Tensor& dx,
                         const Tensor& dgate) {
   walk<2, 0, AddGatedBackward, 5>("add_gated_backward", {dx, dgate, x, gate, dy}, {});
-}
-
-void activation_backward(const Tensor& y, Activation act, const Tensor& dy) {
-  walk<1, 0, ActivationBackward, 2>("activation_backward", {dy, y}, {act == Activation::kRelu});
 }
 
 void scale_rows(const Tensor& mask, const Tensor& y) {

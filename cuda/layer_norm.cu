@@ -30,9 +30,9 @@ struct Columns {
   /// Columns that do not exist get the first's: a load that depends on a condition would be waited
   /// for at once, to be merged with what it replaces.
   template <class T>
-  __device__ __forceinline__ void load(const T* row, Pack<T, V> (&v)[kPacks]) const {
+  __device__ __forceinline__ void load(const T* row, Raw<T, V> (&v)[kPacks]) const {
 #pragma unroll
-    for (int p = 0; p < kPacks; ++p) v[p] = load_pack<V>(row + (has(p) ? (*this)[p] : 0));
+    for (int p = 0; p < kPacks; ++p) v[p] = load_raw<V>(row + (has(p) ? (*this)[p] : 0));
   }
   template <class T>
   __device__ __forceinline__ void load_floats(const T* row, float (&v)[kPacks][V]) const {
@@ -48,20 +48,20 @@ struct Columns {
   }
   /// Mean and 1/std of the row, in two passes over the registers.
   template <class T>
-  __device__ __forceinline__ float2 statistics(const Pack<T, V> (&v)[kPacks]) const {
+  __device__ __forceinline__ float2 statistics(const Raw<T, V> (&v)[kPacks]) const {
     float sum = 0, squares = 0;
 #pragma unroll
     for (int p = 0; p < kPacks; ++p)
       if (has(p))
 #pragma unroll
-        for (int i = 0; i < V; ++i) sum += to_float(v[p].at[i]);
+        for (int i = 0; i < V; ++i) sum += unpacked<T, V>(v[p], i);
     const float mean = lanes_sum<kLanes>(sum) * share;
 #pragma unroll
     for (int p = 0; p < kPacks; ++p)
       if (has(p))
 #pragma unroll
         for (int i = 0; i < V; ++i) {
-          const float d = to_float(v[p].at[i]) - mean;
+          const float d = unpacked<T, V>(v[p], i) - mean;
           squares += d * d;
         }
     return {mean, rsqrtf(lanes_sum<kLanes>(squares) * share + kEpsilon)};
@@ -73,11 +73,16 @@ struct Columns {
 /// Rows that a group of lanes has in flight, and blocks on a multiprocessor: what keeps enough
 /// bytes on their way.
 constexpr bool small(int width, int packs) { return width * packs <= 8; }
+/// Whether a row, as it was loaded, takes few enough of a lane's registers for more rows.
+template <class T, int V, int kPacks>
+constexpr bool kFew = kPacks*(int(V * sizeof(T) + 3) / 4) <= 4;
 
 template <class T, int V, int kLanes, int kPacks>
 struct Forward {
-  static constexpr int kRows = small(V, kPacks) ? 4 : 1, kBlocks = small(V, kPacks) ? 3 : 1,
-                       kGroups = kThreads / kLanes;
+  static constexpr int kRows = kFew<T, V, kPacks> ? 4
+                               : small(V, kPacks) ? 2
+                                                  : 1,
+                       kBlocks = small(V, kPacks) ? 3 : 1, kGroups = kThreads / kLanes;
 };
 
 template <class T, int V, int kLanes, int kPacks>
@@ -89,15 +94,18 @@ __global__ void __launch_bounds__(kThreads, Forward<T, V, kLanes, kPacks>::kBloc
   const int64_t n = x.rows.n,
                 first = int64_t(blockIdx.x) * F::kGroups * F::kRows + threadIdx.x / kLanes;
   // All lanes of a warp take part in the sums: a group beyond the last row works on that one.
-  Pack<T, V> v[F::kRows][kPacks];
+  const T* row[F::kRows];
 #pragma unroll
-  for (int k = 0; k < F::kRows; ++k) columns.load(x.row(min(first + k * F::kGroups, n - 1)), v[k]);
+  for (int k = 0; k < F::kRows; ++k) row[k] = x.row(min(first + k * F::kGroups, n - 1));
+  Raw<T, V> v[F::kRows][kPacks];
+#pragma unroll
+  for (int k = 0; k < F::kRows; ++k) columns.load(row[k], v[k]);
   float s[kPacks][V], o[kPacks][V];
   columns.load_floats(scale, s);
   columns.load_floats(offset, o);
 #pragma unroll
   for (int k = 0; k < F::kRows; ++k) {
-    const float2 stats = columns.statistics(v[k]);
+    const float2 stats = columns.template statistics<T>(v[k]);
     const int64_t r = first + k * F::kGroups;
     if (r >= n) continue;
     T* to = y.row(r);
@@ -107,7 +115,7 @@ __global__ void __launch_bounds__(kThreads, Forward<T, V, kLanes, kPacks>::kBloc
       float out[V];
 #pragma unroll
       for (int i = 0; i < V; ++i)
-        out[i] = (to_float(v[k][p].at[i]) - stats.x) * stats.y * s[p][i] + o[p][i];
+        out[i] = (unpacked<T, V>(v[k][p], i) - stats.x) * stats.y * s[p][i] + o[p][i];
       store_floats<V>(to + columns[p], out);
     }
   }
@@ -115,6 +123,12 @@ __global__ void __launch_bounds__(kThreads, Forward<T, V, kLanes, kPacks>::kBloc
 
 /// As many blocks whatever the GPU: the sums' order is always the same.
 constexpr int64_t kBackwardBlocks = 264;
+
+/// What a lane holds of the rows that the backward reads.
+template <class T, int V, int kRows, int kPacks>
+struct Held {
+  Raw<T, V> x[kRows][kPacks], dy[kRows][kPacks], dx[kRows][kPacks];
+};
 
 /// partial [blocks, 2, c]: the blocks' sums of dscale and doffset, or nullptr.
 template <class T, int V, int kLanes, int kPacks>
@@ -128,19 +142,36 @@ __global__ void __launch_bounds__(kThreads, small(V, kPacks) ? 2 : 1)
   float s[kPacks][V], dscale[kPacks][V] = {}, doffset[kPacks][V] = {};
   columns.load_floats(scale, s);
   const int64_t n = x.rows.n, step = int64_t(gridDim.x) * kGroups * kRows;
-  for (int64_t tile = int64_t(blockIdx.x) * kGroups * kRows; tile < n; tile += step) {
-    const int64_t first = tile + threadIdx.x / kLanes;
-    Pack<T, V> v[kRows][kPacks], d[kRows][kPacks], old[kRows][kPacks];
+  // Where registers allow it, the next rows are on their way while these are worked on.
+  constexpr bool kAhead = kFew<T, V, kPacks>;
+  using Rows = Held<T, V, kRows, kPacks>;
+  const auto load = [&](int64_t first, Rows& rows) {
+    const T *at_x[kRows], *at_dy[kRows], *at_dx[kRows];
 #pragma unroll
     for (int k = 0; k < kRows; ++k) {
       const int64_t r = min(first + k * kGroups, n - 1);
-      columns.load(x.row(r), v[k]);
-      columns.load(dy.row(r), d[k]);
-      columns.load((dx.base ? dx : dy).row(r), old[k]);
+      at_x[k] = x.row(r);
+      at_dy[k] = dy.row(r);
+      at_dx[k] = dx.base ? dx.row(r) : at_dy[k];
     }
 #pragma unroll
     for (int k = 0; k < kRows; ++k) {
-      const float2 stats = columns.statistics(v[k]);
+      columns.load(at_x[k], rows.x[k]);
+      columns.load(at_dy[k], rows.dy[k]);
+      columns.load(at_dx[k], rows.dx[k]);
+    }
+  };
+  int64_t first = int64_t(blockIdx.x) * kGroups * kRows + threadIdx.x / kLanes;
+  Rows now;
+  if (kAhead) load(first, now);
+  // As often for all groups of a warp, whose lanes are summed together.
+  for (int64_t tile = int64_t(blockIdx.x) * kGroups * kRows; tile < n; tile += step) {
+    Rows next;
+    load(kAhead ? first + step : first, kAhead ? next : now);
+    const auto& [v, d, old] = now;
+#pragma unroll
+    for (int k = 0; k < kRows; ++k) {
+      const float2 stats = columns.template statistics<T>(v[k]);
       const int64_t r = first + k * kGroups;
       const bool inside = r < n;
       float g_mean = 0, gx_mean = 0;
@@ -148,8 +179,8 @@ __global__ void __launch_bounds__(kThreads, small(V, kPacks) ? 2 : 1)
       for (int p = 0; p < kPacks; ++p)
 #pragma unroll
         for (int i = 0; i < V; ++i) {
-          const float up = inside ? to_float(d[k][p].at[i]) : 0.0f,
-                      h = (to_float(v[k][p].at[i]) - stats.x) * stats.y;
+          const float up = inside ? unpacked<T, V>(d[k][p], i) : 0.0f,
+                      h = (unpacked<T, V>(v[k][p], i) - stats.x) * stats.y;
           g_mean += up * s[p][i];
           gx_mean += up * s[p][i] * h;
           dscale[p][i] += up * h;
@@ -166,13 +197,15 @@ __global__ void __launch_bounds__(kThreads, small(V, kPacks) ? 2 : 1)
         float out[V];
 #pragma unroll
         for (int i = 0; i < V; ++i) {
-          const float h = (to_float(v[k][p].at[i]) - stats.x) * stats.y;
-          out[i] = to_float(old[k][p].at[i]) +
-                   stats.y * (to_float(d[k][p].at[i]) * s[p][i] - g_mean - h * gx_mean);
+          const float h = (unpacked<T, V>(v[k][p], i) - stats.x) * stats.y;
+          out[i] = unpacked<T, V>(old[k][p], i) +
+                   stats.y * (unpacked<T, V>(d[k][p], i) * s[p][i] - g_mean - h * gx_mean);
         }
         store_floats<V>(to + columns[p], out);
       }
     }
+    if (kAhead) now = next;
+    first += step;
   }
   if (!partial) return;
   // The block's groups one after the other, a pack of columns for each lane at a time.

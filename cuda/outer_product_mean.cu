@@ -19,9 +19,10 @@ constexpr int64_t kMostUpdates = int64_t(1) << 23;
 struct AddMean {
   static constexpr bool kByRow = true;
   View<float> norm;  ///< its last axis is one long
+  __device__ float of_row(int64_t r) const { return *norm.row(r); }
   template <int V>
-  __device__ void operator()(float (&v)[2][V], int64_t r, int64_t) const {
-    const float factor = 1 / (1e-3f + *norm.row(r));
+  __device__ void operator()(float (&v)[2][V], float norm_of_row) const {
+    const float factor = 1 / (1e-3f + norm_of_row);
 #pragma unroll
     for (int i = 0; i < V; ++i) v[0][i] += v[1][i] * factor;
   }
@@ -31,9 +32,10 @@ struct AddMean {
 struct DivideByNorm {
   static constexpr bool kByRow = true;
   View<float> norm;
+  __device__ float of_row(int64_t r) const { return *norm.row(r); }
   template <int V>
-  __device__ void operator()(float (&v)[1][V], int64_t r, int64_t) const {
-    const float factor = 1 / (1e-3f + *norm.row(r));
+  __device__ void operator()(float (&v)[1][V], float norm_of_row) const {
+    const float factor = 1 / (1e-3f + norm_of_row);
 #pragma unroll
     for (int i = 0; i < V; ++i) v[0][i] *= factor;
   }

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdint>
+#include <type_traits>
 
 #include "cuda/device.cuh"
 
@@ -22,6 +24,26 @@ template <class T, int V>
 __device__ __forceinline__ void store_pack(T* p, const Pack<T, V>& v) {
   *reinterpret_cast<Pack<T, V>*>(p) = v;
 }
+
+/// V elements as they were loaded. Taking 16 bits out of a register is an instruction: what holds
+/// single elements would wait for its load before the next branch, not where it is used.
+template <class T, int V>
+using Raw = std::conditional_t<V * sizeof(T) % 4 == 0, Pack<uint32_t, int(V * sizeof(T) + 3) / 4>,
+                               Pack<T, V>>;
+template <int V, class T>
+__device__ __forceinline__ Raw<T, V> load_raw(const T* p) {
+  return *reinterpret_cast<const Raw<T, V>*>(p);
+}
+template <class T, int V>
+__device__ __forceinline__ float unpacked(const Raw<T, V>& raw, int i) {
+  if constexpr (V * sizeof(T) % 4)
+    return to_float(raw.at[i]);
+  else if constexpr (sizeof(T) == 4)
+    return __uint_as_float(raw.at[i]);
+  else
+    return __uint_as_float(i % 2 ? raw.at[i / 2] & 0xffff0000 : raw.at[i / 2] << 16);
+}
+
 template <int V, class T>
 __device__ __forceinline__ void load_floats(const T* p, float (&to)[V]) {
   constexpr int kWhole = 16 / int(sizeof(T)) < V ? 16 / int(sizeof(T)) : V;
@@ -81,27 +103,43 @@ struct View {
 template <class T, int N>
 struct Walk {
   View<T> view[N];
+  const T* any;         ///< read where a view is absent, whose rows are then this one's
   int64_t rows, packs;  ///< of all views
   int64_t col_tiles;
 };
 
 /// f(v, r, j) gets the values v[k][V] of views k >= kFirst at elements j, j + 1, ... of row r, and
-/// what it leaves in v[k] is stored in views k < kOut.
+/// what it leaves in v[k] is stored in views k < kOut. An f that needs a number of the row has
+/// of_row(r), which is read with the rest, and gets f(v, number).
 template <class T, int V, int N, int kOut, int kFirst, int kRows, int kCols, class F>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 2)
     walk_kernel(const __grid_constant__ Walk<T, N> w, const __grid_constant__ F f) {
   const int64_t row_tile = blockIdx.x / w.col_tiles, col_tile = blockIdx.x % w.col_tiles;
   const int64_t r0 = row_tile * (blockDim.y * kRows) + threadIdx.y;
   const int64_t c0 = col_tile * (blockDim.x * kCols) + threadIdx.x;
+  if (r0 >= w.rows || c0 >= w.packs) return;
+  // No branch between the loads, so that none is waited for before all are on their way: what does
+  // not exist is read from where something does.
+  constexpr bool kOfRow = requires { f.of_row(r0); };
+  int64_t offset[kRows][N];
+  [[maybe_unused]] float of_row[kRows];
+#pragma unroll
+  for (int q = 0; q < kRows; ++q) {
+    const int64_t r = r0 + q * blockDim.y;
+#pragma unroll
+    for (int k = kFirst; k < N; ++k)
+      offset[q][k] = w.view[k].rows.offset(r < w.rows ? r : r0) + c0 * V;
+    if constexpr (kOfRow) of_row[q] = f.of_row(r < w.rows ? r : r0);
+  }
   constexpr int kEach = kRows * kCols;
-  Pack<T, V> v[kEach][N];
+  Raw<T, V> v[kEach][N];
 #pragma unroll
   for (int e = 0; e < kEach; ++e) {
-    const int64_t r = r0 + e / kCols * blockDim.y, c = c0 + e % kCols * blockDim.x;
-    if (r < w.rows && c < w.packs)
+    const int64_t step = e % kCols * blockDim.x, more = c0 + step < w.packs ? step * V : 0;
 #pragma unroll
-      for (int k = kFirst; k < N; ++k)
-        if (w.view[k].base) v[e][k] = load_pack<V>(w.view[k].row(r) + c * V);
+    for (int k = kFirst; k < N; ++k)
+      v[e][k] =
+          load_raw<V>((w.view[k].base ? w.view[k].base : w.any) + offset[e / kCols][k] + more);
   }
 #pragma unroll
   for (int e = 0; e < kEach; ++e) {
@@ -111,8 +149,11 @@ __global__ void __launch_bounds__(256)
 #pragma unroll
     for (int k = kFirst; k < N; ++k)
 #pragma unroll
-      for (int i = 0; i < V; ++i) x[k][i] = to_float(v[e][k].at[i]);
-    f(x, r, c * V);
+      for (int i = 0; i < V; ++i) x[k][i] = unpacked<T, V>(v[e][k], i);
+    if constexpr (kOfRow)
+      f(x, of_row[e / kCols]);
+    else
+      f(x, r, c * V);
 #pragma unroll
     for (int k = 0; k < kOut; ++k)
       if (w.view[k].base) store_floats<V>(w.view[k].row(r) + c * V, x[k]);
@@ -122,12 +163,16 @@ __global__ void __launch_bounds__(256)
 template <class T, int V, int kOut, int kFirst, class F, size_t N>
 void launch_walk(const char* name, const std::array<Tensor, N>& tensors, const F& f) {
   Walk<T, int(N)> w;
-  for (size_t k = 0; k < N; ++k) {
-    w.view[k] = View<T>(tensors[k]);
-    if (!tensors[k].defined()) continue;
-    w.rows = w.view[k].rows.n;
-    w.packs = w.view[k].rows.c / V;
-  }
+  const View<T> any(
+      *std::find_if(tensors.begin(), tensors.end(), [](const Tensor& t) { return t.defined(); }));
+  w.any = any.base;
+  w.rows = any.rows.n;
+  w.packs = any.rows.c / V;
+  for (size_t k = 0; k < N; ++k)
+    if (tensors[k].defined())
+      w.view[k] = View<T>(tensors[k]);
+    else
+      w.view[k].rows = any.rows;
   const bool wide = w.packs >= 1024;
   int64_t x = 1;
   while (x < 32 && x < w.packs) x *= 2;

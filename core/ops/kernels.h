@@ -83,8 +83,9 @@ struct Kernels {
   /// (it may be y); y may be f32 where x and w are bf16. bias is f32, or on a GPU of y's dtype.
   void (*linear)(const Tensor& x, const Tensor& w, const Tensor& bias, Activation act,
                  const Tensor& base, const Tensor& y);
-  /// dy *= act'(x), from y = act(x).
-  void (*activation_backward)(const Tensor& y, Activation act, const Tensor& dy);
+  /// dy *= act'(x), from y = act(x); then sums[c] += sum_r dy[r, c], where it is defined.
+  void (*activation_backward)(const Tensor& y, Activation act, const Tensor& dy,
+                              const Tensor& sums);
   /// sums[c] += sum_r x[r, c], in a fixed order.
   void (*add_column_sums)(const Tensor& x, const Tensor& sums);
   /// c [b, m, n] = a [b, m, k] b [b, k, n], any strides with one contiguous axis.

@@ -79,8 +79,10 @@ Var linear(const Var& x, const Var& w, const Var& b, Activation act) {
   const Tensor kept = act == Activation::kNone ? Tensor() : y;
   return result("linear", y, {&x, &w, &b}, [x, w, b, act, kept](const Tensor& dy) {
     // dy is the node's own: nobody reads it afterwards.
-    if (kept) kernels(dy.device()).activation_backward(kept, act, dy);
-    products_backward(x, w, b, dy);
+    if (!kept) return products_backward(x, w, b, dy);
+    const Tensor db = b ? b.grad_into() : Tensor();
+    kernels(dy.device()).activation_backward(kept, act, dy, db ? db.view({-1}) : Tensor());
+    products_backward(x, w, {}, dy);
   });
 }
 

@@ -25,7 +25,7 @@ struct OptimConfig {
 /// then lr, and lr * decay beyond decay_after_samples.
 double learning_rate(const OptimConfig& config, int64_t samples);
 
-/// Tensors of zeros with the names and shapes of `like`.
+/// Tensors of zeros with the names and shapes of `like`, on its device, in one piece of memory.
 Arrays zeros_like(const Arrays& like, Dtype dtype = Dtype::f32);
 
 /// The norm over all values of all arrays: squares in f64, added in a fixed order.

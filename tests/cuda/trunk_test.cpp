@@ -153,9 +153,14 @@ TEST_CASE("GPU: element-wise operations") {
           agree("dgate", dgate, Tolerance::of(type));
         }
         for (Activation act : {Activation::kRelu, Activation::kSigmoid}) {
-          const Twin d = any();
-          twins.run([&](const Kernels& k, auto at) { k.activation_backward(at(x), act, at(d)); });
-          agree("activation_backward", d, Tolerance::of(type));
+          for (bool summed : {false, true}) {
+            const Twin d = any(), sums = summed ? twins.normal({shape[2]}) : Twin();
+            twins.run([&](const Kernels& k, auto at) {
+              k.activation_backward(at(x), act, at(d), at(sums));
+            });
+            agree("activation_backward", d, Tolerance::of(type));
+            agree("its sums", sums, Tolerance::of(Dtype::f32));
+          }
         }
         {
           const Twin y = any(), factors = twins.normal({shape[1], shape[2]});
@@ -181,9 +186,15 @@ TEST_CASE("GPU: element-wise operations") {
 TEST_CASE("GPU: column sums of many rows") {
   each_type([](Twins& twins, Dtype type) {
     for (int64_t c : {1, 23, 128, 1024}) {
-      const Twin x = twins.normal({30011, c}, type), sums = twins.normal({c});
+      const Twin x = twins.normal({30011, c}, type), sums = twins.normal({c}),
+                 y = twins.normal({30011, c}, type);
       twins.run([&](const Kernels& k, auto at) { k.add_column_sums(at(x), at(sums)); });
       agree("add_column_sums", sums, Tolerance::of(Dtype::f32));
+      twins.run([&](const Kernels& k, auto at) {
+        k.activation_backward(at(y), Activation::kRelu, at(x), at(sums));
+      });
+      agree("activation_backward", x, Tolerance::of(type));
+      agree("its sums", sums, Tolerance::of(Dtype::f32));
     }
   });
 }
