@@ -14,7 +14,8 @@ struct Layout {
   /// q, and as much again: the gate, and then the output.
   static constexpr int kOwnBytes = kRows * kGroups * kTileBytes;
   static constexpr int kStages = 3, kStageBytes = 2 * kRows * kTileBytes;  ///< keys, values
-  static constexpr int kStagesAt = 2 * kOwnBytes, kBitsAt = kStagesAt + kStages * kStageBytes;
+  static constexpr int kStagesAt = 2 * kOwnBytes, kOnesAt = kStagesAt + kStages * kStageBytes,
+                       kBitsAt = kOnesAt + 256;
 };
 
 template <int kC, bool kBias>
@@ -66,10 +67,16 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(Operands a, BiasPi
   if (a.gate.base) copy_own(own + L::kOwnBytes, a.gate, a.c_v);
   copy_commit();
 
-  float out[kRows][kC / 2] = {}, w[32] = {}, sums[kRows][2] = {}, high[kRows][2];
+  // Weights are 2^-32 where a row's logit is what the largest of the first keys was. Their sums are
+  // f32, and bf16 reaches as far: only 2 and more, of a logit 33 powers of two above those, are a
+  // reason to count again from the largest so far.
+  constexpr float kBelowFirst = 32;
+  constexpr uint32_t kTooLarge = 0x40004000;  // bits of a pair of bf16, set from 2 on
+  float out[kRows][kC / 2] = {}, w[32] = {}, sums[kRows][4] = {};
+  float shift[kRows][2];  // a weight's exponent is its logit in powers of two and this
 #pragma unroll
-  for (int r = 0; r < kRows; ++r) high[r][0] = high[r][1] = kMaskedLogit;
-  const float slack = 8 / a.scale2;
+  for (int r = 0; r < kRows; ++r) shift[r][0] = shift[r][1] = -kMaskedLogit * a.scale2;
+  uint32_t packed[4][4];
   const int query = query0 + group * kTileRows;  // the warpgroup's first
   const int last = (a.n_query - 1) / kTileRows * kTileRows;
   const uint4* const pieces = kBias ? bias.row(h, min(query, last) / 16 + warp, lane) : nullptr;
@@ -92,8 +99,9 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(Operands a, BiasPi
     return a.mask && !__any_sync(~0u, any);
   };
 
+  if (threadIdx.x < 64) reinterpret_cast<uint32_t*>(shared + L::kOnesAt)[threadIdx.x] = 0x3f803f80;
   const uint64_t q_tile = wgmma_tile<kC>(own + group * L::kTileBytes),
-                 first_tile = wgmma_tile<kC>(stages);
+                 first_tile = wgmma_tile<kC>(stages), ones = wgmma_tile<16>(own + L::kOnesAt);
   // w = the logits of row r and a tile of keys.
   const auto multiply_keys = [&](int r, int stage) {
     const uint64_t q = wgmma_tile_at(q_tile, r * (kGroups * L::kTileBytes / 16)),
@@ -103,6 +111,21 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(Operands a, BiasPi
 #pragma unroll
     for (int i = 1; i < kC / 16; ++i)
       wgmma_rows<false>(w, wgmma_tile_at(q, 2 * i), wgmma_tile_at(keys, 2 * i));
+  };
+  // out and sums of row r += the weights times a tile of values, and times ones.
+  const auto multiply_values = [&](int r, int stage) {
+    const uint64_t values = wgmma_tile_at(
+        first_tile, unsigned(stage * L::kStageBytes + (2 * r + 1) * L::kTileBytes) / 16);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      wgmma_channels(out[r], packed[i], wgmma_tile_at(values, i * 2 * kC));
+      wgmma_rows(sums[r], packed[i], ones);
+    }
+  };
+  const auto keep_sums = [&](int r) {
+    keep_registers(out[r]);
+    keep_registers(sums[r]);
+    keep_registers(packed);
   };
   copy_wait<1>();
   fence_shared();
@@ -129,6 +152,10 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(Operands a, BiasPi
                     reinterpret_cast<float(&)[4]>(w[8 * n + 4]), piece[n], unit);
         if (r == kRows - 1 && tile + 1 < tiles) fetch(tile + 1);
       }
+      if (r > 0) {
+        wgmma_wait<0>();
+        keep_sums(r - 1);
+      }
       if ((kept[0] & kept[1]) != ~0u) {
         const bool same = all_masked(r);
         const int first = lane % 4 * 2, left = a.n_key - tile * kTileRows - first;
@@ -138,68 +165,64 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(Operands a, BiasPi
           if (!(kept[e / 16] >> first >> key % 32 & 1)) w[e] = same && key < left ? 0 : -INFINITY;
         }
       }
-      // The reference that is taken off may stay behind the maximum by 8 powers of two: only rarely
-      // must what was summed be scaled.
-      float top[2] = {w[0], w[2]};
+      bool count_again = tile == 0;
+#pragma unroll 1
+      while (true) {
+        if (count_again) {
+          float top[2] = {w[0], w[2]};
 #pragma unroll
-      for (int e = 0; e < 32; ++e) top[e / 2 % 2] = fmaxf(top[e / 2 % 2], w[e]);
-      if (__any_sync(~0u, top[0] > high[r][0] + slack || top[1] > high[r][1] + slack)) {
+          for (int e = 0; e < 32; ++e) top[e / 2 % 2] = fmaxf(top[e / 2 % 2], w[e]);
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          float t = top[i];
-          t = fmaxf(t, __shfl_xor_sync(~0u, t, 1));
-          t = fmaxf(t, __shfl_xor_sync(~0u, t, 2));
-          t = fmaxf(t, high[r][i]);
-          const float factor = exp2_fast((high[r][i] - t) * a.scale2);
-          high[r][i] = t;
-          sums[r][i] *= factor;
+          for (int i = 0; i < 2; ++i) {
+            float t = top[i];
+            t = fmaxf(t, __shfl_xor_sync(~0u, t, 1));
+            t = fmaxf(t, __shfl_xor_sync(~0u, t, 2));
+            t = fminf(fmaf(-t, a.scale2, -kBelowFirst), shift[r][i]);
+            const float factor = exp2_fast(t - shift[r][i]);
+            shift[r][i] = t;
 #pragma unroll
-          for (int j = 0; j < kC / 8; ++j) {
-            out[r][4 * j + 2 * i] *= factor;
-            out[r][4 * j + 2 * i + 1] *= factor;
+            for (int e = 0; e < kC / 2; ++e)
+              if (e / 2 % 2 == i) out[r][e] *= factor;
+            sums[r][2 * i] *= factor;
+            sums[r][2 * i + 1] *= factor;
           }
         }
-      }
-      const float shift[2] = {-high[r][0] * a.scale2, -high[r][1] * a.scale2};
-      uint32_t packed[4][4];
+        uint32_t any = 0;
 #pragma unroll
-      for (int e = 0; e < 32; e += 2) {
-        const float s = shift[e / 2 % 2];
-        packed[e / 8][e / 2 % 4] =
-            pack_bf16(exp2_fast(fmaf(w[e], a.scale2, s)), exp2_fast(fmaf(w[e + 1], a.scale2, s)));
+        for (int e = 0; e < 32; e += 2) {
+          const float s = shift[r][e / 2 % 2];
+          any |= packed[e / 8][e / 2 % 4] =
+              pack_bf16(exp2_fast(fmaf(w[e], a.scale2, s)), exp2_fast(fmaf(w[e + 1], a.scale2, s)));
+        }
+        if (count_again || !__any_sync(~0u, any & kTooLarge)) break;
+        count_again = true;
       }
-      keep_registers(out[r]);
+      keep_sums(r);
       keep_registers(w);
       wgmma_fence();
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        wgmma_channels(
-            out[r], packed[i],
-            wgmma_tile_at(
-                first_tile,
-                unsigned(stage * L::kStageBytes + (2 * r + 1) * L::kTileBytes) / 16 + i * 2 * kC));
-      wgmma_commit();
       if (r == kRows - 1) {
+        multiply_values(r, stage);
+        wgmma_commit();
         copy_wait<0>();
         fence_shared();
         __syncthreads();  // the next tile is there, and all are done with the one before this
         if (tile + 2 < tiles) copy(tile + 2, stage ? stage - 1 : L::kStages - 1);
         copy_commit();
+        // The next logits on the heels of these values; after the last tile none are there, and
+        // none are used.
+        multiply_keys(0, next_stage);
+        wgmma_commit();
+        wgmma_wait<0>();
+        keep_sums(r);
+      } else {
+        // These values while the bias is added to the next logits.
+        multiply_keys(r + 1, stage);
+        wgmma_commit();
+        multiply_values(r, stage);
+        wgmma_commit();
+        wgmma_wait<1>();
       }
-      // The next logits on the heels of these values; after the last tile none are there, and none
-      // are used.
-      multiply_keys(r == kRows - 1 ? 0 : r + 1, r == kRows - 1 ? next_stage : stage);
-      wgmma_commit();
-      constexpr uint32_t kOnes = 0x3f803f80;
-      float sum[4] = {};
-#pragma unroll
-      for (int i = 0; i < 4; ++i) mma(sum, packed[i], kOnes, kOnes);
-      sums[r][0] += sum[0];
-      sums[r][1] += sum[2];
-      wgmma_wait<0>();
-      keep_registers(out[r]);
       keep_registers(w);
-      keep_registers(packed);
     }
     stage = next_stage;
   }
@@ -212,9 +235,9 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(Operands a, BiasPi
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int row = warp * 16 + lane / 4 + 8 * i;
-      const float inverse = reciprocal_fast(sums[r][i]);
+      const float inverse = reciprocal_fast(sums[r][2 * i]);
       if (a.lse && r < there) {
-        const float lse = all_masked(r) ? INFINITY : fmaf(high[r][i], a.scale2, log2f(sums[r][i]));
+        const float lse = all_masked(r) ? INFINITY : log2f(sums[r][2 * i]) - shift[r][i];
         if (lane % 4 == 0 && query + row < a.n_query)
           a.lse[(b * a.n_head + h) * a.n_query + query + row] = lse;
       }

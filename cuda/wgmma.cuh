@@ -80,6 +80,15 @@ __device__ __forceinline__ void wgmma_rows(float (&d)[32], const uint32_t (&a)[4
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
+/// d [64, 8] += a [64, 16] b^T, a in registers, b [8, 16].
+__device__ __forceinline__ void wgmma_rows(float (&d)[4], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, {%4, %5, %6, %7}, %8, "
+      "1, 1, 1, 0;\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
 /// d [64, kN] += a [64, 16] b, a in registers, b [16, kN]: 16 rows of a tile by its channels.
 __device__ __forceinline__ void wgmma_channels(float (&d)[16], const uint32_t (&a)[4], uint64_t b) {
   asm volatile(

@@ -121,6 +121,35 @@ TEST_CASE("GPU: attention, forward and backward", "[cuda]") {
     }
 }
 
+TEST_CASE("GPU: attention of which some queries' later keys have ever larger logits", "[cuda]") {
+  if (!have_gpu()) return;
+  const int64_t batch = 3, n = 330, n_head = 2, c = 16;
+  const Tensor steps = Tensor::empty({n_head, n, n}), keys = mask_of(batch, n, 1);
+  // Steps that bf16 and f16 hold; and a row whose first keys are masked.
+  for (int64_t i = 0; i < steps.numel(); ++i)
+    steps.data<float>()[i] = i / n % 5 == 0 ? float(40 * (i % n / 70)) : 0.0f;
+  for (int64_t j = 0; j < n; ++j) keys.data<float>()[2 * n + j] = j >= 150;
+  for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+    INFO(name_of(dtype));
+    const auto pair = [&](uint64_t stream, float spread = 1) {
+      return Pair(random({batch, n, n_head, c}, stream, spread), dtype, false);
+    };
+    const Pair q = pair(2, 3), k = pair(3), v = pair(4), bias(steps, Dtype::f32, false),
+               mask(keys, Dtype::f32, false);
+    const Tensor o = poisoned(q.cpu.shape(), dtype), want = Tensor::empty(q.cpu.shape()),
+                 lse = poisoned({batch, n_head, n}, Dtype::f32);
+    kernels(kGpu).attention(q.gpu, k.gpu, v.gpu, {}, bias.gpu, mask.gpu, o, lse);
+    kernels(Device{}).attention(q.cpu, k.cpu, v.cpu, {}, bias.cpu, mask.cpu, want, {});
+    CHECK(norm_error(o, want) < limit(dtype));
+    const Pair dy = pair(5), dv(Tensor::zeros(v.cpu.shape()), dtype, false);
+    kernels(kGpu).attention_backward(q.gpu, k.gpu, v.gpu, {}, bias.gpu, mask.gpu, o, lse, dy.gpu,
+                                     {}, {}, dv.gpu, {}, {}, {});
+    kernels(Device{}).attention_backward(q.cpu, k.cpu, v.cpu, {}, bias.cpu, mask.cpu, {}, {},
+                                         dy.cpu, {}, {}, dv.cpu, {}, {}, {});
+    CHECK(norm_error(dv.gpu, dv.cpu) < limit(dtype));
+  }
+}
+
 TEST_CASE("GPU: attention's gradients each alone, and the same bits again", "[cuda]") {
   if (!have_gpu()) return;
   for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
