@@ -132,6 +132,12 @@ __device__ __forceinline__ void backward_tile(const Operands& a, const BiasPiece
     const unsigned char* const memory = shared + L::kOwnBytes + stage * L::kStageBytes;
     const auto* rows =
         reinterpret_cast<const float*>(memory + L::kNumbersAt) + group * 2 * kTileRows;
+    // While the logits are on their way.
+    uint4 pieces[4];
+    if constexpr (kBias)
+#pragma unroll
+      for (int n = 0; n < 4; ++n)
+        pieces[n] = reinterpret_cast<const uint4*>(memory + L::kBiasAt)[warp * 128 + 32 * n + lane];
     wgmma_wait<0>();
     keep_registers(w);
     if constexpr (!kKeys) {
@@ -144,13 +150,11 @@ __device__ __forceinline__ void backward_tile(const Operands& a, const BiasPiece
     for (int k = 1; k < kC / 16; ++k)
       wgmma_rows<false>(dx, step(own_values, 32 * k), step(other_values, 32 * k));
     wgmma_commit();
-    if constexpr (kBias) {
-      const auto* pieces = reinterpret_cast<const uint4*>(memory + L::kBiasAt) + warp * 128 + lane;
+    if constexpr (kBias)
 #pragma unroll
       for (int n = 0; n < 4; ++n)
         add_piece(reinterpret_cast<float(&)[4]>(w[8 * n]),
-                  reinterpret_cast<float(&)[4]>(w[8 * n + 4]), pieces[32 * n], unit);
-    }
+                  reinterpret_cast<float(&)[4]>(w[8 * n + 4]), pieces[n], unit);
     // lse (0) or delta (1) of the queries of elements e and e + 1.
     const auto query_number = [&](int which, int e) {
       if constexpr (kKeys)
@@ -267,8 +271,8 @@ struct BiasLayout {
   static constexpr int kKeysAt = 2 * kGroups * kTileBytes, kNumbersAt = kKeysAt + 2 * kTileBytes,
                        kNumbers = (2 * kGroups + 1) * kTileRows;
   static constexpr int kStageBytes = kNumbersAt + (kNumbers * 4 + 1023) / 1024 * 1024;
-  /// After two stages the bias.
-  static constexpr int kBiasAt = 2 * kStageBytes,
+  /// After the stages the bias.
+  static constexpr int kStages = 3, kBiasAt = kStages * kStageBytes,
                        kBytes = kBiasAt + kGroups * kTileRows * kTileRows * 2;
 };
 
@@ -327,14 +331,17 @@ __global__ void __launch_bounds__(kThreads, 2)
   for (int n = 0; n < 4; ++n) copy_async16(base + own_pieces + n * 512, from_bias + 32 * n, 16);
   copy(0);
   copy_commit();
+  if (first + 1 < last) copy(1);
+  copy_commit();
   const uint32_t unit = unit_fragment(lane);
   float sum[32] = {};
+  int stage = 0;
 #pragma unroll 1
-  for (int b = first, stage = 0; b < last; ++b, stage ^= 1) {
-    copy_wait<0>();
+  for (int b = first; b < last; ++b) {
+    copy_wait<1>();
     fence_shared();
     __syncthreads();  // this row of the batch is there, and all are done with the one before
-    if (b + 1 < last) copy(stage ^ 1);
+    if (b + 2 < last) copy(stage ? stage - 1 : L::kStages - 1);
     copy_commit();
     const uint32_t at = base + stage * L::kStageBytes, mine = at + 2 * group * L::kTileBytes;
     const uint64_t own = wgmma_tile<kC>(mine), own_values = wgmma_tile<kC>(mine + L::kTileBytes),
@@ -381,6 +388,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     keep_registers(dx);
 #pragma unroll
     for (int e = 0; e < 32; ++e) sum[e] = fmaf(w[e], dx[e] - delta[e / 2 % 2], sum[e]);
+    stage = stage == L::kStages - 1 ? 0 : stage + 1;
   }
 #pragma unroll
   for (int e = 0; e < 32; e += 2)
