@@ -1,6 +1,8 @@
 // Attention: checks and dispatch.
 #include "core/ops/attention.h"
 
+#include <algorithm>
+
 #include "core/ops/gradient.h"
 
 namespace ff {
@@ -53,7 +55,19 @@ Var attention(const Var& q, const Var& k, const Var& v, const Var& gate, const V
   Attending a{q.value(), k.value(), v.value(), gate.value(), mask, along, {}, {}};
   a.forward(bias, recording({&q, &k, &v, &gate, &bias}));
   return result("attention", a.o, {&q, &k, &v, &gate, &bias}, [=](const Tensor& dy) {
-    a.backward(bias, dy, q.grad_into(), k.grad_into(), v.grad_into(), gate.grad_into());
+    // Written instead of added to zeros, where nothing was added yet to any.
+    const Var inputs[] = {q, k, v, gate};
+    const int64_t n = gate ? 4 : 3;
+    const bool fresh = std::all_of(inputs, inputs + n, [&](const Var& x) {
+      return has_room(x) && x.shape() == q.shape() && x.value().dtype() == dy.dtype();
+    });
+    if (!fresh)
+      return a.backward(bias, dy, q.grad_into(), k.grad_into(), v.grad_into(), gate.grad_into());
+    const Tensor all =
+        Tensor::empty({n, q.size(0), q.size(1), q.size(2), q.size(3)}, dy.dtype(), dy.device());
+    const auto part = [&](int64_t i) { return i < n ? all.select(0, i) : Tensor(); };
+    a.backward(bias, dy, part(0), part(1), part(2), part(3), all);
+    for (int64_t i = 0; i < n; ++i) inputs[i].add_grad(part(i));
   });
 }
 

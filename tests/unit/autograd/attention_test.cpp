@@ -27,6 +27,12 @@ TEST_CASE("attention: gate, bias, mask, and without each; strided heads") {
   gradcheck([=](const Vars& v) { return attention(v[0], v[1], v[2], v[3], v[4], mask); }, all);
   gradcheck([=](const Vars& v) { return attention(v[0], v[1], v[2], {}, {}, {}); },
             {all[0], all[1], all[2]});
+  // Of one shape their gradients are written into one tensor; an operand that is there twice.
+  gradcheck([=](const Vars& v) { return attention(v[0], v[1], v[2], v[3], {}, {}); },
+            {all[0], random_f64({b, n, h, c}, 6), random_f64({b, n, h, c}, 7),
+             random_f64({b, n, h, c}, 8)});
+  gradcheck([=](const Vars& v) { return attention(v[0], v[1], v[0], {}, {}, {}); },
+            {all[0], random_f64({b, n, h, c}, 6)});
   // A row whose keys are all masked: the plain mean, with a gradient for the values alone.
   const Tensor none = Tensor::zeros({b, m});
   gradcheck([=](const Vars& v) { return attention(v[0], v[1], v[2], v[3], v[4], none); }, all);
