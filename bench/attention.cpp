@@ -49,7 +49,7 @@ void bench(const Shape& s, Device device, int repetitions, double flop_rate, dou
     };
     const Tensor dq = zeros(q), dk = zeros(k), dv = zeros(v), dgate = zeros(gate),
                  dbias = zeros(bias);
-    backward = median_seconds(device, repetitions, [&] {
+    backward = median_seconds(device, repetitions, [&] {  // of a dy that is less each time
       kernel.attention_backward(q, k, v, gate, bias, mask, o, lse, dy, dq, dk, dv, dgate, dbias,
                                 {});
     });

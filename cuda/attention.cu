@@ -15,11 +15,10 @@ constexpr int kThreads = 256;
 constexpr int kRowLanes = 4;
 
 /// Of every row, from dy and the gated output o:
-///   delta = sum dy o,  d_out = dy sigmoid(gate),  dgate += dy o (1 - sigmoid(gate))
+///   delta = sum dy o,  dgate += dy o (1 - sigmoid(gate)),  dy *= sigmoid(gate)
 template <class T, bool kWide>
 __global__ void __launch_bounds__(kThreads)
-    rows_kernel(Attention<T> a, HeadView<const T> dy, HeadView<const T> o, HeadView<T> d_gate,
-                T* d_out) {
+    rows_kernel(Attention<T> a, HeadView<T> dy, HeadView<const T> o, HeadView<T> d_gate) {
   constexpr unsigned kRows = kThreads / kRowLanes;
   const unsigned row = blockIdx.x * kRows + threadIdx.x / kRowLanes;
   const int lane = threadIdx.x % kRowLanes;
@@ -43,7 +42,7 @@ __global__ void __launch_bounds__(kThreads)
         gated[l] = fmaf(d[l] * out[l], 1 - s, gated[l]);
         d[l] *= s;
       }
-      store8<kWide>(d_out + int64_t(row) * a.c_v + l0, d, left);
+      store8<kWide>(dy.at(b, i, h) + l0, d, left);
       if (to) store8<kWide>(to, gated, left);
     }
 #pragma unroll
@@ -200,19 +199,19 @@ bool is_empty(const Tensor& q, const Tensor& k) {
 }
 
 template <class T>
-void rows(const Attention<T>& a, const Tensor& dy, const Tensor& o, const Tensor& d_gate, T* d_out,
+void rows(const Attention<T>& a, const Tensor& dy, const Tensor& o, const Tensor& d_gate,
           bool wide) {
   const int64_t count = int64_t(a.batch) * a.n_query * a.n_head,
                 blocks = ceil_div(count * kRowLanes, kThreads);
   check(count <= INT32_MAX, "attention's backward of ", count, " rows");
-  const HeadView<const T> dy_view(dy), o_view(o);
-  const HeadView<T> d_gate_view(d_gate);
+  const HeadView<const T> o_view(o);
+  const HeadView<T> dy_view(dy), d_gate_view(d_gate);
   if (wide)
     launch<rows_kernel<T, true>>("attention's backward, rows", blocks, kThreads, 0, a, dy_view,
-                                 o_view, d_gate_view, d_out);
+                                 o_view, d_gate_view);
   else
     launch<rows_kernel<T, false>>("attention's backward, rows", blocks, kThreads, 0, a, dy_view,
-                                  o_view, d_gate_view, d_out);
+                                  o_view, d_gate_view);
 }
 
 }  // namespace
@@ -277,16 +276,9 @@ void attention_backward(const Tensor& q, const Tensor& k, const Tensor& v, const
     }
     const int64_t n_rows = int64_t(a.batch) * a.n_query * a.n_head;
     const Scratch delta(n_rows * int64_t(sizeof(float)));
-    const Scratch d_out(gate.defined() ? n_rows * a.c_v * int64_t(sizeof(T)) : 0);
     a.lse = lse.data<float>();
     a.delta = delta.data<float>();
-    a.d_out = HeadView<const T>(dy);
-    if (gate.defined()) {
-      a.d_out.base = d_out.data<T>();
-      a.d_out.head = a.c_v;
-      a.d_out.row = int64_t(a.c_v) * a.n_head;
-      a.d_out.batch = a.d_out.row * a.n_query;
-    }
+    a.d_out = HeadView<const T>(dy);  // what `rows` makes of it
     const bool wide = sizeof(T) == 2 && a.c_v % 8 == 0 && aligned(dy) && aligned(o) &&
                       aligned(gate) && aligned(dgate);
     const bool mma = suits_mma(q, v) && wide && aligned(q) && aligned(k) && aligned(v) &&
@@ -295,7 +287,7 @@ void attention_backward(const Tensor& q, const Tensor& k, const Tensor& v, const
     if constexpr (sizeof(T) == 2) hopper = mma && suits_hopper(a);
     a.fresh = fresh && hopper;  // others add
     if (fresh && !hopper) clear(fresh);
-    rows<T>(a, dy, o, dgate, gate.defined() ? d_out.data<T>() : nullptr, wide);
+    rows<T>(a, dy, o, dgate, wide);
     if (few_keys(a))
       return launch<few_keys_backward_kernel<T>>("backward of attention to few keys",
                                                  ceil_div(int64_t(a.batch) * a.n_head, kThreads),

@@ -48,7 +48,7 @@ class Forms {
                   statistics = gpu ? 4 * batch * n * a.num_head : 0, read = x + z + bias,
                   core = qk + 2 * v + gate + statistics,
                   // Sums of the bias's gradient, by parts of the batch; on a GPU packed bias, too.
-        sums = bias * (gpu ? 3 : std::min<int64_t>(batch, 16)) + (gpu ? v + statistics : 0),
+        sums = bias * (gpu ? 3 : std::min<int64_t>(batch, 16)) + (gpu ? statistics : 0),
                   sent = dap > 1 ? x : 0;
     return {name, pair, read + core + x + factors(rate, n, c),
             sent + largest({x + read + core + v + qk + v + gate + bias + sums,

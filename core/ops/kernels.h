@@ -97,8 +97,8 @@ struct Kernels {
   /// Global attention (one query a column, keys and values shared by the heads); same header.
   void (*global_attention)(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
                            const Tensor& mask, const Tensor& o);
-  /// Their gradients, added; each of them may be undefined. Where `fresh`, contiguous, is given,
-  /// dq, dk, dv and dgate are its parts and all of it, and its numbers count for nothing.
+  /// Their gradients, added; each may be undefined. dy's numbers are lost; `fresh`'s, where it is
+  /// given, count for nothing: it is contiguous, dq, dk, dv and dgate are its parts and all of it.
   void (*attention_backward)(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
                              const Tensor& bias, const Tensor& mask, const Tensor& o,
                              const Tensor& lse, const Tensor& dy, const Tensor& dq,

@@ -168,8 +168,8 @@ TEST_CASE("GPU: attention's gradients each alone, and the same bits again", "[cu
         if (wanted >> i & 1)
           d[size_t(i)] = i == 4 ? Tensor::zeros(bias.shape(), Dtype::f32, kGpu)
                                 : Tensor::zeros(q.shape(), dtype, kGpu);
-      kernels(kGpu).attention_backward(q, k, v, gate, bias, mask, o, lse, dy, d[0], d[1], d[2],
-                                       d[3], d[4], {});
+      kernels(kGpu).attention_backward(q, k, v, gate, bias, mask, o, lse, dy.clone(), d[0], d[1],
+                                       d[2], d[3], d[4], {});
       for (Tensor& t : d)
         if (t.defined()) t = t.to(Device{});
       return d;
