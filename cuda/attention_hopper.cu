@@ -6,7 +6,6 @@ namespace ff::cuda {
 namespace {
 
 constexpr int kGroups = 2, kThreads = kGroups * kGroupThreads, kQueries = kGroups * kTileRows;
-constexpr int kRows = 2;  ///< of the batch
 
 template <int kC>
 struct Layout {
@@ -25,11 +24,9 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(Operands a, BiasPi
   extern __shared__ __align__(1024) unsigned char shared[];
   const int lane = threadIdx.x % 32, index = __shfl_sync(~0u, int(threadIdx.x) / 32, 0),
             warp = index % 4, group = index / 4;
-  const int blocks = (a.n_query + kQueries - 1) / kQueries, pairs = (a.batch + kRows - 1) / kRows,
-            tiles = (a.n_key + kTileRows - 1) / kTileRows, words = 2 * tiles;
-  const int query0 = blockIdx.x % blocks * kQueries;
-  const int b0 = blockIdx.x / blocks % pairs * kRows;
-  const int64_t h = blockIdx.x / blocks / pairs;
+  const int tiles = (a.n_key + kTileRows - 1) / kTileRows, words = 2 * tiles;
+  const int query0 = blockIdx.x * kQueries, b0 = blockIdx.y * kRows;
+  const int h = blockIdx.z;
   const int there = min(kRows, a.batch - b0);  // of the rows of the batch
 
   const uint32_t own = shared_address(shared), stages = own + L::kStagesAt;
@@ -91,14 +88,6 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(Operands a, BiasPi
   static_assert(kRows == kGroups);
   auto* const kept_words = reinterpret_cast<unsigned*>(shared + L::kBitsAt);
   keep_key_bits(a, b0 + min(group, there - 1), kept_words + group * words, words, warp, lane);
-  // Where all keys are masked all have the same weight.
-  const auto all_masked = [&](int r) {
-    bool any = false;
-#pragma unroll 1
-    for (int i = lane; i < words; i += 32) any |= kept_words[r * words + i] != 0;
-    return a.mask && !__any_sync(~0u, any);
-  };
-
   if (threadIdx.x < 64) reinterpret_cast<uint32_t*>(shared + L::kOnesAt)[threadIdx.x] = 0x3f803f80;
   const uint64_t q_tile = wgmma_tile<kC>(own + group * L::kTileBytes),
                  first_tile = wgmma_tile<kC>(stages), ones = wgmma_tile<16>(own + L::kOnesAt);
@@ -137,6 +126,17 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(Operands a, BiasPi
   wgmma_wait<0>();
   keep_registers(w);
 
+  // Rows of the batch whose keys are all masked: all have the same weight.
+  unsigned masked = 0;
+  if (a.mask) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      bool any = false;
+#pragma unroll 1
+      for (int i = lane; i < words; i += 32) any |= kept_words[r * words + i] != 0;
+      masked |= unsigned(!__any_sync(~0u, any)) << r;
+    }
+  }
   int stage = 0;
 #pragma unroll 1
   for (int tile = 0; tile < tiles; ++tile) {
@@ -157,12 +157,13 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(Operands a, BiasPi
         keep_sums(r - 1);
       }
       if ((kept[0] & kept[1]) != ~0u) {
-        const bool same = all_masked(r);
-        const int first = lane % 4 * 2, left = a.n_key - tile * kTileRows - first;
+        // Where all are masked, those that exist have one logit.
+        const int first = lane % 4 * 2,
+                  left = masked >> r & 1 ? a.n_key - tile * kTileRows - first : 0;
 #pragma unroll
         for (int e = 0; e < 32; ++e) {
           const int key = e / 4 * 8 + e % 2;
-          if (!(kept[e / 16] >> first >> key % 32 & 1)) w[e] = same && key < left ? 0 : -INFINITY;
+          if (!(kept[e / 16] >> first >> key % 32 & 1)) w[e] = key < left ? 0 : -INFINITY;
         }
       }
       bool count_again = tile == 0;
@@ -237,7 +238,7 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(Operands a, BiasPi
       const int row = warp * 16 + lane / 4 + 8 * i;
       const float inverse = reciprocal_fast(sums[r][2 * i]);
       if (a.lse && r < there) {
-        const float lse = all_masked(r) ? INFINITY : log2f(sums[r][2 * i]) - shift[r][i];
+        const float lse = masked >> r & 1 ? INFINITY : log2f(sums[r][2 * i]) - shift[r][i];
         if (lane % 4 == 0 && query + row < a.n_query)
           a.lse[(b * a.n_head + h) * a.n_query + query + row] = lse;
       }
@@ -261,10 +262,9 @@ template <int kC, bool kBias>
 void forward(const Operands& a) {
   using L = Layout<kC>;
   const PackedBias bias(a);
-  const int64_t blocks = ceil_div(a.n_query, kQueries) * ceil_div(a.batch, kRows) * a.n_head,
-                words = 2 * kRows * ceil_div(a.n_key, kTileRows);
-  launch<forward_kernel<kC, kBias>>("attention", blocks, kThreads, L::kBitsAt + 4 * words, a,
-                                    bias.pieces());
+  const int64_t words = 2 * kRows * ceil_div(a.n_key, kTileRows);
+  launch<forward_kernel<kC, kBias>>("attention", row_blocks(a, ceil_div(a.n_query, kQueries)),
+                                    kThreads, L::kBitsAt + 4 * words, a, bias.pieces());
 }
 
 }  // namespace

@@ -10,10 +10,21 @@ namespace ff::cuda {
 
 constexpr int kTileRows = 64, kGroupThreads = 128;  ///< of a warpgroup
 
+constexpr int kRows = 2;  ///< of the batch, of a block: they share the bias
+
+/// The most blocks that a launch may have in its second and third dimension.
+constexpr int kMostBlocks = 65535;
+
 /// Whether the kernels of Hopper are for this device and these shapes.
 inline bool suits_hopper(const Operands& a) {
   return device_info().hopper() && std::max(a.c, a.c_v) <= 32 &&
-         std::min(a.n_query, a.n_key) >= kTileRows;
+         std::min(a.n_query, a.n_key) >= kTileRows && a.batch <= kRows * kMostBlocks &&
+         a.n_head <= kMostBlocks;
+}
+
+/// Blocks (tile, rows of the batch, head): three numbers that no block must divide for.
+inline dim3 row_blocks(const Operands& a, int64_t tiles) {
+  return {unsigned(tiles), unsigned(ceil_div(a.batch, kRows)), unsigned(a.n_head)};
 }
 
 /// What a thread copies of tile after tile of one head where kThreads copy them: the same chunk of

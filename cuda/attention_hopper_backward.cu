@@ -248,12 +248,10 @@ __device__ __forceinline__ void backward_tile(const Operands& a, const BiasPiece
 template <int kC, bool kBias>
 __global__ void __launch_bounds__(kThreads, 2)
     backward_kernel(Operands a, BiasPieces bias, BiasPieces transposed, HeadView<__nv_bfloat16> dq,
-                    HeadView<__nv_bfloat16> dk, HeadView<__nv_bfloat16> dv, int key_tiles,
-                    int own_tiles) {
+                    HeadView<__nv_bfloat16> dk, HeadView<__nv_bfloat16> dv, int key_tiles) {
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  const int tile = blockIdx.x % own_tiles, pairs = (a.batch + kGroups - 1) / kGroups,
-            first_b = blockIdx.x / own_tiles % pairs * kGroups;
-  const int64_t h = blockIdx.x / own_tiles / pairs;
+  const int tile = blockIdx.x, first_b = blockIdx.y * kRows;
+  const int64_t h = blockIdx.z;
   if (tile < key_tiles)
     backward_tile<kC, kBias, true>(a, transposed, dk, dv, tile, first_b, h);
   else
@@ -416,11 +414,10 @@ void backward(const Operands& a, const AttentionGradients<__nv_bfloat16>& d) {
   const PackedBias bias(a, d.q.base || d.bias, of_keys > 0);
   if (own_tiles)
     launch<backward_kernel<kC, kBias>>(
-        "attention's backward", own_tiles * ceil_div(a.batch, kGroups) * int64_t(a.n_head),
-        kThreads,
+        "attention's backward", row_blocks(a, own_tiles), kThreads,
         std::max(Layout<kC, kBias, true>::kBitsAt,
                  Layout<kC, kBias, false>::kBitsAt + 4 * kGroups * 2 * key_tiles),
-        a, bias.pieces(), bias.transposed(), d.q, d.k, d.v, of_keys, own_tiles);
+        a, bias.pieces(), bias.transposed(), d.q, d.k, d.v, of_keys);
   if (d.bias) backward_bias<kC>(a, bias.pieces(), d);
 }
 
