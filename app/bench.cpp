@@ -204,7 +204,7 @@ struct Bench {
     if (!only.empty() && std::find(only.begin(), only.end(), name) == only.end()) return false;
     std::vector<Tensor> seeds;  // given, as the peers' are: they count for none of the row's memory
     if (training) {
-      const NoGrad no_grad;
+      const Tape tape;  // f() may write into what it is given where nothing is recorded
       for (const Var& y : f()) seeds.push_back(ones(y.shape()).to(device).to(y.value().dtype()));
     }
     reset_memory_peak(device.kind);
