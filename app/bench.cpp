@@ -130,7 +130,7 @@ struct Bench {
   Dtype dtype;
   Device device;
   Ceilings ceiling;
-  bool training;
+  bool training, graphs;
   const std::vector<std::string>& only;  ///< names of rows; empty: all
   nlohmann::json rows = nlohmann::json::array();
   std::vector<std::shared_ptr<GradSlot>> leaves = {};
@@ -210,19 +210,21 @@ struct Bench {
     reset_memory_peak(device.kind);
     const int64_t before = memory_count(device.kind).current;
     double forward = 0, both = 0;
+    std::function<void()> all = [&] { f(); };
     if (training) {
-      both = median_seconds(device, n.repeat, [&] {
+      all = [&] {
         Tape tape;
         tape.backward(f(), seeds);
         for (const auto& leaf : leaves) leaf->grad = Tensor();
-      });
+      };
+      both = median_seconds(device, n.repeat, all);
       forward = median_seconds(device, n.repeat, [&] {
         const Tape tape;
         f();
       });
     } else {
       const NoGrad no_grad;
-      forward = both = median_seconds(device, n.repeat, f);
+      forward = both = median_seconds(device, n.repeat, all);
     }
     const double flop = work.flop + (training ? work.backward_flop : 0),
                  bytes = work.bytes * (training ? 1 + work.backward : 1),
@@ -244,7 +246,20 @@ struct Bench {
                     {"temporary_mib", extra},
                     {"peak_mib", peak}});
     if (training) rows.back()["backward_ms"] = (both - forward) * 1e3;
+    if (graphs && device.kind != Device::cpu) beside_graph(both, all);
     return true;
+  }
+
+  /// Of the row that was printed last: what it costs to give its launches one by one.
+  void beside_graph(double one_by_one, const std::function<void()>& all) {
+    std::optional<NoGrad> no_grad;
+    if (!training) no_grad.emplace();
+    const Recording recording(device, all);
+    const double graph = median_seconds(device, n.repeat, [&] { recording.play(); });
+    std::printf("  as one CUDA graph %.3f ms: launches one by one cost %.1f %%\n", graph * 1e3,
+                100 * (one_by_one / graph - 1));
+    rows.back()["graph_ms"] = graph * 1e3;
+    std::fflush(stdout);
   }
 
   /// Of the row that was printed last.
@@ -474,7 +489,7 @@ struct Options {
   int64_t samples = 64;
   Sizes n;
   int64_t blocks = -1;
-  bool modules_only = false;
+  bool modules_only = false, graphs = false;
   std::vector<std::string> rows;
 };
 
@@ -597,7 +612,8 @@ int run(const Options& options) {
   if (device.kind != Device::cpu) std::printf(", copies %.2f TB/s", ceiling.bytes * 1e-12);
   std::printf("\nn_res %lld, n_seq %lld, n_extra %lld\n", (long long)options.n.n_res,
               (long long)options.n.n_seq, (long long)options.n.n_extra);
-  Bench bench{config, cast, options.n, dtype, device, ceiling, options.training, options.rows};
+  Bench bench{config,           cast,           options.n,   dtype, device, ceiling,
+              options.training, options.graphs, options.rows};
   bench.head();
   bench.block(false);
   bench.block(true);
@@ -697,6 +713,8 @@ Command add_bench(CLI::App& root) {
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
   app->add_flag("--modules-only", options->modules_only, "leave the whole pass out");
+  app->add_flag("--graphs", options->graphs,
+                "on a GPU, each module as one CUDA graph beside its launches one by one");
   app->add_option("--rows", options->rows, "only the rows of these names, comma between them")
       ->delimiter(',');
   app->add_option("--json", options->json, "write the table as JSON");

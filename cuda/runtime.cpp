@@ -109,6 +109,31 @@ void leave_lane() {
   t_lane = nullptr;
 }
 
+void* record(const std::function<void()>& f) {
+  const cudaStream_t s = stream();
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t ready = nullptr;
+  check_cuda(cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
+  try {
+    f();
+  } catch (...) {
+    if (cudaStreamEndCapture(s, &graph) == cudaSuccess) cudaGraphDestroy(graph);
+    throw;
+  }
+  check_cuda(cudaStreamEndCapture(s, &graph), "cudaStreamEndCapture");
+  const cudaError_t status = cudaGraphInstantiate(&ready, graph);
+  cudaGraphDestroy(graph);
+  check_cuda(status, "cudaGraphInstantiate");
+  return ready;
+}
+
+void play(void* recording) {
+  count_launch();
+  check_cuda(cudaGraphLaunch(static_cast<cudaGraphExec_t>(recording), stream()), "cudaGraphLaunch");
+}
+
+void forget(void* recording) { cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(recording)); }
+
 void move(void* to, const void* from, int64_t bytes, cudaMemcpyKind kind, cudaEvent_t done) {
   check_cuda(cudaMemcpyAsync(to, from, size_t(bytes), kind, stream()), "cudaMemcpyAsync", bytes,
              kind == cudaMemcpyHostToDevice ? " bytes to the GPU" : " bytes from the GPU");
@@ -285,8 +310,9 @@ void start(int index) {
                                        [] { nvtxRangePop(); }};
   hook_spans(&kRanges);
 #endif
-  register_memory(Device::cuda, {allocate, release, zero, upload, download, copy, copy_all, add_up,
-                                 synchronize, available, enter_lane, leave_lane});
+  register_memory(Device::cuda,
+                  {allocate, release, zero, upload, download, copy, copy_all, add_up, synchronize,
+                   available, enter_lane, leave_lane, record, play, forget});
 }
 
 }  // namespace ff::cuda

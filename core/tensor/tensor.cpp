@@ -56,10 +56,12 @@ void cpu_release(void* p, int64_t, int) { std::free(p); }
 void cpu_zero(void* p, int64_t bytes) { std::memset(p, 0, size_t(bytes)); }
 
 /// Of these upload and what follows are never asked of the CPU.
-DeviceMemory g_memory[kKinds] = {
-    {cpu_allocate, cpu_release, cpu_zero, nullptr, nullptr, nullptr, nullptr, nullptr, [] {},
-     [](int) { return available_memory(); }, nullptr, nullptr},
-    {}};
+DeviceMemory g_memory[kKinds] = {{.allocate = cpu_allocate,
+                                  .release = cpu_release,
+                                  .zero = cpu_zero,
+                                  .synchronize = [] {},
+                                  .available = [](int) { return available_memory(); }},
+                                 {}};
 
 struct {
   std::atomic<int64_t> launches{0}, uploads{0}, upload_bytes{0}, downloads{0}, download_bytes{0},
@@ -93,6 +95,11 @@ Lane::Lane(Device device, int number) : device_(device) {
 Lane::~Lane() {
   if (const auto leave = memory_of(device_).leave_lane) leave();
 }
+
+Recording::Recording(Device device, const std::function<void()>& f)
+    : device_(device), recording_(memory_of(device).record(f)) {}
+Recording::~Recording() { memory_of(device_).forget(recording_); }
+void Recording::play() const { memory_of(device_).play(recording_); }
 
 DeviceWork device_work() {
   return {g_work.launches,  g_work.uploads,        g_work.upload_bytes,

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <initializer_list>
 #include <memory>
 #include <span>
@@ -111,18 +112,26 @@ class Tensor;
 /// Calls are ordered with each other and with the device's kernels, those of a Lane's thread with
 /// the lane's; errors are thrown.
 struct DeviceMemory {
-  void* (*allocate)(int64_t bytes, int index);  ///< nullptr where there is none left
-  void (*release)(void* p, int64_t bytes, int index);
-  void (*zero)(void* p, int64_t bytes);
-  void (*upload)(void* to, const void* from, int64_t bytes);  ///< `from` is read before it returns
-  void (*download)(void* to, const void* from, int64_t bytes);  ///< has arrived when it returns
-  void (*copy)(const Tensor& from, const Tensor& to);           ///< any strides and dtypes
-  void (*copy_all)(std::span<const Tensor> from, std::span<const Tensor> to);  ///< f32, contiguous
-  void (*add_up)(std::span<const Tensor> parts, const Tensor& sum);
-  void (*synchronize)();
-  int64_t (*available)(int index);  ///< bytes that allocate() can still give; -1: not known
-  void (*enter_lane)(int number);   ///< nullptr: there are none
-  void (*leave_lane)();
+  /// nullptr where there is none left.
+  void* (*allocate)(int64_t bytes, int index) = nullptr;
+  void (*release)(void* p, int64_t bytes, int index) = nullptr;
+  void (*zero)(void* p, int64_t bytes) = nullptr;
+  /// `from` is read before it returns; of a download all has arrived.
+  void (*upload)(void* to, const void* from, int64_t bytes) = nullptr;
+  void (*download)(void* to, const void* from, int64_t bytes) = nullptr;
+  /// Any strides and dtypes; copy_all of f32, contiguous.
+  void (*copy)(const Tensor& from, const Tensor& to) = nullptr;
+  void (*copy_all)(std::span<const Tensor> from, std::span<const Tensor> to) = nullptr;
+  void (*add_up)(std::span<const Tensor> parts, const Tensor& sum) = nullptr;
+  void (*synchronize)() = nullptr;
+  /// Bytes that allocate() can still give; -1: not known.
+  int64_t (*available)(int index) = nullptr;
+  /// Lanes and recordings; nullptr where there are none.
+  void (*enter_lane)(int number) = nullptr;
+  void (*leave_lane)() = nullptr;
+  void* (*record)(const std::function<void()>& f) = nullptr;
+  void (*play)(void* recording) = nullptr;
+  void (*forget)(void* recording) = nullptr;
 };
 void register_memory(Device::Kind kind, const DeviceMemory& memory);
 
@@ -149,6 +158,21 @@ class Lane {
 
  private:
   Device device_;
+};
+
+/// What f asks of a GPU, to be asked again in one go: a CUDA graph. f may ask for kernels, copies
+/// within the device and memory that it gives back, not for copies from or to the host.
+class Recording {
+ public:
+  Recording(Device device, const std::function<void()>& f);
+  ~Recording();
+  Recording(const Recording&) = delete;
+  Recording& operator=(const Recording&) = delete;
+  void play() const;
+
+ private:
+  Device device_;
+  void* recording_;
 };
 
 /// What devices that are not the CPU were asked for, since the program began.

@@ -81,3 +81,16 @@ TEST_CASE(
   }
   CHECK(equal(Tensor::zeros({8}, Dtype::f32, kGpu), Tensor::zeros({8})));  // it goes on
 }
+
+TEST_CASE("GPU: a recording does again what it was made of") {
+  if (!have_gpu()) return;
+  const Tensor x = random({1000}, 1).to(kGpu), y = Tensor::zeros({1000}, Dtype::f32, kGpu);
+  const Recording recording(kGpu, [&] { y.copy_from(x.clone()); });
+  CHECK(norm_error(y.to(Device{}), Tensor::zeros({1000})) == 0);  // recorded, not done
+  for (const uint64_t stream : {2, 3}) {
+    const Tensor next = random({1000}, stream);
+    x.copy_from(next);
+    recording.play();
+    CHECK(norm_error(y.to(Device{}), next) == 0);
+  }
+}
