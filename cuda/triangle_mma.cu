@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kSideThreads, 1)
     x.take(next_z);
     x.statistics();
     x.fetch(next_z, s.z, next_row, s.n);
-    x.normalize(room.scale(0), room.offset(0), nullptr, row0, s.n);
+    x.normalize(room.scale(0), room.offset(0));
     const int64_t row = row0 + 4 * x.t;
     Bf16* to = s.a + x.first_channel() * s.stride + row;
 #pragma unroll 1
@@ -89,12 +89,12 @@ __global__ void __launch_bounds__(kEndThreads, 1) end_kernel(const __grid_consta
     copy_wait<1>();
     y.take_channels(next_p);
     y.statistics();
-    y.normalize(room.scale(0), room.offset(0), nullptr, row0, s.n);
+    y.normalize(room.scale(0), room.offset(0));
     y.fetch_channels(next_p, s.p, s.stride, next_row, s.n, s.wide);
     copy_wait<1>();
     x.take(next_z);
     x.statistics();
-    x.normalize(room.scale(1), room.offset(1), nullptr, row0, s.n);
+    x.normalize(room.scale(1), room.offset(1));
     const float* const factors[2] = {x.factors_at(s.factors, 0, row0, s.m),
                                      x.factors_at(s.factors, 1, row0, s.m)};
 #pragma unroll 1

@@ -311,9 +311,8 @@ struct Rows16 {
     }
   }
 
-  /// Puts LN(x) in x's place; normed [n, kC], where it is given, takes x without scale and offset.
-  __device__ __forceinline__ void normalize(const float* scale, const float* offset, Bf16* normed,
-                                            int64_t row0, int64_t n) {
+  /// Puts LN(x) in x's place.
+  __device__ __forceinline__ void normalize(const float* scale, const float* offset) {
 #pragma unroll
     for (int j = 0; j < kC / 32; ++j) {
       float s[8], o[8];
@@ -322,17 +321,12 @@ struct Rows16 {
 #pragma unroll
       for (int b = 0; b < 2; ++b) {
         const float shift = -mean[b] * rstd[b];
-        uint32_t plain[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           uint32_t& v = pair(b, j, i);
           const float x = low_bf16(v) * rstd[b] + shift, y = high_bf16(v) * rstd[b] + shift;
-          plain[i] = pack_bf16(x, y);
           v = pack_bf16(x * s[2 * i] + o[2 * i], y * s[2 * i + 1] + o[2 * i + 1]);
         }
-        if (normed && row0 + row(b) < n)
-          store_whole(own(normed, row0) + off(b, j),
-                      make_uint4(plain[0], plain[1], plain[2], plain[3]));
       }
     }
   }

@@ -9,7 +9,17 @@ namespace {
 
 constexpr int kThreads = 256;
 
-/// Of n rows; what is multiplied afterwards has `rows`, of which those behind n are 0.
+/// What is summed over rows on the way to the layers' gradients.
+struct Sums {
+  float* rows;     ///< [blocks, layers, kC]: of the gradients of the layers' products
+  float* weights;  ///< [layers * kC / 8, 2, kC]: finish_kernel's, of its blocks
+  unsigned* done;  ///< how many of those are there
+};
+
+/// Of n rows. The weights' gradients are LN(x)^T d, and LN(x) is (x - mean) rstd scale + offset: so
+/// that x itself can be multiplied afterwards, d is left times rstd, and finish_kernel takes away
+/// what the means add, which is x^T d's mean over the channels. A bf16 more a row and channel
+/// neither written nor read, nor rounded.
 template <int kSides>
 struct SideBackward {
   Layer layers[2 * kSides];
@@ -17,10 +27,9 @@ struct SideBackward {
   const float* mask;
   const Bf16* da;
   Bf16* dz;
-  Bf16* normed;    ///< [rows, kC]: (x - mean) / std
-  Bf16* products;  ///< [rows, layers, kC]: gradients of the layers' products
-  float* partial;  ///< [blocks, layers, kC]: their sums over rows
-  int64_t n, rows, stride;
+  Bf16* products;  ///< [n, layers, kC]: gradients of the layers' products, times rstd
+  Sums sums;
+  int64_t n, stride;
   bool wide, add;
 };
 
@@ -30,10 +39,9 @@ struct EndBackward {
   const float* factors;
   const Bf16* dout;
   Bf16 *dz, *dp;
-  Bf16* normed;    ///< [2, rows, kC]: of p, of z
-  Bf16* products;  ///< [2, rows, kC]
-  float* partial;  ///< [blocks, 2, kC]
-  int64_t n, rows, m, stride;
+  Bf16* products;  ///< [2, n, kC]: of p's layer, of z's
+  Sums sums;
+  int64_t n, m, stride;
   bool wide, add;
 };
 
@@ -92,10 +100,11 @@ __device__ __forceinline__ void add_sums(float* sums, const float (&p)[8], const
 }
 
 /// Of each warp, for each step of 16 places of two layers and each lane, what scatter_sum gave it,
-/// added up. partial [blocks, kLayers, kC]: over this block's warps, in the channels' order.
+/// added up over this block's warps, in the channels' order.
 template <int kC, int kLayers>
-__device__ __forceinline__ void leave_sums(const float* sums, float* partial) {
+__device__ __forceinline__ void leave_sums(const float* sums, const Sums& to) {
   __syncthreads();
+  if (blockIdx.x == 0 && threadIdx.x == 0) *to.done = 0;
   for (int k = threadIdx.x; k < kLayers * kC; k += blockDim.x) {
     const int layer = k / kC, place = k % kC, t = place / 2 % 4,
               which = layer % 2 * 4 + place / 8 % 2 * 2 + place % 2;
@@ -104,12 +113,12 @@ __device__ __forceinline__ void leave_sums(const float* sums, float* partial) {
     float sum = 0;
     for (int w = 0; w < blockDim.x / 32; ++w)
       sum += sums[(w * (kLayers / 2 * kC / 16) + step) * 32 + 4 * g + t];
-    partial[(int64_t(blockIdx.x) * kLayers + layer) * kC + channel_at(place)] = sum;
+    to.rows[(int64_t(blockIdx.x) * kLayers + layer) * kC + channel_at(place)] = sum;
   }
 }
 
-/// Layer norm's gradient from dx, that of LN(x) in registers, and x, of which raw(j, v) gives group
-/// j: f(j, y) gets the gradients of the rows' channels of the group.
+/// Layer norm's gradient from dx, that of LN(x) times rstd in registers, and x, of which raw(j, v)
+/// gives group j: f(j, y) gets the gradients of the rows' channels of the group.
 template <int kC, class Raw, class F>
 __device__ __forceinline__ void norm_backward(float (&dx)[kC / 2], const Rows16<kC>& x,
                                               const float* scale, Raw raw, F f) {
@@ -130,13 +139,13 @@ __device__ __forceinline__ void norm_backward(float (&dx)[kC / 2], const Rows16<
         product[b] += d * half_of(v[b][i / 2], i % 2);
       }
   }
-  // The gradient is rstd (d - mean(d) - n mean(d n)), n = (x - mean) rstd: rstd d + slope x + rest.
+  // The gradient is d - mean(d) - n mean(d n), n = (x - mean) rstd: d + slope x + rest.
   float slope[2], rest[2];
 #pragma unroll
   for (int b = 0; b < 2; ++b) {
-    const float mean_d = quad_sum(sum[b]) / kC, rstd = x.rstd[b];
-    slope[b] = -rstd * rstd * rstd * (quad_sum(product[b]) / kC - x.mean[b] * mean_d);
-    rest[b] = -rstd * mean_d - slope[b] * x.mean[b];
+    const float mean_d = quad_sum(sum[b]) / kC;
+    slope[b] = -x.rstd[b] * x.rstd[b] * (quad_sum(product[b]) / kC - x.mean[b] * mean_d);
+    rest[b] = -mean_d - slope[b] * x.mean[b];
   }
 #pragma unroll
   for (int j = 0; j < kC / 32; ++j) {
@@ -147,7 +156,7 @@ __device__ __forceinline__ void norm_backward(float (&dx)[kC / 2], const Rows16<
     for (int b = 0; b < 2; ++b)
 #pragma unroll
       for (int i = 0; i < 8; ++i)
-        y[b][i] = x.rstd[b] * fragment(dx, 4 * j + i / 2)[2 * b + i % 2] +
+        y[b][i] = fragment(dx, 4 * j + i / 2)[2 * b + i % 2] +
                   (slope[b] * half_of(v[b][i / 2], i % 2) + rest[b]);
     f(j, y);
   }
@@ -165,10 +174,10 @@ __device__ __forceinline__ void add8(float (&y)[8], uint4 v) {
   for (int i = 0; i < 8; ++i) y[i] += x[i];
 }
 
-/// From p and q of p sigmoid(q), and its gradient d, theirs, in their place.
-__device__ __forceinline__ void gate_backward(float& p, float& q, float d) {
+/// From p and q of p sigmoid(q), and its gradient d, theirs, in their place; q's times `ratio`.
+__device__ __forceinline__ void gate_backward(float& p, float& q, float d, float ratio = 1) {
   const float gate = sigmoid_fast(q), to_p = d * gate;
-  q = to_p * p * (1 - gate);
+  q = to_p * p * (ratio - ratio * gate);
   p = to_p;
 }
 
@@ -180,7 +189,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   constexpr int kLayers = 2 * kSides, kGroups = kC / 32, kSums = kSides * kC / 16 * 32;
   const Room<kC, kLayers> room(shared);
   unsigned char *const next_z = room.piece(0, 2, kSums), *const next_da = next_z + Room<kC>::kPiece;
-  Turns<kHopper> turns(s.rows);
+  Turns<kHopper> turns(s.n);
   Rows16<kC> x;
   x.fetch(next_z, s.z, turns.row(), s.n);
   x.fetch_channels(next_da, s.da, s.stride, turns.row(), s.n, s.wide);
@@ -189,7 +198,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   float* const sums = room.sums() + threadIdx.x / 32 * kSums + lane;
   for (; turns.left(); turns.next()) {
     const int64_t row0 = turns.row(), next_row = turns.next_row();
-    float keep[2];
+    float keep[2], deviation[2];
 #pragma unroll
     for (int b = 0; b < 2; ++b) {
       const int64_t r = row0 + x.row(b);
@@ -198,7 +207,12 @@ __global__ void __launch_bounds__(kThreads, 1)
     copy_wait<0>();
     x.take(next_z);
     x.statistics();
-    x.normalize(room.scale(0), room.offset(0), s.normed, row0, s.rows);
+    x.normalize(room.scale(0), room.offset(0));
+#pragma unroll
+    for (int b = 0; b < 2; ++b) {
+      keep[b] *= x.rstd[b];
+      deviation[b] = reciprocal_fast(x.rstd[b]);
+    }
     float dx[kC / 2] = {};
 #pragma unroll 1
     for (int group = 0; group < kSides * kGroups; ++group) {
@@ -218,8 +232,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
           for (int e = 0; e < 2; ++e) {
             gate_backward(p[e], q[e], keep[b] * half_of(da, e));
-            sum_p[2 * k + e] += p[e];
-            sum_q[2 * k + e] += q[e];
+            sum_p[2 * k + e] += deviation[b] * p[e];
+            sum_q[2 * k + e] += deviation[b] * q[e];
           }
           dp[k / 2][b + k % 2 * 2] = pack_bf16(p[0], p[1]);
           dq[k / 2][b + k % 2 * 2] = pack_bf16(q[0], q[1]);
@@ -237,6 +251,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       Bf16* const to = x.template own<kLayers * kC>(s.products, row0) + layer * kC + 32 * j;
 #pragma unroll
       for (int b = 0; b < 2; ++b) {
+        if (row0 + x.row(b) >= s.n) continue;
         Bf16* const row = to + x.template off<kLayers * kC>(b, 0);
         store_whole(row, channels_of(dp, b));
         store_whole(row + kC, channels_of(dq, b));
@@ -265,7 +280,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         });
     copy_commit();
   }
-  leave_sums<kC, kLayers>(room.sums(), s.partial);
+  leave_sums<kC, kLayers>(room.sums(), s.sums);
 }
 
 template <int kC, bool kHopper>
@@ -278,7 +293,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   unsigned char *const next_z = room.piece(0, 4, kSums), *const next_p = room.piece(1, 4, kSums),
                        *const next_dout = room.piece(2, 4, kSums),
                        *const own_dq = room.piece(3, 4, kSums);
-  Turns<kHopper> turns(s.rows);
+  Turns<kHopper> turns(s.n);
   Rows16<kC> x, y;
   y.fetch_channels(next_p, s.p, s.stride, turns.row(), s.n, s.wide);
   x.fetch(next_z, s.z, turns.row(), s.n);
@@ -291,11 +306,18 @@ __global__ void __launch_bounds__(kThreads, 1)
     copy_wait<1>();
     y.take_channels(next_p);
     y.statistics();
-    y.normalize(room.scale(0), room.offset(0), s.normed, row0, s.rows);
+    y.normalize(room.scale(0), room.offset(0));
     copy_wait<0>();
     x.take(next_z);
     x.statistics();
-    x.normalize(room.scale(1), room.offset(1), s.normed + s.rows * kC, row0, s.rows);
+    x.normalize(room.scale(1), room.offset(1));
+    float ratio[2], deviation_y[2], deviation_x[2];
+#pragma unroll
+    for (int b = 0; b < 2; ++b) {
+      deviation_y[b] = reciprocal_fast(y.rstd[b]);
+      deviation_x[b] = reciprocal_fast(x.rstd[b]);
+      ratio[b] = x.rstd[b] * deviation_y[b];
+    }
     const float* const factors[2] = {x.factors_at(s.factors, 0, row0, s.m),
                                      x.factors_at(s.factors, 1, row0, s.m)};
     float dx[kC / 2] = {};
@@ -314,9 +336,9 @@ __global__ void __launch_bounds__(kThreads, 1)
           float *ok = o + 4 * k + 2 * b, *qk = q + 4 * k + 2 * b;
 #pragma unroll
           for (int e = 0; e < 2; ++e) {
-            gate_backward(ok[e], qk[e], d[2 * k + e] * f[b][2 * k + e]);
-            sum_o[2 * k + e] += ok[e];
-            sum_q[2 * k + e] += qk[e];
+            gate_backward(ok[e], qk[e], y.rstd[b] * f[b][2 * k + e] * d[2 * k + e], ratio[b]);
+            sum_o[2 * k + e] += deviation_y[b] * ok[e];
+            sum_q[2 * k + e] += deviation_x[b] * qk[e];
           }
           to_o[k / 2][b + k % 2 * 2] = pack_bf16(ok[0], ok[1]);
           dq[k / 2][b + k % 2 * 2] = pack_bf16(qk[0], qk[1]);
@@ -329,9 +351,10 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int b = 0; b < 2; ++b) {
         const uint4 q_channels = channels_of(dq, b);
         *reinterpret_cast<uint4*>(own_dq + (2 * j + b) * 512) = q_channels;
+        if (row0 + x.row(b) >= s.n) continue;
         Bf16* const to = x.own(s.products, row0) + x.off(b, 0) + 32 * j;
         store_whole(to, channels_of(to_o, b));
-        store_whole(to + s.rows * kC, q_channels);
+        store_whole(to + s.n * kC, q_channels);
       }
       add_sums(sums + j * 64, sum_o, sum_q, lane);
       finish<kHopper>(dx);
@@ -387,88 +410,131 @@ __global__ void __launch_bounds__(kThreads, 1)
         });
     copy_commit();
   }
-  leave_sums<kC, 2>(room.sums(), s.partial);
+  leave_sums<kC, 2>(room.sums(), s.sums);
 }
 
 /// The ranges of rows whose products are summed apart, so that these fill the GPU: 128 tiles of
-/// [128, 128]. They are of whole turns of the kernels, which write 0 behind the last row.
+/// [128, 128]. They begin at multiples of 16 bytes; behind the last may be a shorter one.
 struct Ranges {
   Ranges(int64_t n, int64_t layers)
       : parts(std::clamp<int64_t>(n / 1024, 1, 128 / layers)),
-        each(ceil_div(n, 64 * parts) * 64),
-        rows(parts * each) {}
-  int64_t parts, each, rows;
+        each(parts == 1 ? n : n / parts / 8 * 8),
+        rest(n - parts * each),
+        all(parts + (rest > 0)) {}
+  /// to [all, c, width] = x [c, n] d [n, width], of each range.
+  void multiply(const Tensor& x, const Tensor& d, const Tensor& to) const {
+    const int64_t most = parts * each, c = x.size(0), width = d.size(1);
+    product(x.narrow(1, 0, most).view({c, parts, each}).transpose(0, 1),
+            d.narrow(0, 0, most).view({parts, each, width}), {}, Activation::kNone, {},
+            to.narrow(0, 0, parts));
+    if (rest)
+      product(x.narrow(1, most, rest).unsqueeze(0), d.narrow(0, most, rest).unsqueeze(0), {},
+              Activation::kNone, {}, to.narrow(0, parts, 1));
+  }
+  int64_t parts, each, rest, all;
 };
 
-/// What the layers' gradients are made of: for layer i, from products [kC, kC] = normed^T times the
-/// products' gradients, one of each range of rows, and sums over rows.
+/// What the layers' gradients are made of: for layer i, products [kC, kC] of each range of rows,
+/// and sums over rows.
 template <int kLayers>
 struct Finish {
   Layer layers[kLayers];
   float *dscale[kLayers], *doffset[kLayers], *dw[kLayers], *db[kLayers];
   const float* products;  ///< layer i's from i * next, ranges `range` and rows `pitch` apart
   int64_t next, range, pitch, ranges;
-  const float* partial;  ///< [blocks, kLayers, kC]
+  Sums sums;
   int64_t blocks;
 };
 
-constexpr int kFinishThreads = 1024;
+constexpr int kColumns = 8;  ///< 32 bytes of a row of products
 
-/// LN(x) = normed scale + offset, so that w's gradient, LN(x)^T d, is scale normed^T d + offset
-/// sum d, and those of scale and offset are the sums over w's rows of w normed^T d and w sum d.
-/// Block c: channel c of what goes in; thread: which part of the sums, layer and channel of what
-/// comes out.
+/// With q = x^T d less its means over the channels of x, w's gradient is scale q + offset sum d,
+/// and those of scale and offset are the sums over w's rows of w q and w sum d: the block that is
+/// done last adds up those of all, in a fixed order.
+/// Block: columns of the layers side by side; thread: one of them, and a channel of what goes in.
 template <int kC, int kLayers>
-__global__ void __launch_bounds__(kFinishThreads)
+__global__ void __launch_bounds__(kC* kColumns)
     finish_kernel(const __grid_constant__ Finish<kLayers> f) {
-  constexpr int kOut = kLayers * kC, kParts = kFinishThreads / kOut;
-  __shared__ float parts[2][kFinishThreads], room[2][kOut / 32];
-  const int c = blockIdx.x, part = threadIdx.x / kOut, k = threadIdx.x % kOut, i = k / kC,
-            o = k % kC;
+  constexpr int kOut = kLayers * kC, kWarps = kC * kColumns / 32;
+  __shared__ float parts[2][kWarps][kColumns];
+  __shared__ bool last;
+  const int c = threadIdx.x / kColumns, k = threadIdx.x % kColumns,
+            column = blockIdx.x * kColumns + k, i = column / kC, o = column % kC;
   float sum = 0, product = 0;
-#pragma unroll 16
-  for (int64_t b = part; b < f.blocks; b += kParts) sum += f.partial[b * kOut + k];
+  for (int64_t b = c; b < f.blocks; b += kC) sum += f.sums.rows[b * kOut + column];
   const float* const products = f.products + i * f.next + c * f.pitch + o;
 #pragma unroll 16
-  for (int64_t r = part; r < f.ranges; r += kParts) product += products[r * f.range];
-  parts[0][threadIdx.x] = sum;
-  parts[1][threadIdx.x] = product;
-  __syncthreads();
-  if (part == 0) {
+  for (int64_t r = 0; r < f.ranges; ++r) product += products[r * f.range];
+  const float own[2] = {sum, product};
 #pragma unroll
-    for (int p = 1; p < kParts; ++p) {
-      sum += parts[0][p * kOut + k];
-      product += parts[1][p * kOut + k];
-    }
-    const Layer& layer = f.layers[i];
-    const float w = to_float(layer.w[c * kC + o]);
-    if (f.dw[i]) f.dw[i][c * kC + o] += layer.scale[c] * product + layer.offset[c] * sum;
-    if (f.db[i] && c == 0) f.db[i][o] += sum;
-    const float to_scale = warp_sum(w * product), to_offset = warp_sum(w * sum);
-    if (k % 32 == 0) {
-      room[0][k / 32] = to_scale;
-      room[1][k / 32] = to_offset;
-    }
+  for (int s = 0; s < 2; ++s) {
+    float of_warp = own[s];
+#pragma unroll
+    for (int distance = kColumns; distance < 32; distance *= 2)
+      of_warp += __shfl_xor_sync(~0u, of_warp, distance);
+    if (threadIdx.x % 32 < kColumns) parts[s][threadIdx.x / 32][k] = of_warp;
   }
   __syncthreads();
-  if (threadIdx.x) return;
+  float total = 0, mean = 0;
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) {
+    total += parts[0][w][k];
+    mean += parts[1][w][k];
+  }
+  product -= mean / kC;
+  const Layer& layer = f.layers[i];
+  if (f.dw[i]) f.dw[i][c * kC + o] += layer.scale[c] * product + layer.offset[c] * total;
+  if (f.db[i] && c == 0) f.db[i][o] += total;
+  const float w = to_float(layer.w[c * kC + o]);
+  float of_scale = w * product, of_offset = w * total;
+#pragma unroll
+  for (int distance = 1; distance < kColumns; distance *= 2) {
+    of_scale += __shfl_xor_sync(~0u, of_scale, distance);
+    of_offset += __shfl_xor_sync(~0u, of_offset, distance);
+  }
+  float* const weights = f.sums.weights;
+  if (k == 0) {
+    weights[blockIdx.x * 2 * kC + c] = of_scale;
+    weights[(blockIdx.x * 2 + 1) * kC + c] = of_offset;
+  }
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    last = atomicAdd(f.sums.done, 1u) == gridDim.x - 1;
+    __threadfence();
+  }
+  __syncthreads();
+  if (!last || threadIdx.x >= 2 * kC) return;
+  const int which = threadIdx.x / kC, channel = threadIdx.x % kC;
+#pragma unroll
   for (int l = 0; l < kLayers; ++l) {  // whose gradients may be the same
-    float total[2] = {};
-    for (int s = 0; s < 2; ++s)
-      for (int q = 0; q < kC / 32; ++q) total[s] += room[s][l * (kC / 32) + q];
-    if (f.dscale[l]) f.dscale[l][c] += total[0];
-    if (f.doffset[l]) f.doffset[l][c] += total[1];
+    float* const to = which ? f.doffset[l] : f.dscale[l];
+    float all = 0;
+#pragma unroll
+    for (int b = 0; b < kC / kColumns; ++b)
+      all += weights[((l * kC / kColumns + b) * 2 + which) * kC + channel];
+    if (to) to[channel] += all;
   }
 }
 
-/// From normed [b, rows, kC] and the products' gradients [b, rows, ..].
+/// Memory for them.
+struct SumsRoom {
+  SumsRoom(int64_t blocks, int64_t layers, int64_t c)
+      : rows(blocks * layers * c),
+        weights(layers * c / kColumns * 2 * c),
+        memory((rows + weights + 1) * 4) {}
+  operator Sums() const {
+    float* const at = memory.data<float>();
+    return {at, at + rows, reinterpret_cast<unsigned*>(at + rows + weights)};
+  }
+  int64_t rows, weights;
+  Scratch memory;
+};
+
+/// From products [.., ranges, kC, ..] of all layers beside each other, or of one after the other.
 template <int kC, int kLayers>
-void finish(const Layer (&layers)[kLayers], const NormedLinear* grads, const Ranges& of,
-            const Tensor& normed, const Tensor& products, const Scratch& partial, int64_t blocks) {
-  const int64_t batch = normed.size(0), width = products.size(2);
-  const Tensor sums = Tensor::empty({batch * of.parts, kC, width}, Dtype::f32, normed.device());
-  product(normed.view({-1, of.each, kC}).transpose(1, 2), products.view({-1, of.each, width}), {},
-          Activation::kNone, {}, sums);
+void leave_gradients(const Layer (&layers)[kLayers], const NormedLinear* grads,
+                     const Tensor& products, const Sums& sums, int64_t blocks) {
   Finish<kLayers> f{};
   for (int i = 0; i < kLayers; ++i) {
     f.layers[i] = layers[i];
@@ -477,14 +543,15 @@ void finish(const Layer (&layers)[kLayers], const NormedLinear* grads, const Ran
     f.dw[i] = data_or_null<float>(grads[i].w);
     f.db[i] = data_or_null<float>(grads[i].b);
   }
-  f.products = sums.data<float>();
-  f.next = batch == 1 ? kC : of.parts * kC * kC;  // beside each other, or one after the other
-  f.range = kC * width;
-  f.pitch = width;
-  f.ranges = of.parts;
-  f.partial = partial.data<float>();
+  f.products = products.data<float>();
+  f.pitch = products.size(-1);
+  f.range = kC * f.pitch;
+  f.ranges = products.size(-3);
+  f.next = f.pitch == kC ? f.ranges * f.range : kC;
+  f.sums = sums;
   f.blocks = blocks;
-  launch<finish_kernel<kC, kLayers>>("triangle_finish", kC, kFinishThreads, 0, f);
+  launch<finish_kernel<kC, kLayers>>("triangle_finish", kLayers * kC / kColumns, kC * kColumns, 0,
+                                     f);
 }
 
 }  // namespace
@@ -500,29 +567,28 @@ void triangle_sides_backward(const Tensor& z, const Tensor& mask,
     by_sides<kHopper>(layers.size(), [&](auto sides, int i) {
       constexpr int kSides = decltype(sides)::value, kLayers = 2 * kSides;
       using On = Room<kC, kLayers>;
-      const Ranges of(n, kLayers);
       const Shape on =
-          shape_of<kHopper>(of.rows, kThreads, On::kFixed, On::bytes_of_warp(2, kLayers * kC));
-      const Tensor normed = Tensor::empty({1, of.rows, kC}, Dtype::bf16, z.device()),
-                   products = Tensor::empty({1, of.rows, kLayers * kC}, Dtype::bf16, z.device());
-      const Scratch partial(on.blocks * kLayers * kC * 4);
+          shape_of<kHopper>(n, kThreads, On::kFixed, On::bytes_of_warp(2, kLayers * kC));
+      const Tensor products = Tensor::empty({n, kLayers * kC}, Dtype::bf16, z.device());
+      const SumsRoom sums(on.blocks, kLayers, kC);
       SideBackward<kSides> s{{},
                              data<Bf16>(z),
                              mask.data<float>(),
                              data<Bf16>(da) + i * kC * da.stride(0),
                              data_or_null<Bf16>(dz),
-                             data<Bf16>(normed),
                              data<Bf16>(products),
-                             partial.data<float>(),
+                             sums,
                              n,
-                             of.rows,
                              da.stride(0),
                              is_wide({&da}, n),
                              dz.defined() && (add || i > 0)};
       set_layers(s.layers, layers, i);
       launch<sides_backward_kernel<kC, kHopper, kSides>>("triangle_sides_backward", on.blocks,
                                                          on.threads, on.shared, s);
-      finish<kC>(s.layers, &grads[size_t(2 * i)], of, normed, products, partial, on.blocks);
+      const Ranges of(n, kLayers);
+      const Tensor made = Tensor::empty({of.all, kC, kLayers * kC}, Dtype::f32, z.device());
+      of.multiply(z.view({n, kC}).transpose(0, 1), products, made);
+      leave_gradients<kC>(s.layers, &grads[size_t(2 * i)], made, sums, on.blocks);
     });
   });
 }
@@ -536,12 +602,10 @@ void triangle_end_backward(const Tensor& z, const Tensor& p, const Tensor& facto
   by_variant(p.size(0), [&](auto channels, auto hopper) {
     constexpr int kC = decltype(channels)::value;
     constexpr bool kHopper = decltype(hopper)::value;
-    const Ranges of(n, 2);
     const Shape on =
-        shape_of<kHopper>(of.rows, kThreads, Room<kC>::kFixed, Room<kC>::bytes_of_warp(4, kC * 2));
-    const Tensor normed = Tensor::empty({2, of.rows, kC}, Dtype::bf16, z.device()),
-                 products = Tensor::empty({2, of.rows, kC}, Dtype::bf16, z.device());
-    const Scratch partial(on.blocks * 2 * kC * 4);
+        shape_of<kHopper>(n, kThreads, Room<kC>::kFixed, Room<kC>::bytes_of_warp(4, kC * 2));
+    const Tensor products = Tensor::empty({2, n, kC}, Dtype::bf16, z.device());
+    const SumsRoom sums(on.blocks, 2, kC);
     const EndBackward s{{layer_of(proj), layer_of(gate)},
                         data<Bf16>(z),
                         data<Bf16>(p),
@@ -549,19 +613,21 @@ void triangle_end_backward(const Tensor& z, const Tensor& p, const Tensor& facto
                         data<Bf16>(dout),
                         data_or_null<Bf16>(dz),
                         data_or_null<Bf16>(dp),
-                        data<Bf16>(normed),
                         data<Bf16>(products),
-                        partial.data<float>(),
+                        sums,
                         n,
-                        of.rows,
                         z.size(1),
                         p.stride(0),
                         is_wide({&p, &dp}, n),
                         add};
     launch<end_backward_kernel<kC, kHopper>>("triangle_end_backward", on.blocks, on.threads,
                                              on.shared, s);
+    const Ranges of(n, 2);
+    const Tensor made = Tensor::empty({2, of.all, kC, kC}, Dtype::f32, z.device());
+    of.multiply(p.view({kC, n}), products.select(0, 0), made.select(0, 0));
+    of.multiply(z.view({n, kC}).transpose(0, 1), products.select(0, 1), made.select(0, 1));
     const NormedLinear grads[2] = {dproj, dgate};
-    finish<kC>(s.layers, grads, of, normed, products, partial, on.blocks);
+    leave_gradients<kC>(s.layers, grads, made, sums, on.blocks);
   });
 }
 

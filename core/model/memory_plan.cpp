@@ -94,7 +94,7 @@ class Forms {
     const int64_t z = e * rows * n * c, p = e * rows * n * t;
     if (gpu && e == 2 && fuses_triangle(c, t)) {
       const int64_t fused = z + 3 * p + factors(rate, n, c);
-      return {name, true, fused, fused + z + p + 2 * (z + p)};
+      return {name, true, fused, fused + 2 * (z + p)};
     }
     const int64_t kept = 6 * z + 8 * p + factors(rate, n, c);
     return {name, true, kept,

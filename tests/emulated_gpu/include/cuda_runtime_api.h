@@ -133,6 +133,10 @@ extern uint3 threadIdx, blockIdx;
 extern dim3 blockDim, gridDim;
 
 inline void __syncthreads() { ff::emulated::barrier(0, 0, true); }
+inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+inline unsigned atomicAdd(unsigned* to, unsigned n) {
+  return __atomic_fetch_add(to, n, __ATOMIC_RELAXED);
+}
 inline void __syncwarp(unsigned mask = ~0u) {
   ff::emulated::meet(mask, "__syncwarp", nullptr, [](void**) {});
 }
