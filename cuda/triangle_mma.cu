@@ -5,7 +5,7 @@
 namespace ff::cuda {
 namespace {
 
-constexpr int kSideThreads = 512, kEndThreads = 384;
+constexpr int kThreads = 512;
 
 /// z [n, kC], and channels [kC, n] whose rows are `stride` apart: 4 of a channel's are moved at
 /// once where `wide`.
@@ -29,7 +29,7 @@ struct End {
 };
 
 template <int kC, bool kHopper, int kSides>
-__global__ void __launch_bounds__(kSideThreads, 1)
+__global__ void __launch_bounds__(kThreads, 1)
     sides_kernel(const __grid_constant__ Side<kSides> s) {
   if (!kCompiled<kHopper>) return;
   extern __shared__ __align__(1024) unsigned char shared[];
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kSideThreads, 1)
 }
 
 template <int kC, bool kHopper>
-__global__ void __launch_bounds__(kEndThreads, 1) end_kernel(const __grid_constant__ End s) {
+__global__ void __launch_bounds__(kThreads, 1) end_kernel(const __grid_constant__ End s) {
   if (!kCompiled<kHopper>) return;
   extern __shared__ __align__(1024) unsigned char shared[];
   const Room<kC> room(shared);
@@ -95,27 +95,25 @@ __global__ void __launch_bounds__(kEndThreads, 1) end_kernel(const __grid_consta
     x.take(next_z);
     x.statistics();
     x.normalize(room.scale(1), room.offset(1));
-    const float* const factors[2] = {x.factors_at(s.factors, 0, row0, s.m),
-                                     x.factors_at(s.factors, 1, row0, s.m)};
+    const unsigned m = unsigned(s.m), column = unsigned((row0 + x.row(0)) % s.m);
 #pragma unroll 1
     for (int j = 0; j < kC / 32; ++j) {
-      float o[16], q[16], f[2][8];
-      end_layers<kHopper>(o, q, f, y, x, room, factors, j);
-      uint4 out[2];
+      float o[16], q[16];
+      end_layers<kHopper>(o, q, y, x, room, j, [] {});
 #pragma unroll
-      for (int b = 0; b < 2; ++b) {
-        float to[8];
+      for (int b = 0; b < 2; ++b) {  // not both at once, for want of registers
+        if (row0 + x.row(b) >= s.n) continue;
+        float to[8], f[8];
         unpack8(x.taken(next_z, b, j), to);
+        load_factors(f, s.factors ? s.factors + (column + 2 * b) % m * kC : nullptr, x.channel(j));
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
           const int k = i / 2 * 4 + 2 * b + i % 2;
-          to[i] += f[b][i] * o[k] * sigmoid_fast(q[k]);
+          to[i] += f[i] * o[k] * sigmoid_fast(q[k]);
         }
-        out[b] = pack8(to);
+        store_whole(x.own(s.out, row0) + x.off(b, j), pack8(to));
       }
-#pragma unroll
-      for (int b = 0; b < 2; ++b)
-        if (row0 + x.row(b) < s.n) store_whole(x.own(s.out, row0) + x.off(b, j), out[b]);
+      __syncwarp();
       x.fetch(next_z, s.z, next_row, s.n, j);
     }
     copy_commit();
@@ -137,7 +135,7 @@ void triangle_sides(const Tensor& z, const Tensor& mask, const std::vector<Norme
       Side<kSides> s{{}, data<Bf16>(z), mask.data<float>(), data<Bf16>(a) + i * kC * a.stride(0),
                      n,  a.stride(0),   is_wide({&a}, n)};
       set_layers(s.layers, layers, i);
-      const Shape on = shape_of<kHopper>(n, kSideThreads, On::kFixed, On::bytes_of_warp(1, 0));
+      const Shape on = shape_of<kHopper>(n, kThreads, On::kFixed, On::bytes_of_warp(1, 0));
       launch<sides_kernel<kC, kHopper, kSides>>("triangle_sides", on.blocks, on.threads, on.shared,
                                                 s);
     });
@@ -161,7 +159,7 @@ void triangle_end(const Tensor& z, const Tensor& p, const Tensor& factors, const
                 p.stride(0),
                 is_wide({&p}, n)};
     const Shape on =
-        shape_of<kHopper>(n, kEndThreads, Room<kC>::kFixed, Room<kC>::bytes_of_warp(2, 0));
+        shape_of<kHopper>(n, kThreads, Room<kC>::kFixed, Room<kC>::bytes_of_warp(2, 0));
     launch<end_kernel<kC, kHopper>>("triangle_end", on.blocks, on.threads, on.shared, s);
   });
 }

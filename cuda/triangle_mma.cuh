@@ -382,15 +382,11 @@ __device__ __forceinline__ void multiply(float (&d)[kN], const Rows16<kC>& rows,
   }
 }
 
-/// 8 channels' factors of two rows, 1 where there are none.
-__device__ __forceinline__ void load_factors(float (&f)[2][8], const float* const (&of)[2],
-                                             int channel) {
+/// 8 channels' factors of a row, 1 where there are none.
+__device__ __forceinline__ void load_factors(float (&f)[8], const float* of, int channel) {
 #pragma unroll
-  for (int b = 0; b < 2; ++b) {
-#pragma unroll
-    for (int i = 0; i < 8; ++i) f[b][i] = 1;
-    if (of[b]) load_floats<8>(of[b] + channel, f[b]);
-  }
+  for (int i = 0; i < 8; ++i) f[i] = 1;
+  if (of) load_floats<8>(of + channel, f);
 }
 
 /// d (16 rows x 32 places) = the biases at these places.
@@ -430,20 +426,18 @@ __device__ __forceinline__ void side_layers(float (&d)[32], const Rows16<kC>& x,
   finish<kHopper>(d);
 }
 
-/// Group j of the end's two layers, the output o of LN(p) = y and the gate q of LN(z) = x, and its
-/// factors.
-template <bool kHopper, int kC>
-__device__ __forceinline__ void end_layers(float (&o)[16], float (&q)[16], float (&f)[2][8],
-                                           const Rows16<kC>& y, const Rows16<kC>& x,
-                                           const Room<kC>& room, const float* const (&factors)[2],
-                                           int j) {
+/// Group j of the end's two layers, the output o of LN(p) = y and the gate q of LN(z) = x, and
+/// meanwhile f().
+template <bool kHopper, int kC, class F>
+__device__ __forceinline__ void end_layers(float (&o)[16], float (&q)[16], const Rows16<kC>& y,
+                                           const Rows16<kC>& x, const Room<kC>& room, int j, F f) {
   begin_with(o, room.bias(0) + 32 * j, x.t);
   begin_with(q, room.bias(1) + 32 * j, x.t);
   start<kHopper>(o, q);
   multiply<kHopper>(o, y, room.w(0, j));
   multiply<kHopper>(q, x, room.w(1, j));
   run<kHopper>();
-  load_factors(f, factors, x.channel(j));
+  f();
   finish<kHopper>(o, q);
 }
 

@@ -324,7 +324,9 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll 1
     for (int j = 0; j < kC / 32; ++j) {
       float o[16], q[16], f[2][8];
-      end_layers<kHopper>(o, q, f, y, x, room, factors, j);
+      end_layers<kHopper>(o, q, y, x, room, j, [&] {
+        for (int b = 0; b < 2; ++b) load_factors(f[b], factors[b], x.channel(j));
+      });
       uint32_t to_o[2][4], dq[2][4];
       float sum_o[8] = {}, sum_q[8] = {};
 #pragma unroll
