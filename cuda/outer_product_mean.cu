@@ -28,16 +28,16 @@ struct AddMean {
   }
 };
 
-/// dz
+/// Of the update, of z.
 struct DivideByNorm {
   static constexpr bool kByRow = true;
   View<float> norm;
   __device__ float of_row(int64_t r) const { return *norm.row(r); }
   template <int V>
-  __device__ void operator()(float (&v)[1][V], float norm_of_row) const {
+  __device__ void operator()(float (&v)[2][V], float norm_of_row) const {
     const float factor = 1 / (1e-3f + norm_of_row);
 #pragma unroll
-    for (int i = 0; i < V; ++i) v[0][i] *= factor;
+    for (int i = 0; i < V; ++i) v[0][i] = v[1][i] * factor;
   }
 };
 
@@ -58,14 +58,19 @@ struct Ranges {
     const int64_t rows = std::max<int64_t>(1, most / (padded * c * d));
     step = ceil_div(n_i, ceil_div(n_i, rows));
     products = room({step * padded * c * d});
+    // All whole ranges in one launch.
+    const int64_t whole = n_i / step;
+    lefts = left.narrow(1, 0, whole * step).view({n_seq, whole, step, c});
+    lefts = lefts.transpose(0, 1).transpose(2, 3).contiguous().view({whole, n_seq, c * step});
   }
   Tensor room(const Dims& shape) const { return Tensor::empty(shape, left.dtype(), left.device()); }
   /// Of another tensor's dtype: gradients may be f32 where the operands are bf16.
   static Tensor zeros(const Dims& shape, const Tensor& like) {
     return Tensor::zeros(shape, like.dtype(), like.device());
   }
-  /// left [1, n_seq, c n] of rows i to i + n.
+  /// left [1, n_seq, c n] of rows i to i + n, a range.
   Tensor left_t(int64_t i, int64_t n) const {
+    if (n == step) return lefts.narrow(0, i / step, 1);
     return left.narrow(1, i, n).transpose(1, 2).contiguous().view({1, n_seq, c * n});
   }
   Tensor of(int64_t n, const Dims& shape) const {
@@ -81,7 +86,7 @@ struct Ranges {
 
   const Tensor& left;
   int64_t n_seq, n_i, n_j, c, d, c_z, padded;
-  Tensor right_t, products;
+  Tensor right_t, products, lefts;
   int64_t step = 0;
 };
 
@@ -110,10 +115,11 @@ void outer_product_mean(const Tensor& left, const Tensor& right, const Tensor& w
 }
 
 void outer_product_mean_backward(const Tensor& left, const Tensor& right, const Tensor& w,
-                                 const Tensor& norm, const Tensor& dz, const Tensor& dleft,
+                                 const Tensor& norm, const Tensor& dout, const Tensor& dleft,
                                  const Tensor& dright, const Tensor& dw, const Tensor& db) {
-  if (!dz.numel()) return;
-  walk<1, 0, DivideByNorm, 1>("outer_product_mean_backward", {dz},
+  if (!dout.numel()) return;
+  const Tensor dz = Tensor::empty(dout.shape(), dout.dtype(), dout.device());
+  walk<1, 1, DivideByNorm, 2>("outer_product_mean_backward", {dz, dout},
                               {View<float>(norm.unsqueeze(-1))});
   if (db.defined()) add_column_sums(dz.view({-1, dz.size(2)}), db);
   if (!left.numel() || !right.numel()) return;

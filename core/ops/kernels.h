@@ -152,7 +152,7 @@ struct Kernels {
   /// z[i, j] += (sum_{c,d} (sum_s left[s,i,c] right[s,j,d]) w[c,d] + b) / (1e-3 + norm[i,j]).
   void (*outer_product_mean)(const Tensor& left, const Tensor& right, const Tensor& w,
                              const Tensor& b, const Tensor& norm, const Tensor& z);
-  /// Its gradients, added; each of the last four may be undefined. dz is overwritten.
+  /// Its gradients, added; each of the last four may be undefined.
   void (*outer_product_mean_backward)(const Tensor& left, const Tensor& right, const Tensor& w,
                                       const Tensor& norm, const Tensor& dz, const Tensor& dleft,
                                       const Tensor& dright, const Tensor& dw, const Tensor& db);

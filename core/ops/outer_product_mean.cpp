@@ -19,13 +19,11 @@ Var outer_product_mean(const Var& residual, const Var& left, const Var& right, c
       .outer_product_mean(left.value(), right.value(), w.value(), b.value(), norm, z);
   return result("outer_product_mean", z, {&residual, &left, &right, &w, &b},
                 [left, right, w, b, norm, r = residual.gradient_only()](const Tensor& dz) {
-                  // The kernel works in place; dz itself becomes the residual's gradient.
-                  const Tensor own = r.requires_grad() ? dz.clone() : dz;
                   hand_over(r, dz);
                   const Gradient dright(right);  // of which every row i adds to all
                   kernels(dz.device())
-                      .outer_product_mean_backward(left.value(), right.value(), w.value(), norm,
-                                                   own, left.grad_into(), dright, w.grad_into(),
+                      .outer_product_mean_backward(left.value(), right.value(), w.value(), norm, dz,
+                                                   left.grad_into(), dright, w.grad_into(),
                                                    b.grad_into());
                 });
 }

@@ -53,13 +53,14 @@ void outer_product_mean(const Tensor& left, const Tensor& right, const Tensor& w
 
 /// The products of one row i of left with all of right, [c, n_j, d], exist at a time.
 void outer_product_mean_backward(const Tensor& left, const Tensor& right, const Tensor& w,
-                                 const Tensor& norm, const Tensor& dz, const Tensor& dleft,
+                                 const Tensor& norm, const Tensor& dout, const Tensor& dleft,
                                  const Tensor& dright, const Tensor& dw, const Tensor& db) {
   const Tensor factor = norm.clone();
   const auto invert = [&](auto* f) {
     for (int64_t i = 0; i < factor.numel(); ++i) f[i] = 1 / (decltype(+*f)(1e-3) + f[i]);
   };
   factor.dtype() == Dtype::f64 ? invert(factor.data<double>()) : invert(factor.data<float>());
+  const Tensor dz = dout.clone();
   scale_rows(factor, dz);
   const int64_t n_seq = left.size(0), n_j = right.size(1), c = left.size(2), d = right.size(2);
   const Tensor r = right.contiguous(), rows = r.view({n_seq, n_j * d});
