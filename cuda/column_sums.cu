@@ -88,16 +88,19 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
   if (!partial) return;
-  const int thread = threadIdx.y * blockDim.x + threadIdx.x;
+  // In pairs of runs: a chain of 256 of them would cost f32 as much as all its rows.
+  float* mine = room[threadIdx.y * blockDim.x + threadIdx.x];
 #pragma unroll
-  for (int i = 0; i < V; ++i) room[thread][i] = sum[i];
-  __syncthreads();
+  for (int i = 0; i < V; ++i) mine[i] = sum[i];
+  for (int half = blockDim.y / 2; half; half /= 2) {
+    __syncthreads();
+    if (threadIdx.y < half)
+#pragma unroll
+      for (int i = 0; i < V; ++i) mine[i] += mine[half * blockDim.x * V + i];
+  }
   if (threadIdx.y || j >= c) return;
-  for (int run = 1; run < blockDim.y; ++run)
 #pragma unroll
-    for (int i = 0; i < V; ++i) sum[i] += room[run * blockDim.x + threadIdx.x][i];
-#pragma unroll
-  for (int i = 0; i < V; ++i) partial[int64_t(blockIdx.y) * c + j + i] = sum[i];
+  for (int i = 0; i < V; ++i) partial[int64_t(blockIdx.y) * c + j + i] = mine[i];
 }
 
 /// sums += the columns' sums of x, where they are defined; y: see the kernel.

@@ -31,8 +31,8 @@ class Twins {
     const Tensor g = t.to(kGpu);
     return {t, g, t, g};
   }
-  Twin normal(const Dims& shape, Dtype dtype = Dtype::f32, double spread = 1) {
-    std::normal_distribution<double> draw(0, spread);
+  Twin normal(const Dims& shape, Dtype dtype = Dtype::f32, double spread = 1, double mean = 0) {
+    std::normal_distribution<double> draw(mean, spread);
     const Tensor t = Tensor::empty(shape, Dtype::f64);
     for (int64_t i = 0; i < t.numel(); ++i) t.data<double>()[i] = draw(engine_);
     return of(t.to(dtype));
