@@ -76,9 +76,10 @@ void Tape::backward(const Vars& outputs, const std::vector<Tensor>& seeds) {
     if (!seed.defined()) continue;
     check(seed.numel() == output.value().numel() && seed.dtype() == output.value().dtype(), "seed ",
           seed.shape(), " for output ", output.shape());
-    const bool first = output.slot()->untouched();
-    const Tensor to = output.grad_into();
-    first ? to.copy_from(seed.view(output.shape())) : accumulate(seed.view(output.shape()), to);
+    // A copy, which the first backward function may write over.
+    const Tensor own = Tensor::empty(output.shape(), output.slot()->dtype, output.slot()->device);
+    own.copy_from(seed.view(output.shape()));
+    output.add_grad(own);
   }
   const Deaf deaf;
   std::optional<Span> span;  // of the nodes that one module recorded
@@ -118,13 +119,12 @@ Vars checkpoint(const std::function<Vars(const Vars&)>& fn, const Vars& inputs) 
     check(again.size() == dy.size(), "checkpoint: ", again.size(), " outputs instead of ",
           dy.size());
     Vars reached;
-    std::vector<Tensor> seeds;
     for (size_t i = 0; i < again.size(); ++i) {
       if (!dy[i].defined() || !again[i].requires_grad()) continue;
       reached.push_back(again[i]);
-      seeds.push_back(dy[i]);
+      again[i].add_grad(dy[i]);  // the node's own: no seed, which would be copied
     }
-    tape.backward(reached, seeds);
+    tape.backward(reached, std::vector<Tensor>(reached.size()));
   };
   if (Tape::collectives() != collectives)
     Tape::current()->record_collective(outputs, replay);
