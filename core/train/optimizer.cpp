@@ -66,11 +66,11 @@ double global_norm(const Arrays& arrays) { return norm_of(list(arrays, arrays)).
 Clipped add_clipped(Arrays& sum, const Arrays& gradient, double limit) {
   check(sum.size() == gradient.size(), "a gradient of ", gradient.size(), " arrays added to ",
         sum.size());
-  const std::vector<Tensor> from = list(gradient, gradient);
+  const std::vector<Tensor> from = list(gradient, gradient), to = list(sum, gradient);
   const Tensor norm = norm_of(from);
-  kernels(norm.device()).add_clipped(from, norm, limit, list(sum, gradient));
   Clipped out;
-  out.norm = norm.item();
+  out.norm = norm.item();  // before the sum is asked for: a GPU adds while its host goes on
+  kernels(norm.device()).add_clipped(from, norm, limit, to);
   out.finite = std::isfinite(out.norm);
   out.clipped = out.finite && limit > 0 && out.norm > limit;
   return out;
