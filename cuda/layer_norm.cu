@@ -13,11 +13,13 @@ namespace {
 constexpr int kThreads = 256;
 constexpr float kEpsilon = 1e-5f;
 
-template <int kLanes>
-__device__ __forceinline__ float lanes_sum(float x) {
+/// Each number's sum over the lanes of a row, N of them side by side.
+template <int kLanes, int N>
+__device__ __forceinline__ void lanes_sums(float (&x)[N]) {
 #pragma unroll
-  for (int d = kLanes / 2; d; d /= 2) x += __shfl_xor_sync(~0u, x, d);
-  return x;
+  for (int d = kLanes / 2; d; d /= 2)
+#pragma unroll
+    for (int k = 0; k < N; ++k) x[k] += __shfl_xor_sync(~0u, x[k], d);
 }
 
 /// What a lane holds of a row: kPacks packs of V columns, kLanes packs apart.
@@ -46,25 +48,24 @@ struct Columns {
       }
     }
   }
-  /// Mean and 1/std of the row, in two passes over the registers.
-  template <class T>
-  __device__ __forceinline__ float2 statistics(const Raw<T, V> (&v)[kPacks]) const {
-    float sum = 0, squares = 0;
+  template <class T, int N>
+  __device__ __forceinline__ void means(const Raw<T, V> (&v)[N][kPacks], float (&mean)[N]) const {
 #pragma unroll
-    for (int p = 0; p < kPacks; ++p)
-      if (has(p))
+    for (int k = 0; k < N; ++k) {
+      mean[k] = 0;
 #pragma unroll
-        for (int i = 0; i < V; ++i) sum += unpacked<T, V>(v[p], i);
-    const float mean = lanes_sum<kLanes>(sum) * share;
+      for (int p = 0; p < kPacks; ++p)
+        if (has(p))
 #pragma unroll
-    for (int p = 0; p < kPacks; ++p)
-      if (has(p))
+          for (int i = 0; i < V; ++i) mean[k] += unpacked<T, V>(v[k][p], i);
+    }
+    lanes_sums<kLanes>(mean);
 #pragma unroll
-        for (int i = 0; i < V; ++i) {
-          const float d = unpacked<T, V>(v[p], i) - mean;
-          squares += d * d;
-        }
-    return {mean, rsqrtf(lanes_sum<kLanes>(squares) * share + kEpsilon)};
+    for (int k = 0; k < N; ++k) mean[k] *= share;
+  }
+  /// 1/std of a row with this sum of squared distances from the mean.
+  __device__ __forceinline__ float rstd(float squares) const {
+    return rsqrtf(squares * share + kEpsilon);
   }
   int lane, c;
   float share;  ///< 1 / c
@@ -79,45 +80,76 @@ constexpr bool kFew = kPacks*(int(V * sizeof(T) + 3) / 4) <= 4;
 
 template <class T, int V, int kLanes, int kPacks>
 struct Forward {
-  static constexpr int kRows = kFew<T, V, kPacks> ? 4
+  static constexpr bool kAhead = kFew<T, V, kPacks>;
+  static constexpr int kRows = kAhead             ? 4
                                : small(V, kPacks) ? 2
                                                   : 1,
-                       kBlocks = small(V, kPacks) ? 3 : 1, kGroups = kThreads / kLanes;
+                       kBlocks = kAhead             ? 2
+                                 : small(V, kPacks) ? 3
+                                                    : 1,
+                       kGroups = kThreads / kLanes;
 };
 
+/// Blocks take tiles of kGroups * kRows rows in turn, and where registers allow it the next rows
+/// are on their way while these are worked on.
 template <class T, int V, int kLanes, int kPacks>
 __global__ void __launch_bounds__(kThreads, Forward<T, V, kLanes, kPacks>::kBlocks)
     norm_kernel(const __grid_constant__ View<T> x, const float* scale, const float* offset,
                 const __grid_constant__ View<T> y) {
   using F = Forward<T, V, kLanes, kPacks>;
+  using Rows = Raw<T, V>[F::kRows][kPacks];
   const Columns<V, kLanes, kPacks> columns(x.rows.c);
-  const int64_t n = x.rows.n,
-                first = int64_t(blockIdx.x) * F::kGroups * F::kRows + threadIdx.x / kLanes;
+  const int64_t n = x.rows.n, step = int64_t(gridDim.x) * F::kGroups * F::kRows;
   // All lanes of a warp take part in the sums: a group beyond the last row works on that one.
-  const T* row[F::kRows];
+  const auto load = [&](int64_t first, Rows& rows) {
+    const T* row[F::kRows];
 #pragma unroll
-  for (int k = 0; k < F::kRows; ++k) row[k] = x.row(min(first + k * F::kGroups, n - 1));
-  Raw<T, V> v[F::kRows][kPacks];
+    for (int k = 0; k < F::kRows; ++k) row[k] = x.row(min(first + k * F::kGroups, n - 1));
 #pragma unroll
-  for (int k = 0; k < F::kRows; ++k) columns.load(row[k], v[k]);
+    for (int k = 0; k < F::kRows; ++k) columns.load(row[k], rows[k]);
+  };
+  int64_t tile = int64_t(blockIdx.x) * F::kGroups * F::kRows, first = tile + threadIdx.x / kLanes;
+  Rows now, next;
+  if (F::kAhead) load(first, now);
   float s[kPacks][V], o[kPacks][V];
   columns.load_floats(scale, s);
   columns.load_floats(offset, o);
+  for (; tile < n; tile += step, first += step) {
+    load(F::kAhead ? first + step : first, F::kAhead ? next : now);
+    float mean[F::kRows], squares[F::kRows] = {};
+    columns.template means<T>(now, mean);
 #pragma unroll
-  for (int k = 0; k < F::kRows; ++k) {
-    const float2 stats = columns.template statistics<T>(v[k]);
-    const int64_t r = first + k * F::kGroups;
-    if (r >= n) continue;
-    T* to = y.row(r);
+    for (int k = 0; k < F::kRows; ++k)
 #pragma unroll
-    for (int p = 0; p < kPacks; ++p) {
-      if (!columns.has(p)) continue;
-      float out[V];
+      for (int p = 0; p < kPacks; ++p)
+        if (columns.has(p))
 #pragma unroll
-      for (int i = 0; i < V; ++i)
-        out[i] = (unpacked<T, V>(v[k][p], i) - stats.x) * stats.y * s[p][i] + o[p][i];
-      store_floats<V>(to + columns[p], out);
+          for (int i = 0; i < V; ++i) {
+            const float d = unpacked<T, V>(now[k][p], i) - mean[k];
+            squares[k] += d * d;
+          }
+    lanes_sums<kLanes>(squares);
+#pragma unroll
+    for (int k = 0; k < F::kRows; ++k) {
+      const int64_t r = first + k * F::kGroups;
+      if (r >= n) continue;
+      const float rstd = columns.rstd(squares[k]);
+      T* to = y.row(r);
+#pragma unroll
+      for (int p = 0; p < kPacks; ++p) {
+        if (!columns.has(p)) continue;
+        float out[V];
+#pragma unroll
+        for (int i = 0; i < V; ++i)
+          out[i] = (unpacked<T, V>(now[k][p], i) - mean[k]) * rstd * s[p][i] + o[p][i];
+        store_floats<V>(to + columns[p], out);
+      }
     }
+    if (!F::kAhead) continue;
+#pragma unroll
+    for (int k = 0; k < F::kRows; ++k)
+#pragma unroll
+      for (int p = 0; p < kPacks; ++p) now[k][p] = next[k][p];
   }
 }
 
@@ -130,19 +162,19 @@ struct Held {
   Raw<T, V> x[kRows][kPacks], dy[kRows][kPacks], dx[kRows][kPacks];
 };
 
-/// partial [blocks, 2, c]: the blocks' sums of dscale and doffset, or nullptr.
-template <class T, int V, int kLanes, int kPacks>
+/// dx is added to with kAdds, else written, over dy perhaps. partial [blocks, 2, c]: the blocks'
+/// sums of dscale and doffset, or nullptr.
+template <class T, int V, int kLanes, int kPacks, bool kAdds>
 __global__ void __launch_bounds__(kThreads, small(V, kPacks) ? 2 : 1)
     norm_backward_kernel(const __grid_constant__ View<T> x, const float* scale,
                          const __grid_constant__ View<T> dy, const __grid_constant__ View<T> dx,
                          float* partial) {
-  constexpr int kGroups = kThreads / kLanes, kRows = small(V, kPacks) ? 2 : 1;
+  constexpr int kGroups = kThreads / kLanes, kRows = V > 1 && small(V, kPacks) ? 2 : 1;
   const Columns<V, kLanes, kPacks> columns(x.rows.c);
   const int c = columns.c;
   float s[kPacks][V], dscale[kPacks][V] = {}, doffset[kPacks][V] = {};
   columns.load_floats(scale, s);
   const int64_t n = x.rows.n, step = int64_t(gridDim.x) * kGroups * kRows;
-  // Where registers allow it, the next rows are on their way while these are worked on.
   constexpr bool kAhead = kFew<T, V, kPacks>;
   using Rows = Held<T, V, kRows, kPacks>;
   const auto load = [&](int64_t first, Rows& rows) {
@@ -152,13 +184,13 @@ __global__ void __launch_bounds__(kThreads, small(V, kPacks) ? 2 : 1)
       const int64_t r = min(first + k * kGroups, n - 1);
       at_x[k] = x.row(r);
       at_dy[k] = dy.row(r);
-      at_dx[k] = dx.base ? dx.row(r) : at_dy[k];
+      if (kAdds) at_dx[k] = dx.row(r);
     }
 #pragma unroll
     for (int k = 0; k < kRows; ++k) {
       columns.load(at_x[k], rows.x[k]);
       columns.load(at_dy[k], rows.dy[k]);
-      columns.load(at_dx[k], rows.dx[k]);
+      if (kAdds) columns.load(at_dx[k], rows.dx[k]);
     }
   };
   int64_t first = int64_t(blockIdx.x) * kGroups * kRows + threadIdx.x / kLanes;
@@ -168,40 +200,42 @@ __global__ void __launch_bounds__(kThreads, small(V, kPacks) ? 2 : 1)
   for (int64_t tile = int64_t(blockIdx.x) * kGroups * kRows; tile < n; tile += step) {
     Rows next;
     load(kAhead ? first + step : first, kAhead ? next : now);
-    const auto& [v, d, old] = now;
+    float mean[kRows], sums[3 * kRows] = {};  // of (x - mean)^2, dy scale, dy scale (x - mean)
+    columns.template means<T>(now.x, mean);
 #pragma unroll
     for (int k = 0; k < kRows; ++k) {
-      const float2 stats = columns.template statistics<T>(v[k]);
-      const int64_t r = first + k * kGroups;
-      const bool inside = r < n;
-      float g_mean = 0, gx_mean = 0;
+      const bool inside = first + k * kGroups < n;
 #pragma unroll
       for (int p = 0; p < kPacks; ++p)
 #pragma unroll
         for (int i = 0; i < V; ++i) {
-          const float up = inside ? unpacked<T, V>(d[k][p], i) : 0.0f,
-                      h = (unpacked<T, V>(v[k][p], i) - stats.x) * stats.y;
-          g_mean += up * s[p][i];
-          gx_mean += up * s[p][i] * h;
-          dscale[p][i] += up * h;
+          const float d = columns.has(p) ? unpacked<T, V>(now.x[k][p], i) - mean[k] : 0.0f,
+                      up = inside ? unpacked<T, V>(now.dy[k][p], i) : 0.0f, g = up * s[p][i];
+          sums[3 * k] += d * d;
+          sums[3 * k + 1] += g;
+          sums[3 * k + 2] += g * d;
           doffset[p][i] += up;
         }
-      if (!dx.base) continue;
-      g_mean = lanes_sum<kLanes>(g_mean) * columns.share;
-      gx_mean = lanes_sum<kLanes>(gx_mean) * columns.share;
-      if (!inside) continue;
-      T* to = dx.row(r);
+    }
+    lanes_sums<kLanes>(sums);
+#pragma unroll
+    for (int k = 0; k < kRows; ++k) {
+      const int64_t r = first + k * kGroups;
+      if (r >= n) continue;
+      const float rstd = columns.rstd(sums[3 * k]), g_mean = sums[3 * k + 1] * columns.share,
+                  gx_mean = sums[3 * k + 2] * rstd * columns.share;
 #pragma unroll
       for (int p = 0; p < kPacks; ++p) {
-        if (!columns.has(p)) continue;
         float out[V];
 #pragma unroll
         for (int i = 0; i < V; ++i) {
-          const float h = (unpacked<T, V>(v[k][p], i) - stats.x) * stats.y;
-          out[i] = unpacked<T, V>(old[k][p], i) +
-                   stats.y * (unpacked<T, V>(d[k][p], i) * s[p][i] - g_mean - h * gx_mean);
+          const float up = unpacked<T, V>(now.dy[k][p], i),
+                      h = (unpacked<T, V>(now.x[k][p], i) - mean[k]) * rstd;
+          dscale[p][i] += up * h;
+          out[i] = rstd * (up * s[p][i] - g_mean - h * gx_mean);
+          if (kAdds) out[i] += unpacked<T, V>(now.dx[k][p], i);
         }
-        store_floats<V>(to + columns[p], out);
+        if (dx.base && columns.has(p)) store_floats<V>(dx.row(r) + columns[p], out);
       }
     }
     if (kAhead) now = next;
@@ -442,8 +476,8 @@ void layer_norm(const Tensor& x, const Tensor& scale, const Tensor& offset, cons
     by_shape<T>(from.rows.c, packed, [&](auto shape) {
       using S = decltype(shape);
       using F = Forward<T, S::kV, S::kL, S::kP>;
-      const int64_t blocks = ceil_div(from.rows.n, F::kGroups * F::kRows);
-      check(blocks <= INT32_MAX, "layer norm of ", from.rows.n, " rows");
+      const int64_t blocks = std::min<int64_t>(ceil_div(from.rows.n, F::kGroups * F::kRows),
+                                               F::kBlocks * device_info().sm_count);
       norm_kernel<T, S::kV, S::kL, S::kP><<<unsigned(blocks), kThreads, 0, stream()>>>(
           from, scale.data<float>(), offset.data<float>(), to);
     });
@@ -465,8 +499,11 @@ void layer_norm_backward(const Tensor& x, const Tensor& scale, const Tensor& dy,
       const int64_t blocks =
           std::min<int64_t>(ceil_div(from.rows.n, kThreads / S::kL), kBackwardBlocks);
       const Scratch partial(sums ? blocks * 2 * c * 4 : 0);
-      norm_backward_kernel<T, S::kV, S::kL, S::kP><<<unsigned(blocks), kThreads, 0, stream()>>>(
-          from, scale.data<float>(), up, to, sums ? partial.data<float>() : nullptr);
+      const bool adds = dx.defined() && dx.raw() != dy.raw();
+      const auto kernel = adds ? norm_backward_kernel<T, S::kV, S::kL, S::kP, true>
+                               : norm_backward_kernel<T, S::kV, S::kL, S::kP, false>;
+      kernel<<<unsigned(blocks), kThreads, 0, stream()>>>(from, scale.data<float>(), up, to,
+                                                          sums ? partial.data<float>() : nullptr);
       check_launch("layer_norm_backward", x.shape());
       add_partials(partial.data<float>(), blocks, 2 * c, c, dscale, doffset);
     });

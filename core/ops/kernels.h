@@ -69,7 +69,8 @@ struct Kernels {
 
   /// y = (x - mean) rstd scale + offset over the last axis.
   void (*layer_norm)(const Tensor& x, const Tensor& scale, const Tensor& offset, const Tensor& y);
-  /// dx, dscale, doffset (each may be undefined) += layer norm's gradients.
+  /// dx, dscale, doffset (each may be undefined) += layer norm's gradients; where dx is dy, it is
+  /// written instead.
   void (*layer_norm_backward)(const Tensor& x, const Tensor& scale, const Tensor& dy,
                               const Tensor& dx, const Tensor& dscale, const Tensor& doffset);
   /// The same over axis 0 of x [c, n, m], into y [n, m, c].

@@ -1,7 +1,7 @@
 // Layer normalisation: checks and dispatch.
 #include "core/ops/layer_norm.h"
 
-#include "core/ops/kernels.h"
+#include "core/ops/gradient.h"
 
 namespace ff {
 namespace {
@@ -20,9 +20,13 @@ Var layer_norm(const Var& x, const Var& scale, const Var& offset) {
   const Tensor y = Tensor::empty(xv.shape(), xv.dtype(), xv.device());
   kernels(xv.device()).layer_norm(xv, scale.value(), offset.value(), y);
   return result("layer_norm", y, {&x, &scale, &offset}, [=](const Tensor& dy) {
+    // Where nothing was added to dx yet it takes the place of dy, which is the node's own: zeros
+    // are neither filled nor read.
+    const bool first = has_room(x) && x.slot()->dtype == dy.dtype() && dy.is_contiguous();
     kernels(dy.device())
-        .layer_norm_backward(x.value(), scale.value(), dy, x.grad_into(), scale.grad_into(),
-                             offset.grad_into());
+        .layer_norm_backward(x.value(), scale.value(), dy, first ? dy : x.grad_into(),
+                             scale.grad_into(), offset.grad_into());
+    if (first) x.add_grad(dy);
   });
 }
 

@@ -54,6 +54,12 @@ TEST_CASE("GPU: layer norm") {
           agree("dscale", dscale, Tolerance::of(Dtype::f32));
           agree("doffset", doffset, Tolerance::of(Dtype::f32));
         }
+        const Twin dscale = twins.normal({c});
+        twins.run([&](const Kernels& k, auto at) {
+          k.layer_norm_backward(at(x), at(scale), at(dy), at(dy), at(dscale), {});
+        });
+        agree("dx over dy", dy, Tolerance::of(type));
+        agree("dscale beside it", dscale, Tolerance::of(Dtype::f32));
       }
   });
 }
@@ -70,6 +76,10 @@ TEST_CASE("GPU: layer norm of many rows") {
     agree("dx", dx, Tolerance::of(type));
     agree("dscale", dscale, Tolerance::of(Dtype::f32));
     agree("doffset", doffset, Tolerance::of(Dtype::f32));
+    twins.run([&](const Kernels& k, auto at) {
+      k.layer_norm_backward(at(x), at(scale), at(dy), at(dy), {}, {});
+    });
+    agree("dx over dy", dy, Tolerance::of(type));
   });
 }
 

@@ -67,6 +67,7 @@ void layer_norm_backward(const Tensor& x, const Tensor& scale, const Tensor& dy,
     const int64_t c = from.c;
     const A* s = scale.data<A>();
     const bool wanted = dscale.defined() || doffset.defined();
+    const bool writes = dx.defined() && dx.raw() == dy.raw();
     const std::vector<double> sums = sum_rows<A>(from.n, wanted ? 2 * c : 0, [&](int64_t r, A* ds) {
       const T *px = from[r], *pd = d[r];
       const Statistics<A> row = statistics(px, c);
@@ -99,12 +100,12 @@ void layer_norm_backward(const Tensor& x, const Tensor& scale, const Tensor& dy,
           c,
           [&](int64_t j) {
             const V h = (load(px + j) - mean) * rstd;
-            store(q + j,
-                  load(q + j) + rstd * (load(pd + j) * S::load(s + j) - g_mean - h * gx_mean));
+            store(q + j, (writes ? V{} : load(q + j)) +
+                             rstd * (load(pd + j) * S::load(s + j) - g_mean - h * gx_mean));
           },
           [&](int64_t j) {
             const A h = (A(px[j]) - mean) * rstd;
-            q[j] = T(A(q[j]) + rstd * (A(pd[j]) * s[j] - g_mean - h * gx_mean));
+            q[j] = T((writes ? A(0) : A(q[j])) + rstd * (A(pd[j]) * s[j] - g_mean - h * gx_mean));
           });
     });
     for (int k = 0; k < 2; ++k)
