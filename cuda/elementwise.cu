@@ -14,6 +14,25 @@ struct Add {
   }
 };
 
+/// Into parts that are `width` columns wide each.
+struct AddColumns {
+  static constexpr bool kByRow = true;
+  static constexpr size_t kMost = 8;
+  float* part[kMost];
+  int64_t width;
+  template <int V>
+  __device__ void operator()(float (&v)[1][V], int64_t r, int64_t j) const {
+    float* to = part[j / width];
+    if (!to) return;
+    to += r * width + j % width;
+    float sum[V];
+    load_floats<V>(to, sum);
+#pragma unroll
+    for (int i = 0; i < V; ++i) sum[i] += v[0][i];
+    store_floats<V>(to, sum);
+  }
+};
+
 /// y, x, gate
 struct AddGated {
   static constexpr bool kByRow = false;
@@ -90,6 +109,18 @@ struct AddDropped {
 }  // namespace
 
 void add(const Tensor& x, const Tensor& y) { walk<1, 0, Add, 2>("add", {y, x}, {}); }
+
+void add_columns(const Tensor& x, TensorList parts) {
+  check(parts.size() <= AddColumns::kMost, "columns of ", parts.size(), " parts: at most ",
+        AddColumns::kMost);
+  AddColumns f{{}, x.size(1) / int64_t(parts.size())};
+  bool packed = f.width % 4 == 0;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    f.part[i] = data_or_null<float>(parts[i]);
+    packed = packed && reinterpret_cast<uintptr_t>(f.part[i]) % 16 == 0;
+  }
+  walk<0, 0, AddColumns, 1>("add_columns", {x}, f, packed);
+}
 
 void add_gated(const Tensor& x, const Tensor& gate, const Tensor& y) {
   walk<1, 0, AddGated, 3>("add_gated", {y, x, gate}, {});

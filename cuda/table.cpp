@@ -12,6 +12,7 @@ const Kernels kTable = {
     .linear = linear,
     .activation_backward = activation_backward,
     .add_column_sums = add_column_sums,
+    .add_columns = add_columns,
     .matmul = matmul,
     .attention = attention,
     .global_attention = global_attention,

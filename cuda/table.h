@@ -22,6 +22,7 @@ Function<decltype(Kernels::layer_norm_channels_first_backward)> layer_norm_chann
 Function<decltype(Kernels::linear)> linear;
 Function<decltype(Kernels::activation_backward)> activation_backward;
 Function<decltype(Kernels::add_column_sums)> add_column_sums;
+Function<decltype(Kernels::add_columns)> add_columns;
 Function<decltype(Kernels::matmul)> matmul;
 Function<decltype(Kernels::attention)> attention;
 Function<decltype(Kernels::global_attention)> global_attention;

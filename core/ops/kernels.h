@@ -89,6 +89,9 @@ struct Kernels {
                               const Tensor& sums);
   /// sums[c] += sum_r x[r, c], in a fixed order.
   void (*add_column_sums)(const Tensor& x, const Tensor& sums);
+  /// parts[i] [rows, n] += columns i n to (i + 1) n of x, f32, where it is defined; all are
+  /// contiguous.
+  void (*add_columns)(const Tensor& x, TensorList parts);
   /// c [b, m, n] = a [b, m, k] b [b, k, n], any strides with one contiguous axis.
   void (*matmul)(const Tensor& a, const Tensor& b, const Tensor& c);
   /// Gated attention; see core/ops/attention.h. lse, where it is defined, takes what the backward

@@ -43,20 +43,23 @@ void input_backward(const Var& x, const Tensor& w, const Tensor& dy) {
   }
 }
 
-/// dw [c, n] += x^T dy.
-void add_weight_gradient(const Var& x, const Tensor& dy, const Tensor& dw) {
+/// dw [c, n] = base + x^T dy, without a base where it is undefined; it may be dw.
+void weight_gradient(const Var& x, const Tensor& dy, const Tensor& base, const Tensor& dw) {
   const Tensor to = dw.view({1, x.size(-1), dy.size(-1)}), batches = as_batches(x.value()),
                dys = dy.view({batches.size(0), batches.size(1), dy.size(-1)});
   for (int64_t i = 0; i < batches.size(0); ++i)
     kernels(dy.device())
         .linear(batches.narrow(0, i, 1).transpose(1, 2), dys.narrow(0, i, 1), {}, Activation::kNone,
-                to, to);
+                i      ? to
+                : base ? base.view(to.shape())
+                       : base,
+                to);
 }
 
 /// dx, dw and db (the sum of dy's rows) are added to where they are wanted.
 void products_backward(const Var& x, const Var& w, const Var& b, const Tensor& dy) {
   input_backward(x, w.value(), dy);
-  if (const Tensor dw = w.grad_into()) add_weight_gradient(x, dy, dw);
+  if (const Tensor dw = w.grad_into()) weight_gradient(x, dy, dw, dw);
   if (b)
     if (const Tensor db = b.grad_into())
       kernels(dy.device()).add_column_sums(dy.view({-1, dy.size(-1)}), db.view({-1}));
@@ -103,11 +106,14 @@ Var linear_joined(const Var& x, const Tensor& w, const Tensor& b, const Vars& pa
           const Tensor dy = given[0].view({-1, n});
           const Kernels& k = kernels(dy.device());
           input_backward(x, w, dy);
-          const Tensor dw = Tensor::zeros({c, n}, Dtype::f32, dy.device());
-          add_weight_gradient(x, dy, dw);
-          for (int64_t i = 0; i < many; ++i)
-            if (const Tensor to = parts[size_t(i)].grad_into())
-              k.add(dw.narrow(1, i * n / many, n / many), to.view({c, n / many}));
+          const Tensor dw = Tensor::empty({c, n}, Dtype::f32, dy.device());
+          weight_gradient(x, dy, {}, dw);
+          std::vector<Tensor> dws;
+          for (const Var& part : parts) {
+            const Tensor to = part.grad_into();
+            dws.push_back(to ? to.view({c, n / many}) : to);
+          }
+          k.add_columns(dw, dws);
           if (const Tensor db = last_b.grad_into())
             k.add_column_sums(dy.narrow(1, n - n / many, n / many), db.view({n / many}));
         },

@@ -211,6 +211,25 @@ TEST_CASE("GPU: column sums of many rows") {
   });
 }
 
+TEST_CASE("GPU: columns are added to the parts that they belong to") {
+  if (!have_gpu()) return;
+  Twins twins;
+  for (int64_t width : {5, 64})
+    for (int64_t many : {1, 4}) {
+      INFO(many << " parts of " << width);
+      const Twin x = twins.normal({111, many * width});
+      std::vector<Twin> parts;
+      for (int64_t i = 0; i < many; ++i)
+        parts.push_back(i == 1 ? Twin() : twins.normal({111, width}));
+      twins.run([&](const Kernels& k, auto at) {
+        std::vector<Tensor> to;
+        for (const Twin& part : parts) to.push_back(at(part));
+        k.add_columns(at(x), to);
+      });
+      for (const Twin& part : parts) agree("part", part, Tolerance::of(Dtype::f32));
+    }
+}
+
 TEST_CASE("GPU: the masked mean") {
   each_type([](Twins& twins, Dtype type) {
     for (const Dims& shape : {Dims{7, 5, 1}, {3, 111, 23}, {5, 1029, 64}, {4, 33, 256}, {3, 0, 8}})

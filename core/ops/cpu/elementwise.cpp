@@ -222,6 +222,11 @@ void add_column_sums(const Tensor& x, const Tensor& sums) {
   });
 }
 
+void add_columns(const Tensor& x, TensorList parts) {
+  for (size_t i = 0; i < parts.size(); ++i)
+    if (const Tensor& to = parts[i]) add(x.narrow(1, int64_t(i) * to.size(1), to.size(1)), to);
+}
+
 void scale_rows(const Tensor& mask, const Tensor& y) {
   by_type(y, [&](auto t) {
     using T = decltype(t);
