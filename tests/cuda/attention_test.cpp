@@ -125,9 +125,13 @@ TEST_CASE("GPU: attention of which some queries' later keys have ever larger log
   if (!have_gpu()) return;
   const int64_t batch = 3, n = 330, n_head = 2, c = 16;
   const Tensor steps = Tensor::empty({n_head, n, n}), keys = mask_of(batch, n, 1);
-  // Steps that bf16 and f16 hold; and a row whose first keys are masked.
-  for (int64_t i = 0; i < steps.numel(); ++i)
-    steps.data<float>()[i] = i / n % 5 == 0 ? float(40 * (i % n / 70)) : 0.0f;
+  // Steps that bf16 and f16 hold, of the second head at one key; and a row whose first keys are
+  // masked.
+  for (int64_t i = 0; i < steps.numel(); ++i) {
+    const int64_t key = i % n;
+    const float step = i < n * n ? float(40 * (key / 70)) : key == 257 ? 300.0f : 0.0f;
+    steps.data<float>()[i] = i / n % 5 == 0 ? step : 0.0f;
+  }
   for (int64_t j = 0; j < n; ++j) keys.data<float>()[2 * n + j] = j >= 150;
   for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
     INFO(name_of(dtype));
