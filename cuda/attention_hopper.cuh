@@ -113,13 +113,13 @@ __device__ __forceinline__ void store_rows(const HeadView<__nv_bfloat16>& to, in
 /// warpgroup; the loads of some are on their way at once.
 __device__ __forceinline__ void keep_key_bits(const Operands& a, int64_t b, unsigned* bits,
                                               int words, int warp, int lane) {
-  constexpr int kAtOnce = 4, kWarps = kGroupThreads / 32;
+  constexpr int kAtOnce = 8, kWarps = kGroupThreads / 32;
   for (int first = warp; first < words; first += kAtOnce * kWarps) {
-    float mask[kAtOnce] = {1, 1, 1, 1};
+    float mask[kAtOnce];
 #pragma unroll
     for (int u = 0; u < kAtOnce; ++u) {
       const int key = (first + u * kWarps) * 32 + lane;
-      if (a.mask) mask[u] = a.mask[b * a.mask_batch + min(key, a.n_key - 1) * a.mask_key];
+      mask[u] = a.mask ? a.mask[b * a.mask_batch + min(key, a.n_key - 1) * a.mask_key] : 1;
     }
 #pragma unroll
     for (int u = 0; u < kAtOnce; ++u) {
