@@ -400,7 +400,8 @@ void backward_bias(const Operands& a, const BiasPieces& bias,
                    const AttentionGradients<__nv_bfloat16>& d) {
   const int64_t blocks =
       ceil_div(a.n_query, kGroups * kTileRows) * ceil_div(a.n_key, kTileRows) * int64_t(a.n_head);
-  const BiasParts parts(blocks, a.batch, int64_t(a.n_head) * a.n_query * a.n_key);
+  const BiasParts parts(blocks, a.batch, int64_t(a.n_head) * a.n_query * a.n_key, d.later,
+                        d.later_bytes);
   launch<bias_kernel<kC>>("attention's backward of the bias", blocks * parts.count(), kThreads,
                           BiasLayout<kC>::kBytes, a, bias, d, parts.sums(), parts.count());
   parts.add_to(a, d);
@@ -412,13 +413,13 @@ void backward(const Operands& a, const AttentionGradients<__nv_bfloat16>& d) {
             of_keys = d.k.base || d.v.base ? key_tiles : 0,
             own_tiles = of_keys + (d.q.base ? int(ceil_div(a.n_query, kTileRows)) : 0);
   const PackedBias bias(a, d.q.base || d.bias, of_keys > 0);
+  if (d.bias) backward_bias<kC>(a, bias.pieces(), d);  // first: what `later` is
   if (own_tiles)
     launch<backward_kernel<kC, kBias>>(
         "attention's backward", row_blocks(a, own_tiles), kThreads,
         std::max(Layout<kC, kBias, true>::kBitsAt,
                  Layout<kC, kBias, false>::kBitsAt + 4 * kGroups * 2 * key_tiles),
         a, bias.pieces(), bias.transposed(), d.q, d.k, d.v, of_keys);
-  if (d.bias) backward_bias<kC>(a, bias.pieces(), d);
 }
 
 }  // namespace

@@ -188,13 +188,18 @@ TEST_CASE("GPU: attention's gradients each alone, and the same bits again", "[cu
                             size_t(all[i].numel() * size_of(all[i].dtype()))) == 0);
         }
     }
-    // Written instead of added to zeros, where all lie in one tensor.
-    const Tensor fresh = poisoned({batch, n, 4, n_head, c}, dtype),
-                 dbias = Tensor::zeros(bias.shape(), Dtype::f32, kGpu);
-    const auto part = [&](int i) { return fresh.select(2, i); };
-    kernels(kGpu).attention_backward(q, k, v, gate, bias, mask, o, lse, dy, part(0), part(1),
-                                     part(2), part(3), dbias, fresh);
-    for (int i = 0; i < 4; ++i) CHECK(norm_error(part(i), all[size_t(i)]) == 0);
+    // Written instead of added to zeros, where all lie in one tensor, each for itself or not.
+    for (const int axis : {0, 2}) {
+      const Tensor fresh = poisoned(
+                       axis == 0 ? Dims{4, batch, n, n_head, c} : Dims{batch, n, 4, n_head, c},
+                       dtype),
+                   dbias = Tensor::zeros(bias.shape(), Dtype::f32, kGpu);
+      const auto part = [&](int i) { return fresh.select(axis, i); };
+      kernels(kGpu).attention_backward(q, k, v, gate, bias, mask, o, lse, dy.clone(), part(0),
+                                       part(1), part(2), part(3), dbias, fresh);
+      for (int i = 0; i < 4; ++i) CHECK(norm_error(part(i), all[size_t(i)]) == 0);
+      CHECK(norm_error(dbias, all[4]) == 0);
+    }
   }
 }
 
