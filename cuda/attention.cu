@@ -216,7 +216,7 @@ void rows(const Attention<T>& a, const Tensor& dy, const Tensor& o, const Tensor
 
 }  // namespace
 
-BiasParts::BiasParts(int64_t blocks, int batch, int64_t elements) {
+BiasParts::BiasParts(int64_t blocks, int batch, int64_t elements, float* room, int64_t room_bytes) {
   // Two blocks are on a multiprocessor at once. As many parts as make one round of blocks, or more
   // where another round leaves fewer of the places empty.
   const int64_t places = 2 * device_info().sm_count;
@@ -224,7 +224,9 @@ BiasParts::BiasParts(int64_t blocks, int batch, int64_t elements) {
   count_ = int(std::clamp<int64_t>(places / blocks, 1, batch));
   for (int more = count_ + 1; more <= std::min<int64_t>(2 * places / blocks, batch); ++more)
     if (rounds(more) < 0.9 * rounds(count_)) count_ = more;
-  if (count_ > 1) sums_.emplace(count_ * elements * int64_t(sizeof(float)));
+  if (count_ == 1) return;
+  const int64_t bytes = count_ * elements * int64_t(sizeof(float));
+  sums_ = bytes <= room_bytes ? room : memory_.emplace(bytes).data<float>();
 }
 
 void BiasParts::add(float* to, int64_t head, int64_t row, int n_head, int n_query,
@@ -286,6 +288,10 @@ void attention_backward(const Tensor& q, const Tensor& k, const Tensor& v, const
     bool hopper = false;
     if constexpr (sizeof(T) == 2) hopper = mma && suits_hopper(a);
     a.fresh = fresh && hopper;  // others add
+    if (a.fresh && dq && dq.is_contiguous()) {
+      d.later = static_cast<float*>(dq.raw());
+      d.later_bytes = dq.numel() * size_of(dq.dtype());
+    }
     if (fresh && !hopper) clear(fresh);
     rows<T>(a, dy, o, dgate, wide);
     if (few_keys(a))

@@ -87,17 +87,21 @@ struct AttentionGradients {
   HeadView<T> q, k, v;
   float* bias = nullptr;
   int64_t bias_head = 0, bias_row = 0;
+  /// Memory that q's gradient is written to, after the bias's, and its bytes.
+  float* later = nullptr;
+  int64_t later_bytes = 0;
 };
 
 /// The bias's gradient is a sum over the batch. The batch is split into so many parts that there is
 /// work for the whole GPU; each has sums of its own, which are added in order.
 class BiasParts {
  public:
-  /// `blocks` of one part.
-  BiasParts(int64_t blocks, int batch, int64_t elements);
+  /// `blocks` of one part. The sums are in `room`, where they fit.
+  BiasParts(int64_t blocks, int batch, int64_t elements, float* room = nullptr,
+            int64_t room_bytes = 0);
   int count() const { return count_; }
   /// [parts, n_head, n_query, n_key], or nullptr for one part, which adds in place.
-  float* sums() const { return sums_ ? sums_->data<float>() : nullptr; }
+  float* sums() const { return sums_; }
   /// Adds the parts to dbias.
   template <class T>
   void add_to(const Attention<T>& a, const AttentionGradients<T>& d) const {
@@ -107,7 +111,8 @@ class BiasParts {
  private:
   void add(float* to, int64_t head, int64_t row, int n_head, int n_query, int n_key) const;
   int count_;
-  std::optional<Scratch> sums_;
+  float* sums_ = nullptr;
+  std::optional<Scratch> memory_;
 };
 
 // Tensor cores, bf16: rows of at most 64 channels, a multiple of 8, that begin at multiples of 16

@@ -74,31 +74,31 @@ __device__ __forceinline__ void backward_tile(const Operands& a, const BiasPiece
     }
     if (kKeys) copy_numbers(to + L::kNumbersAt, tile * kTileRows);
   };
+  // Whether the keys of the two rows of this thread are there and kept; not asked before all copies
+  // are on their way.
+  float mask[2] = {1, 1};
+  if (kKeys && a.mask)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int key = row0 + warp * 16 + lane / 4 + 8 * i;
+      mask[i] = a.mask[b * a.mask_batch + int64_t(min(key, a.n_key - 1)) * a.mask_key];
+    }
   Copy(own_c, b, h, row0, a.c, thread).copy(own_c, own, n_own - row0);
   Copy(own_v, b, h, row0, a.c_v, thread).copy(own_v, own + L::kTileBytes, n_own - row0);
   if (!kKeys) copy_numbers(base + L::kOwnNumbersAt, row0);
   copy(0, 0);
   copy_commit();
-  const uint32_t sums = base + L::kSumsAt + group * L::kSumBytes;
-  const int old = a.fresh ? 0 : n_own - row0;  // rows that are added to
-  if (first.base) Copy(first, b, h, row0, a.c, thread).copy(first, sums, old);
-  if (kKeys && second.base)
-    Copy(second, b, h, row0, a.c_v, thread).copy(second, sums + L::kTileBytes, old);
+  if (!a.fresh) {
+    const uint32_t sums = base + L::kSumsAt + group * L::kSumBytes;
+    if (first.base) Copy(first, b, h, row0, a.c, thread).copy(first, sums, n_own - row0);
+    if (kKeys && second.base)
+      Copy(second, b, h, row0, a.c_v, thread).copy(second, sums + L::kTileBytes, n_own - row0);
+  }
   copy_commit();
 
-  // Whether the keys of the two rows of this thread are there and kept.
-  bool kept[2] = {true, true};
-  if constexpr (kKeys)
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int key = row0 + warp * 16 + lane / 4 + 8 * i;
-      kept[i] =
-          key < a.n_key && (!a.mask || a.mask[b * a.mask_batch + int64_t(key) * a.mask_key] != 0);
-    }
   const unsigned* const kept_words =
       reinterpret_cast<const unsigned*>(shared + L::kBitsAt) + group * 2 * tiles;
   if (!kKeys) keep_key_bits(a, b, const_cast<unsigned*>(kept_words), 2 * tiles, warp, lane);
-  const bool all_kept = __all_sync(~0u, kept[0] && kept[1]);
   float sum_first[kC / 2] = {}, sum_second[kC / 2] = {};
   uint32_t packed[4][4] = {}, packed_d[4][4] = {};
   const uint32_t unit = unit_fragment(lane);
@@ -111,6 +111,11 @@ __device__ __forceinline__ void backward_tile(const Operands& a, const BiasPiece
   const float* const own_rows = reinterpret_cast<const float*>(shared + L::kOwnNumbersAt) +
                                 group * 2 * kTileRows + warp * 16 + lane / 4;
 
+  bool kept[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+    kept[i] = !kKeys || (row0 + warp * 16 + lane / 4 + 8 * i < a.n_key && mask[i] != 0);
+  const bool all_kept = __all_sync(~0u, kept[0] && kept[1]);
   copy_wait<1>();
   fence_shared();
   __syncthreads();
@@ -236,7 +241,12 @@ __device__ __forceinline__ void backward_tile(const Operands& a, const BiasPiece
 #pragma unroll
     for (int e = 0; e < kC / 2; e += 2) {
       uint32_t& pair = tile_pair<kC>(at, own_warp * 16 + lane / 4 + e / 2 % 2 * 8, e / 4, lane);
-      pair = pack_bf16(low_bf16(pair) + factor * sum[e], high_bf16(pair) + factor * sum[e + 1]);
+      float x = factor * sum[e], y = factor * sum[e + 1];
+      if (!a.fresh) {
+        x += low_bf16(pair);
+        y += high_bf16(pair);
+      }
+      pair = pack_bf16(x, y);
     }
     store_rows<kC>(view, own_b, h, row0, own_b < a.batch ? n_own : 0, channels, at, own_warp, lane);
   };
@@ -400,7 +410,8 @@ void backward_bias(const Operands& a, const BiasPieces& bias,
                    const AttentionGradients<__nv_bfloat16>& d) {
   const int64_t blocks =
       ceil_div(a.n_query, kGroups * kTileRows) * ceil_div(a.n_key, kTileRows) * int64_t(a.n_head);
-  const BiasParts parts(blocks, a.batch, int64_t(a.n_head) * a.n_query * a.n_key);
+  const BiasParts parts(blocks, a.batch, int64_t(a.n_head) * a.n_query * a.n_key, d.later,
+                        d.later_bytes);
   launch<bias_kernel<kC>>("attention's backward of the bias", blocks * parts.count(), kThreads,
                           BiasLayout<kC>::kBytes, a, bias, d, parts.sums(), parts.count());
   parts.add_to(a, d);
@@ -412,13 +423,13 @@ void backward(const Operands& a, const AttentionGradients<__nv_bfloat16>& d) {
             of_keys = d.k.base || d.v.base ? key_tiles : 0,
             own_tiles = of_keys + (d.q.base ? int(ceil_div(a.n_query, kTileRows)) : 0);
   const PackedBias bias(a, d.q.base || d.bias, of_keys > 0);
+  if (d.bias) backward_bias<kC>(a, bias.pieces(), d);  // first: what `later` is
   if (own_tiles)
     launch<backward_kernel<kC, kBias>>(
         "attention's backward", row_blocks(a, own_tiles), kThreads,
         std::max(Layout<kC, kBias, true>::kBitsAt,
                  Layout<kC, kBias, false>::kBitsAt + 4 * kGroups * 2 * key_tiles),
         a, bias.pieces(), bias.transposed(), d.q, d.k, d.v, of_keys);
-  if (d.bias) backward_bias<kC>(a, bias.pieces(), d);
 }
 
 }  // namespace

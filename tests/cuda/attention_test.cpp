@@ -125,9 +125,13 @@ TEST_CASE("GPU: attention of which some queries' later keys have ever larger log
   if (!have_gpu()) return;
   const int64_t batch = 3, n = 330, n_head = 2, c = 16;
   const Tensor steps = Tensor::empty({n_head, n, n}), keys = mask_of(batch, n, 1);
-  // Steps that bf16 and f16 hold; and a row whose first keys are masked.
-  for (int64_t i = 0; i < steps.numel(); ++i)
-    steps.data<float>()[i] = i / n % 5 == 0 ? float(40 * (i % n / 70)) : 0.0f;
+  // Steps that bf16 and f16 hold, of the second head at one key; and a row whose first keys are
+  // masked.
+  for (int64_t i = 0; i < steps.numel(); ++i) {
+    const int64_t key = i % n;
+    const float step = i < n * n ? float(40 * (key / 70)) : key == 257 ? 300.0f : 0.0f;
+    steps.data<float>()[i] = i / n % 5 == 0 ? step : 0.0f;
+  }
   for (int64_t j = 0; j < n; ++j) keys.data<float>()[2 * n + j] = j >= 150;
   for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
     INFO(name_of(dtype));
@@ -184,13 +188,18 @@ TEST_CASE("GPU: attention's gradients each alone, and the same bits again", "[cu
                             size_t(all[i].numel() * size_of(all[i].dtype()))) == 0);
         }
     }
-    // Written instead of added to zeros, where all lie in one tensor.
-    const Tensor fresh = poisoned({batch, n, 4, n_head, c}, dtype),
-                 dbias = Tensor::zeros(bias.shape(), Dtype::f32, kGpu);
-    const auto part = [&](int i) { return fresh.select(2, i); };
-    kernels(kGpu).attention_backward(q, k, v, gate, bias, mask, o, lse, dy, part(0), part(1),
-                                     part(2), part(3), dbias, fresh);
-    for (int i = 0; i < 4; ++i) CHECK(norm_error(part(i), all[size_t(i)]) == 0);
+    // Written instead of added to zeros, where all lie in one tensor, each for itself or not.
+    for (const int axis : {0, 2}) {
+      const Tensor fresh = poisoned(
+                       axis == 0 ? Dims{4, batch, n, n_head, c} : Dims{batch, n, 4, n_head, c},
+                       dtype),
+                   dbias = Tensor::zeros(bias.shape(), Dtype::f32, kGpu);
+      const auto part = [&](int i) { return fresh.select(axis, i); };
+      kernels(kGpu).attention_backward(q, k, v, gate, bias, mask, o, lse, dy.clone(), part(0),
+                                       part(1), part(2), part(3), dbias, fresh);
+      for (int i = 0; i < 4; ++i) CHECK(norm_error(part(i), all[size_t(i)]) == 0);
+      CHECK(norm_error(dbias, all[4]) == 0);
+    }
   }
 }
 
