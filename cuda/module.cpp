@@ -46,6 +46,7 @@ cudaError_t describe(int device, GpuInfo* gpu) {
   for (int i = 0; i < 16; ++i) std::snprintf(gpu->id + 2 * i, 3, "%02x", uuid[i]);
   gpu->compute_major = properties.major;
   gpu->compute_minor = properties.minor;
+  if (gpu->compute_major < kMinMajor) return cudaSuccess;  // it need not take a context, then
   size_t free_bytes = 0, total_bytes = 0;
   if (cudaError_t e = cudaSetDevice(device)) return e;
   if (cudaError_t e = cudaMemGetInfo(&free_bytes, &total_bytes)) return e;
