@@ -145,11 +145,12 @@ __global__ void __launch_bounds__(kThreads, Forward<T, V, kLanes, kPacks>::kBloc
         store_floats<V>(to + columns[p], out);
       }
     }
-    if (!F::kAhead) continue;
+    if constexpr (F::kAhead) {
 #pragma unroll
-    for (int k = 0; k < F::kRows; ++k)
+      for (int k = 0; k < F::kRows; ++k)
 #pragma unroll
-      for (int p = 0; p < kPacks; ++p) now[k][p] = next[k][p];
+        for (int p = 0; p < kPacks; ++p) now[k][p] = next[k][p];
+    }
   }
 }
 
