@@ -76,7 +76,7 @@ class Twins {
   }
 
  private:
-  std::mt19937 engine_{std::random_device()()};
+  std::mt19937 engine_{unsigned(Catch::rngSeed())};  // --rng-seed N: other numbers
 };
 
 /// Both sides agree in norm, and what lies between a view's elements is as it was. The last use of
