@@ -44,6 +44,13 @@ Tensor product_of(const Tensor& a, const Tensor& b, bool outgoing) {
   return p;
 }
 
+/// The gradient of a (of = 0) or b (1) from dp, that of their product.
+void product_gradient(const Tensor& a, const Tensor& b, const Tensor& dp, bool outgoing, int of,
+                      const Tensor& to, bool add) {
+  const Tensor d = of ? dp.transpose(1, 2) : dp, other = of ? a : b;
+  product_into(outgoing ? d : other, outgoing ? other : d, to, add);
+}
+
 }  // namespace
 
 Var triangle_gate(const Var& proj, const Var& proj_bias, const Var& gate, const Var& gate_bias,
@@ -68,12 +75,10 @@ Var triangle_product(const Var& a, const Var& b, bool outgoing) {
         b.shape());
   const Tensor av = a.value(), bv = b.value();
   return result("triangle_product", product_of(av, bv, outgoing), {&a, &b}, [=](const Tensor& dp) {
-    const auto back = [&](const Tensor& x, const Tensor& y, const Var& to) {
-      into_gradient(to, [&](const Tensor& dx, bool add) { product_into(x, y, dx, add); });
-    };
-    const Tensor dpt = dp.transpose(1, 2);
-    back(outgoing ? dp : bv, outgoing ? bv : dp, a);
-    back(outgoing ? dpt : av, outgoing ? av : dpt, b);
+    for (const int of : {0, 1})
+      into_gradient(of ? b : a, [&](const Tensor& to, bool add) {
+        product_gradient(av, bv, dp, outgoing, of, to, add);
+      });
   });
 }
 
@@ -84,9 +89,8 @@ Var triangle_product(const Var& ab, bool outgoing) {
   return result("triangle_product", product_of(a, b, outgoing), {&ab}, [=](const Tensor& dp) {
     into_gradient(ab, [&](const Tensor& dab, bool add) {
       if (!dab) return;
-      const Tensor dpt = dp.transpose(1, 2);
-      product_into(outgoing ? dp : b, outgoing ? b : dp, dab.narrow(0, 0, c), add);
-      product_into(outgoing ? dpt : a, outgoing ? a : dpt, dab.narrow(0, c, c), add);
+      for (const int of : {0, 1})
+        product_gradient(a, b, dp, outgoing, of, dab.narrow(0, of * c, c), add);
     });
   });
 }

@@ -4,7 +4,6 @@ repository=$(realpath "$data/../..")
 
 expect 0 "" predict "$repository/examples/ubiquitin.fasta" --params "$repository/models/demo.h5" -o out
 expect 0 "" evaluate out/ubiquitin/ranked_000.pdb "$repository/examples/ubiquitin.pdb" --json
-cat out.txt
 grep -oE '"lddt_ca": *0\.[0-9]+' out.txt | awk -F: '{exit !($2 > 0.8)}' || problem "lDDT of CA atoms is not above 0.8: $(cat out.txt)"
 
 finish

@@ -198,32 +198,32 @@ void use_locked_device() {
     std::memcpy(to, from, size_t(bytes));
   };
   register_memory(Device::cuda,
-                  {.allocate = [](int64_t bytes, int) { return arena().allocate(bytes); },
-                   .release = [](void* p, int64_t, int) { arena().release(p); },
-                   .zero =
-                       [](void* p, int64_t bytes) {
-                         const Unlocked unlocked;
-                         std::memset(p, 0, size_t(bytes));
-                       },
-                   .upload = copy_bytes,
-                   .download = copy_bytes,
-                   .copy = copy,
-                   .copy_all =
-                       [](std::span<const Tensor> from, std::span<const Tensor> to) {
-                         for (size_t i = 0; i < from.size(); ++i) copy(from[i], to[i]);
-                       },
-                   .add_up =
-                       [](std::span<const Tensor> parts, const Tensor& sum) {
-                         std::vector<Tensor> here;
-                         for (const Tensor& part : parts) here.push_back(part.to(Device{}));
-                         const Tensor total = Tensor::empty(sum.shape(), sum.dtype());
-                         add_up(here, total);
-                         sum.copy_from(total);
-                       },
-                   .synchronize = [] {},
-                   .available = [](int) { return int64_t(-1); },
-                   .enter_lane = nullptr,
-                   .leave_lane = nullptr});
+                  {
+                      .allocate = [](int64_t bytes, int) { return arena().allocate(bytes); },
+                      .release = [](void* p, int64_t, int) { arena().release(p); },
+                      .zero =
+                          [](void* p, int64_t bytes) {
+                            const Unlocked unlocked;
+                            std::memset(p, 0, size_t(bytes));
+                          },
+                      .upload = copy_bytes,
+                      .download = copy_bytes,
+                      .copy = copy,
+                      .copy_all =
+                          [](std::span<const Tensor> from, std::span<const Tensor> to) {
+                            for (size_t i = 0; i < from.size(); ++i) copy(from[i], to[i]);
+                          },
+                      .add_up =
+                          [](std::span<const Tensor> parts, const Tensor& sum) {
+                            std::vector<Tensor> here;
+                            for (const Tensor& part : parts) here.push_back(part.to(Device{}));
+                            const Tensor total = Tensor::empty(sum.shape(), sum.dtype());
+                            add_up(here, total);
+                            sum.copy_from(total);
+                          },
+                      .synchronize = [] {},
+                      .available = [](int) { return int64_t(-1); },
+                  });
 }
 
 Arrays outputs(const Fixture& f, const Params& params, int64_t recycles, Dtype dtype) {
