@@ -27,6 +27,7 @@ template <class T, class Out, int V>
 __global__ void __launch_bounds__(kThreads)
     add_up_kernel(const __grid_constant__ Parts<T> parts, const Wide<T>* before, Out* sum,
                   int64_t packs) {
+  after_earlier();
   for (int64_t i = blockIdx.x * int64_t(kThreads) + threadIdx.x; i < packs;
        i += gridDim.x * int64_t(kThreads)) {
     Wide<T> total[V];
@@ -56,7 +57,7 @@ void launch(const Parts<T>& parts, const Wide<T>* before, Out* sum, int64_t n) {
   const int64_t packs = n / V;
   const auto blocks =
       unsigned(std::min<int64_t>(ceil_div(packs, kThreads), 16 * device_info().sm_count));
-  add_up_kernel<T, Out, V><<<blocks, kThreads, 0, stream()>>>(parts, before, sum, packs);
+  start_kernel(add_up_kernel<T, Out, V>, blocks, kThreads, 0, parts, before, sum, packs);
   check_launch("add_up", parts.count, " parts of ", n);
 }
 

@@ -19,6 +19,7 @@ constexpr int kRowLanes = 4;
 template <class T, bool kWide>
 __global__ void __launch_bounds__(kThreads)
     rows_kernel(Attention<T> a, HeadView<T> dy, HeadView<const T> o, HeadView<T> d_gate) {
+  after_earlier();
   constexpr unsigned kRows = kThreads / kRowLanes;
   const unsigned row = blockIdx.x * kRows + threadIdx.x / kRowLanes;
   const int lane = threadIdx.x % kRowLanes;
@@ -54,6 +55,7 @@ __global__ void __launch_bounds__(kThreads)
 __global__ void __launch_bounds__(kThreads)
     add_parts_kernel(const float* sums, int parts, float* to, int64_t head, int64_t row,
                      int n_query, int n_key) {
+  after_earlier();
   const int64_t h = blockIdx.x / n_query, i = blockIdx.x % n_query;
   const int64_t n = int64_t(gridDim.x) * n_key;
   for (int j = threadIdx.x; j < n_key; j += kThreads) {
@@ -102,6 +104,7 @@ struct FewKeys {
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) few_keys_kernel(Attention<T> a) {
+  after_earlier();
   constexpr int kC = kFewChannels;
   const int64_t at = int64_t(blockIdx.x) * kThreads + threadIdx.x, b = at / a.n_head,
                 h = at % a.n_head;
@@ -127,6 +130,7 @@ __global__ void __launch_bounds__(kThreads) few_keys_kernel(Attention<T> a) {
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     few_keys_backward_kernel(Attention<T> a, AttentionGradients<T> d) {
+  after_earlier();
   constexpr int kC = kFewChannels;
   const int64_t at = int64_t(blockIdx.x) * kThreads + threadIdx.x, b = at / a.n_head,
                 h = at % a.n_head;

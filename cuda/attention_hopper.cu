@@ -19,6 +19,7 @@ struct Layout {
 
 template <int kC, bool kBias>
 __global__ void __launch_bounds__(kThreads, 2) forward_kernel(Operands a, BiasPieces bias) {
+  after_earlier();
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
   using L = Layout<kC>;
   extern __shared__ __align__(1024) unsigned char shared[];

@@ -259,6 +259,7 @@ template <int kC, bool kBias>
 __global__ void __launch_bounds__(kThreads, 2)
     backward_kernel(Operands a, BiasPieces bias, BiasPieces transposed, HeadView<__nv_bfloat16> dq,
                     HeadView<__nv_bfloat16> dk, HeadView<__nv_bfloat16> dv, int key_tiles) {
+  after_earlier();
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
   const int tile = blockIdx.x, first_b = blockIdx.y * kRows;
   const int64_t h = blockIdx.z;
@@ -288,6 +289,7 @@ template <int kC>
 __global__ void __launch_bounds__(kThreads, 2)
     bias_kernel(Operands a, BiasPieces bias, AttentionGradients<__nv_bfloat16> d, float* sums,
                 int parts) {
+  after_earlier();
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
   using L = BiasLayout<kC>;
   extern __shared__ __align__(1024) unsigned char shared[];

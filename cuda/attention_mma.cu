@@ -9,6 +9,7 @@ constexpr int kStageKeys = 64;
 /// The pieces of `to`, if it has memory, and then those of `transposed`.
 __global__ void __launch_bounds__(kPartThreads)
     pack_bias_kernel(Operands a, BiasPieces to, BiasPieces transposed) {
+  after_earlier();
   const int lane = threadIdx.x % 32;
   unsigned piece = blockIdx.x * kPartWarps + threadIdx.x / 32;
   const unsigned count = to.at ? unsigned(a.n_head) * to.rows * to.columns : 0;
@@ -35,6 +36,7 @@ struct Stage {
 template <int kC, bool kBias>
 __global__ void __launch_bounds__(kPartThreads, kC == 64 ? 2 : 4)
     forward_kernel(Operands a, BiasPieces bias) {
+  after_earlier();
   using S = Stage<kC>;
   extern __shared__ __align__(128) unsigned char shared[];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, thread = threadIdx.x;

@@ -34,6 +34,7 @@ struct QueryStage {
 template <int kC, int kParts, bool kBias>
 __global__ void __launch_bounds__(kParts* kPartThreads, kC == 64 ? 1 : 4 / kParts)
     query_kernel(Operands a, HeadView<__nv_bfloat16> dq) {
+  after_earlier();
   using S = QueryStage<kC, kParts, kBias>;
   extern __shared__ __align__(128) unsigned char shared[];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % kPartWarps;
@@ -141,6 +142,7 @@ struct KeyStage {
 template <int kC, int kParts, bool kBias>
 __global__ void __launch_bounds__(kParts* kPartThreads)
     key_kernel(Operands a, HeadView<__nv_bfloat16> dk, HeadView<__nv_bfloat16> dv) {
+  after_earlier();
   using S = KeyStage<kC, kParts, kBias>;
   extern __shared__ __align__(128) unsigned char shared[];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % kPartWarps;
@@ -262,6 +264,7 @@ struct BiasStage {
 template <int kC>
 __global__ void __launch_bounds__(kBiasThreads, kC == 64 ? 1 : 2)
     bias_kernel(Operands a, Gradients d, float* sums, int parts) {
+  after_earlier();
   using S = BiasStage<kC>;
   extern __shared__ __align__(128) unsigned char shared[];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;

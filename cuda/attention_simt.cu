@@ -83,6 +83,7 @@ __device__ __forceinline__ Place place(int rows, int n_head) {
 
 template <class T, int kC>
 __global__ void __launch_bounds__(kThreads) forward_kernel(Attention<T> a) {
+  after_earlier();
   __shared__ __align__(16) float keys[kTile][kC], values[kTile][kC];
   __shared__ float state[kTile];
   const auto [b, h, row] = place(a.n_query, a.n_head);
@@ -139,6 +140,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(Attention<T> a) {
 /// dq; see attention_mma_backward.cu for the equations.
 template <class T, int kC>
 __global__ void __launch_bounds__(kThreads) query_kernel(Attention<T> a, HeadView<T> dq) {
+  after_earlier();
   __shared__ __align__(16) float keys[kTile][kC], values[kTile][kC];
   __shared__ float state[kTile];
   const auto [b, h, row] = place(a.n_query, a.n_head);
@@ -171,6 +173,7 @@ __global__ void __launch_bounds__(kThreads) query_kernel(Attention<T> a, HeadVie
 template <class T, int kC>
 __global__ void __launch_bounds__(kThreads)
     key_kernel(Attention<T> a, HeadView<T> dk, HeadView<T> dv) {
+  after_earlier();
   __shared__ __align__(16) float queries[kTile][kC], d_outs[kTile][kC];
   __shared__ float lses[kTile], deltas[kTile];
   const auto [b, h, row] = place(a.n_key, a.n_head);
@@ -215,6 +218,7 @@ constexpr int kSquare = 64, kSquareThreads = 256, kSquarePitch = kSquare + 4;
 template <class T, int kC>
 __global__ void __launch_bounds__(kSquareThreads)
     bias_kernel(Attention<T> a, AttentionGradients<T> d, float* sums, int parts) {
+  after_earlier();
   // q, d_out, k, v by channels, a row a channel.
   extern __shared__ __align__(16) unsigned char shared[];
   auto* tiles = reinterpret_cast<float(*)[kC][kSquarePitch]>(shared);

@@ -22,6 +22,7 @@ template <class T>
 __global__ void __launch_bounds__(kSumColumns* kSumRuns)
     partials_kernel(const float* partial, int64_t parts, int64_t stride, int64_t n,
                     const __grid_constant__ View<T> first, const __grid_constant__ View<T> second) {
+  after_earlier();
   __shared__ float run[kSumRuns][kSumColumns + 1];
   const int64_t j0 = int64_t(blockIdx.x) * kSumColumns, j = j0 + threadIdx.x, set = blockIdx.y;
   const View<T>& to = set ? second : first;
@@ -46,6 +47,7 @@ template <class T, int V, bool kSlope>
 __global__ void __launch_bounds__(kThreads)
     columns_kernel(const __grid_constant__ View<T> x, const __grid_constant__ View<T> y,
                    Activation act, float* partial) {
+  after_earlier();
   constexpr int kRows = kSlope ? 4 : 8;  // in flight
   __shared__ float room[kThreads][V];
   const int64_t n = x.rows.n, c = x.rows.c;
@@ -119,10 +121,9 @@ void pass(const char* name, const Tensor& x, const Tensor& y, Activation act, co
     const int64_t parts =
         std::clamp<int64_t>(n / (8 * (kThreads / across)), 1, ceil_div(1024, tiles));
     const Scratch partial(sums.defined() ? parts * c * 4 : 0);
-    columns_kernel<T, V, kSlope>
-        <<<dim3(unsigned(tiles), unsigned(parts)),
-           dim3(unsigned(across), unsigned(kThreads / across)), 0, stream()>>>(
-            view, View<T>(y), act, partial.data<float>());
+    start_kernel(columns_kernel<T, V, kSlope>, dim3(unsigned(tiles), unsigned(parts)),
+                 dim3(unsigned(across), unsigned(kThreads / across)), 0, view, View<T>(y), act,
+                 partial.data<float>());
     check_launch(name, x.shape());
     add_partials(partial.data<float>(), parts, c, c, sums);
   };
@@ -142,9 +143,9 @@ void add_partials(const float* partial, int64_t parts, int64_t stride, int64_t n
   if (!any.defined() || !n) return;
   by_type(any, [&](auto zero) {
     using T = decltype(zero);
-    partials_kernel<T><<<dim3(unsigned(ceil_div(n, kSumColumns)), second.defined() ? 2 : 1),
-                         dim3(kSumColumns, kSumRuns), 0, stream()>>>(
-        partial, parts, stride, n, View<T>(first), View<T>(second));
+    start_kernel(
+        partials_kernel<T>, dim3(unsigned(ceil_div(n, kSumColumns)), second.defined() ? 2 : 1),
+        dim3(kSumColumns, kSumRuns), 0, partial, parts, stride, n, View<T>(first), View<T>(second));
   });
   check_launch("add_partials", parts, " parts of ", n);
 }

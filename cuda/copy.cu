@@ -52,6 +52,7 @@ constexpr int kThreads = 256;
 template <class To, class From, int V, class Index>
 __global__ void copy_kernel(const Pack<From, V>* __restrict__ from, Pack<To, V>* __restrict__ to,
                             Axes axes, int64_t n) {
+  after_earlier();
   const int64_t step = int64_t(gridDim.x) * kThreads;
   for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < n; i += step) {
     Index rest = Index(i);
@@ -80,8 +81,9 @@ void launch_packs(const From* from, To* to, Axes axes, int64_t n) {
   const auto kernel = n < (int64_t(1) << 31) ? copy_kernel<To, From, V, uint32_t>
                                              : copy_kernel<To, From, V, int64_t>;
   const int64_t most = int64_t(device_info().sm_count) * 16;
-  kernel<<<unsigned(std::min(ceil_div(n, kThreads), most)), kThreads, 0, stream()>>>(
-      reinterpret_cast<const Pack<From, V>*>(from), reinterpret_cast<Pack<To, V>*>(to), axes, n);
+  start_kernel(kernel, std::min(ceil_div(n, kThreads), most), kThreads, 0,
+               reinterpret_cast<const Pack<From, V>*>(from), reinterpret_cast<Pack<To, V>*>(to),
+               axes, n);
 }
 
 /// Whether both tensors' elements come in packs of V, moved at once.
@@ -101,6 +103,7 @@ constexpr int kTile = 32, kTileRows = 8;
 template <class To, class From>
 __global__ void transpose_kernel(const From* __restrict__ from, To* __restrict__ to, Axes axes,
                                  int64_t tiles_x, int64_t tiles_y, int64_t tiles) {
+  after_earlier();
   __shared__ From tile[kTile][kTile + 1];
   for (int64_t b = blockIdx.x; b < tiles; b += gridDim.x) {
     const int64_t x0 = b % tiles_x * kTile, y0 = b / tiles_x % tiles_y * kTile;
@@ -141,9 +144,8 @@ void launch(const Tensor& from, const Tensor& to) {
     std::swap(axes.to[1], axes.to[source_axis]);
     const int64_t x = ceil_div(axes.size[0], kTile), y = ceil_div(axes.size[1], kTile);
     const int64_t tiles = x * y * (n / (axes.size[0] * axes.size[1]));
-    transpose_kernel<To, From>
-        <<<unsigned(std::min(tiles, blocks_at_most)), dim3(kTile, kTileRows), 0, s>>>(f, t, axes, x,
-                                                                                      y, tiles);
+    start_kernel(transpose_kernel<To, From>, std::min(tiles, blocks_at_most),
+                 dim3(kTile, kTileRows), 0, f, t, axes, x, y, tiles);
   } else {
     constexpr int V = 16 / int(std::max(sizeof(To), sizeof(From)));
     if (in_packs<To, From, V>(f, t, axes))

@@ -10,6 +10,7 @@ constexpr int kWarps = 8, kThreads = 32 * kWarps, kRowsEach = 8;  // rows of a w
 __global__ void __launch_bounds__(kThreads)
     cross_entropy_kernel(const float* logits, const int32_t* classes, const double* weights,
                          double norm, int64_t rows, int n, double* partial, float* gradient) {
+  after_earlier();
   const int lane = threadIdx.x % 32;
   const int64_t first = (int64_t(blockIdx.x) * kWarps + threadIdx.x / 32) * kRowsEach;
   double sum = 0;
@@ -35,6 +36,7 @@ __global__ void __launch_bounds__(kThreads)
 
 __global__ void __launch_bounds__(1024)
     sum_kernel(const double* partial, int64_t count, double factor, double* loss) {
+  after_earlier();
   double sum = 0;
   for (int64_t k = threadIdx.x; k < count; k += 1024) sum += partial[k];
   sum = block_sum(sum);
@@ -48,10 +50,10 @@ void cross_entropy(const Tensor& logits, const Tensor& classes, const Tensor& we
   const int64_t rows = classes.numel(), blocks = ceil_div(rows, kWarps * kRowsEach);
   const Scratch partial(blocks * 8);
   if (blocks)
-    cross_entropy_kernel<<<unsigned(blocks), kThreads, 0, stream()>>>(
-        logits.data<float>(), classes.data<int32_t>(), weights.data<double>(), norm, rows,
-        int(logits.size(-1)), partial.data<double>(), data_or_null<float>(gradient));
-  sum_kernel<<<1, 1024, 0, stream()>>>(partial.data<double>(), blocks, norm, loss.data<double>());
+    start_kernel(cross_entropy_kernel, blocks, kThreads, 0, logits.data<float>(),
+                 classes.data<int32_t>(), weights.data<double>(), norm, rows, int(logits.size(-1)),
+                 partial.data<double>(), data_or_null<float>(gradient));
+  start_kernel(sum_kernel, 1, 1024, 0, partial.data<double>(), blocks, norm, loss.data<double>());
   check_launch("cross_entropy", logits.shape());
 }
 

@@ -7,6 +7,38 @@
 
 namespace ff::cuda {
 
+/// Blocks or threads of a launch; one number is of x.
+struct Extent : dim3 {
+  Extent(dim3 n) : dim3(n) {}
+  Extent(int64_t n) : dim3(unsigned(n)) { check(n < int64_t(1) << 31, "a launch of ", n); }
+};
+
+/// Starts a kernel on the stream. On Hopper its blocks come as the launch before it ends, not a
+/// microsecond later (programmatic dependent launch), so that a kernel begins with after_earlier();
+/// newer GPUs run the code of sm_80, which cannot wait.
+template <class... Params, class... Args>
+void start_kernel(void (*kernel)(Params...), Extent blocks, Extent threads, int64_t shared,
+                  const Args&... args) {
+  cudaLaunchConfig_t config{};
+  config.stream = stream();
+  config.gridDim = blocks;
+  config.blockDim = threads;
+  config.dynamicSmemBytes = size_t(shared);
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &early;
+  config.numAttrs = device_info().hopper();
+  cudaLaunchKernelEx(&config, kernel, Params(args)...);  // check_launch follows
+}
+
+/// First in every kernel: what earlier launches wrote is there.
+__device__ __forceinline__ void after_earlier() {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 constexpr float kLog2e = 1.44269504088896f;
 
 __device__ __forceinline__ float to_float(float x) { return x; }

@@ -11,6 +11,7 @@ constexpr int kThreads = 256;
 __global__ void __launch_bounds__(kThreads)
     draw_kernel(const __grid_constant__ Rng rng, double rate, float keep, int64_t n,
                 float* factors) {
+  after_earlier();
   const int64_t b = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (4 * b >= n) return;
   const auto words = rng.block(uint64_t(b));
@@ -24,8 +25,8 @@ __global__ void __launch_bounds__(kThreads)
 void draw_dropout(const Rng& rng, double rate, const Tensor& factors) {
   const int64_t n = factors.numel();
   if (!n) return;
-  draw_kernel<<<unsigned(ceil_div(n, 4 * kThreads)), kThreads, 0, stream()>>>(
-      rng, rate, float(1 / (1 - rate)), n, factors.data<float>());
+  start_kernel(draw_kernel, ceil_div(n, 4 * kThreads), kThreads, 0, rng, rate,
+               float(1 / (1 - rate)), n, factors.data<float>());
   check_launch("draw_dropout", factors.shape());
 }
 

@@ -36,6 +36,7 @@ __global__ void __launch_bounds__(kThreads)
     embed_kernel(const T* left, const T* right, const T* relpos, const T* dgram,
                  const __grid_constant__ Lookup lookup, int64_t first_row, int64_t n, int c, T* z,
                  int64_t stride_i, int64_t stride_j) {
+  after_earlier();
   __shared__ int positions[kKeys], bins[kKeys];
   const int64_t tiles = (n + kKeys - 1) / kKeys, row = blockIdx.x / tiles,
                 j0 = blockIdx.x % tiles * kKeys, i = first_row + row;
@@ -72,6 +73,7 @@ __global__ void __launch_bounds__(kThreads)
     embed_backward_kernel(const T* dz, const __grid_constant__ Lookup lookup, int64_t first_row,
                           int64_t rows, int64_t n, int c, float* dleft, int table_rows,
                           float* partial) {
+  after_earlier();
   extern __shared__ float sums[];  // [table_rows, blockDim.x]
   __shared__ int positions[kKeys], bins[kKeys];
   const int channel = blockIdx.y * blockDim.x + threadIdx.x;
@@ -118,6 +120,7 @@ template <class T>
 __global__ void __launch_bounds__(kThreads)
     extra_msa_kernel(const int32_t* letters, const float* has, const float* value, int64_t n,
                      T* out) {
+  after_earlier();
   constexpr int kLetters = 23, kChannels = 25;
   const int64_t step = int64_t(gridDim.x) * kThreads;
   for (int64_t e = int64_t(blockIdx.x) * kThreads + threadIdx.x; e < n * kChannels; e += step) {
@@ -142,6 +145,7 @@ struct Template {
 __global__ void __launch_bounds__(kThreads)
     template_kernel(const __grid_constant__ Template t, int64_t first_row, int64_t pairs, int64_t n,
                     int channels, float* out) {
+  after_earlier();
   constexpr int kLetters = 22;
   const int64_t pair = (int64_t(blockIdx.x) * kThreads + threadIdx.x) / 32;
   const int lane = threadIdx.x % 32;
@@ -192,8 +196,8 @@ void template_pair_features(const TemplateTensors& in, int64_t first_row, const 
   const Template t{in.types.data<int32_t>(),  in.beta.data<float>(),  in.beta_mask.data<float>(),
                    in.backbone.data<float>(), in.edges.data<float>(), in.frames.data<double>(),
                    int(in.edges.numel() - 1), in.unit_vector};
-  template_kernel<<<unsigned(ceil_div(pairs, kThreads / 32)), kThreads, 0, stream()>>>(
-      t, first_row, pairs, out.size(1), int(out.size(2)), out.data<float>());
+  start_kernel(template_kernel, ceil_div(pairs, kThreads / 32), kThreads, 0, t, first_row, pairs,
+               out.size(1), int(out.size(2)), out.data<float>());
   check_launch("template_pair_features", out.shape());
 }
 
@@ -205,9 +209,8 @@ void extra_msa_features(const Tensor& letters, const Tensor& has_deletion,
       std::min(ceil_div(out.numel(), kThreads), int64_t(device_info().sm_count) * 16);
   by_type(out, [&](auto zero) {
     using T = decltype(zero);
-    extra_msa_kernel<T><<<unsigned(blocks), kThreads, 0, stream()>>>(
-        letters.data<int32_t>(), has_deletion.data<float>(), deletion_value.data<float>(), n,
-        data<T>(out));
+    start_kernel(extra_msa_kernel<T>, blocks, kThreads, 0, letters.data<int32_t>(),
+                 has_deletion.data<float>(), deletion_value.data<float>(), n, data<T>(out));
   });
   check_launch("extra_msa_features", out.shape());
 }
@@ -222,10 +225,10 @@ void pair_embed(const Tensor& left, const Tensor& right, const Tensor& residue_i
   by_type(left, [&](auto zero) {
     using T = decltype(zero);
     const auto kernel = packed ? embed_kernel<T, 16 / int(sizeof(T))> : embed_kernel<T, 1>;
-    kernel<<<unsigned(z.size(0) * ceil_div(n, kKeys)), kThreads, 0, stream()>>>(
-        data<T>(left), data<T>(right), data<T>(relpos), data<T>(dgram),
-        lookup_of(residue_index, beta, breaks, relpos.size(0)), first_row, n, int(c), data<T>(z),
-        z.stride(0), z.stride(1));
+    start_kernel(kernel, z.size(0) * ceil_div(n, kKeys), kThreads, 0, data<T>(left), data<T>(right),
+                 data<T>(relpos), data<T>(dgram),
+                 lookup_of(residue_index, beta, breaks, relpos.size(0)), first_row, n, int(c),
+                 data<T>(z), z.stride(0), z.stride(1));
   });
   check_launch("pair_embed", z.shape());
 }
@@ -255,10 +258,9 @@ void pair_embed_backward(const Tensor& residue_index, const Tensor& beta, const 
     check_cuda(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)),
         "cudaFuncSetAttribute", shared, " bytes of shared memory");
-    kernel<<<dim3(unsigned(parts), unsigned(ceil_div(c, threads))), unsigned(threads),
-             size_t(shared), stream()>>>(data<T>(dz), lookup, first_row, n_row, n, int(c),
-                                         data_or_null<float>(dleft), int(rows),
-                                         tables ? partial.data<float>() : nullptr);
+    start_kernel(kernel, dim3(unsigned(parts), unsigned(ceil_div(c, threads))), threads, shared,
+                 data<T>(dz), lookup, first_row, n_row, n, int(c), data_or_null<float>(dleft),
+                 int(rows), tables ? partial.data<float>() : nullptr);
   });
   check_launch("pair_embed_backward", dz.shape());
   add_partials(partial.data<float>(), parts, rows * c, relative * c, drelpos);

@@ -11,6 +11,7 @@ constexpr int kThreads = 256;
 __global__ void __launch_bounds__(kThreads)
     expectations_kernel(const float* logits, const double* values, int64_t rows, int bins,
                         double* out) {
+  after_earlier();
   const int64_t r = (int64_t(blockIdx.x) * kThreads + threadIdx.x) / 32;
   if (r >= rows) return;
   const int lane = threadIdx.x % 32;
@@ -34,8 +35,9 @@ __global__ void __launch_bounds__(kThreads)
 void expectations(const Tensor& logits, const Tensor& values, const Tensor& out) {
   const int64_t rows = out.numel();
   if (!rows) return;
-  expectations_kernel<<<unsigned(ceil_div(rows, kThreads / 32)), kThreads, 0, stream()>>>(
-      logits.data<float>(), values.data<double>(), rows, int(logits.size(-1)), out.data<double>());
+  start_kernel(expectations_kernel, ceil_div(rows, kThreads / 32), kThreads, 0,
+               logits.data<float>(), values.data<double>(), rows, int(logits.size(-1)),
+               out.data<double>());
   check_launch("expectations", logits.shape());
 }
 

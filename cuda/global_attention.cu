@@ -66,6 +66,7 @@ __device__ __forceinline__ float dot(const float (&x)[kC], const float* y) {
 /// A warp a head: its average of the values, and the log-sum-exp.
 template <class T, int kC>
 __global__ void __launch_bounds__(kThreads) average_kernel(Global<T> a) {
+  after_earlier();
   const int64_t head = (int64_t(blockIdx.x) * kThreads + threadIdx.x) / 32, b = head / a.n_head;
   const int h = int(head % a.n_head), lane = threadIdx.x % 32;
   if (b >= a.batch) return;
@@ -101,6 +102,7 @@ __global__ void __launch_bounds__(kThreads) average_kernel(Global<T> a) {
 /// o[b, s, :] = sigmoid(gate[b, s, :]) average[b, :]
 template <class T, bool kWide>
 __global__ void __launch_bounds__(kThreads) gate_kernel(Global<T> a, HeadView<T> o) {
+  after_earlier();
   const int channels = a.n_head * a.c_v, groups = (channels + 7) / 8;
   const int64_t at = int64_t(blockIdx.x) * kThreads + threadIdx.x, row = at / groups, b = row / a.n,
                 s = row % a.n;
@@ -136,6 +138,7 @@ template <class T, bool kWide>
 __global__ void __launch_bounds__(kThreads)
     gate_backward_kernel(Global<T> a, HeadView<const T> dy, HeadView<T> d_gate, float* parts,
                          int chunks) {
+  after_earlier();
   __shared__ float sums[kThreads][8];
   const int channels = a.n_head * a.c_v, groups = (channels + 7) / 8, rows = kThreads / groups;
   const int64_t b = blockIdx.x / chunks, chunk = blockIdx.x % chunks;
@@ -171,6 +174,7 @@ __global__ void __launch_bounds__(kThreads)
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     head_sums_kernel(Global<T> a, const float* parts, int chunks, float* d_average, float* delta) {
+  after_earlier();
   const int64_t head = (int64_t(blockIdx.x) * kThreads + threadIdx.x) / 32, b = head / a.n_head;
   const int lane = threadIdx.x % 32, channels = a.n_head * a.c_v;
   if (b >= a.batch) return;
@@ -191,6 +195,7 @@ template <class T, int kC>
 __global__ void __launch_bounds__(kThreads)
     key_kernel(Global<T> a, const float* d_average, const float* delta, HeadView<T> dk,
                HeadView<T> dv) {
+  after_earlier();
   extern __shared__ float shared[];  // q [n_head, kC], d_average [n_head, kC], lse, delta
   float *q = shared, *d_out = q + a.n_head * kC, *lse = d_out + a.n_head * kC,
         *mean = lse + a.n_head;
@@ -241,6 +246,7 @@ __global__ void __launch_bounds__(kThreads)
 template <class T, int kC>
 __global__ void __launch_bounds__(kThreads)
     query_kernel(Global<T> a, const float* d_average, const float* delta, HeadView<T> dq) {
+  after_earlier();
   const int64_t head = (int64_t(blockIdx.x) * kThreads + threadIdx.x) / 32, b = head / a.n_head;
   const int h = int(head % a.n_head), lane = threadIdx.x % 32;
   if (b >= a.batch) return;
@@ -295,6 +301,7 @@ template <class T, bool kWide>
 __global__ void __launch_bounds__(kThreads)
     mean_kernel(HeadView<const T> x, const float* mask, int64_t mask_batch, int64_t mask_row,
                 int64_t n, int c, T* y, int64_t y_batch) {
+  after_earlier();
   __shared__ float sums[kThreads][8];
   const int64_t b = blockIdx.x;
   const int groups = (c + 7) / 8, rows = kThreads / groups;
@@ -323,6 +330,7 @@ template <class T, bool kWide>
 __global__ void __launch_bounds__(kThreads)
     mean_backward_kernel(const T* dy, int64_t dy_batch, const float* mask, int64_t mask_batch,
                          int64_t mask_row, int64_t n, int c, HeadView<T> dx, int chunks) {
+  after_earlier();
   __shared__ float sums[kThreads];
   const int64_t b = blockIdx.x / chunks, chunk = blockIdx.x % chunks;
   float count = 0;

@@ -114,6 +114,7 @@ __global__ void __launch_bounds__(kWarps * 32)
     scores_kernel(const __grid_constant__ Features own, const __grid_constant__ Features other,
                   const __grid_constant__ Logits logits, int64_t first, int64_t rows, int64_t n,
                   int heads, float* scores) {
+  after_earlier();
   extern __shared__ __align__(16) float room[];  // [count, kOwn], then [count, 33]
   const int count = own.count(), lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   float *mine = room, *theirs = room + count * kOwn;
@@ -167,6 +168,7 @@ __global__ void __launch_bounds__(kWarps * 32)
 /// One warp a row of n scores: their softmax, in place.
 __global__ void __launch_bounds__(kWarps * 32)
     softmax_kernel(float* scores, int64_t rows, int64_t n) {
+  after_earlier();
   const int64_t r = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32;
   if (r >= rows) return;
   float* row = scores + r * n;
@@ -186,6 +188,7 @@ __global__ void __launch_bounds__(kWarps * 32)
 __global__ void __launch_bounds__(kWarps * 32)
     softmax_backward_kernel(const float* weights, float* d, int64_t first, int64_t rows, int64_t n,
                             int heads, float* dbias) {
+  after_earlier();
   const int64_t r = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32;
   if (r >= rows * heads) return;
   const float* w = weights + r * n;
@@ -217,6 +220,7 @@ template <bool kOverQueries, bool kGaps, bool kAdd>
 __global__ void __launch_bounds__(kWarps * 32, 1)
     average_kernel(const __grid_constant__ Average g, const __grid_constant__ Features x,
                    const __grid_constant__ Features own, const __grid_constant__ Features to) {
+  after_earlier();
   extern __shared__ __align__(16) float room[];  // [32, kOwn] weights, then [32, count]
   float *w = room, *features = room + 32 * kOwn;
   const int count = x.count(), lane = threadIdx.x % 32, warp = threadIdx.x / 32, h = blockIdx.y;
@@ -297,6 +301,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1)
 /// Block of one query: its averaged points into its frame, in place, and their norms.
 __global__ void __launch_bounds__(kWarps * 32)
     to_local_kernel(const float* affine, int points, int width, int scalars, float* out) {
+  after_earlier();
   const float* a = affine + 7 * int64_t(blockIdx.x);
   float *local = out + int64_t(blockIdx.x) * width + scalars, *norm = local + 3 * points;
   float r[9];
@@ -319,6 +324,7 @@ __global__ void __launch_bounds__(kWarps * 32)
 __global__ void __launch_bounds__(kWarps * 32)
     to_local_backward_kernel(const float* affine, const __grid_constant__ Sizes s, int64_t first,
                              const float* out, const float* dout, float* average, float* daffine) {
+  after_earlier();
   __shared__ float sums[kWarps][12];
   const int64_t i = first + blockIdx.x;
   const int points = s.points(), scalars = s.h * s.v;
@@ -389,6 +395,7 @@ struct Pairs {
 template <int V>
 __global__ void __launch_bounds__(kPairThreads)
     pair_kernel(const __grid_constant__ Pairs g, float* out, int64_t width) {
+  after_earlier();
   __shared__ float weights[kPairKeys][kPairHeads], room[kPairWarps][32 * V];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, h0 = blockIdx.z * kPairHeads;
   const int c = (blockIdx.y * 32 + lane) * V;
@@ -432,6 +439,7 @@ template <int V>
 __global__ void __launch_bounds__(kPairThreads)
     pair_backward_kernel(const __grid_constant__ Pairs g, const float* dout, int64_t width,
                          float* d, float* dz, int64_t dz_stride_i, int64_t dz_stride_j) {
+  after_earlier();
   __shared__ float weights[kPairKeys][kPairHeads];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t i = g.first + blockIdx.x;
@@ -478,6 +486,7 @@ __global__ void __launch_bounds__(kPairThreads)
 /// One warp a head: dw[h] += sum_i gradients[i, h] times the slope of the point weight.
 __global__ void point_weights_kernel(const float* gradients, int64_t n, int heads, int points,
                                      const float* w, float* dw) {
+  after_earlier();
   const int h = blockIdx.x;
   float sum = 0;
   for (int64_t i = threadIdx.x; i < n; i += 32) sum += gradients[i * heads + h];
@@ -506,15 +515,15 @@ struct Attention {
     const Logits logits{in.point_weights.data<float>(), in.bias.data<float>(),
                         in.query_mask.data<float>(), in.mask.data<float>(),
                         float(std::sqrt(1.0 / (3.0 * s.qk)))};
-    scores_kernel<kLogits><<<grid(count), kWarps * 32, own.count() * (kOwn + 33) * 4, stream()>>>(
-        own, other, logits, first, count, s.n, s.h, scores);
+    start_kernel(scores_kernel<kLogits>, grid(count), kWarps * 32, own.count() * (kOwn + 33) * 4,
+                 own, other, logits, first, count, s.n, s.h, scores);
     check_launch("invariant_point_attention's scores", name);
   }
 
   void attend(int64_t first, int64_t count) const {
     score<true>(q, k, first, count, weights);
-    softmax_kernel<<<unsigned(ceil_div(count * s.h, kWarps)), kWarps * 32, 0, stream()>>>(
-        weights, count * s.h, s.n);
+    start_kernel(softmax_kernel, ceil_div(count * s.h, kWarps), kWarps * 32, 0, weights,
+                 count * s.h, s.n);
     check_launch("invariant_point_attention's softmax", name);
   }
 
@@ -530,9 +539,8 @@ struct Attention {
                     kGaps ? float(std::sqrt(1.0 / (3.0 * s.qk))) : 1.0f,
                     in.point_weights.data<float>(),
                     weight_gradients};
-    average_kernel<kOverQueries, kGaps, kAdd>
-        <<<grid(kOverQueries ? s.n : count), kWarps * 32, 32 * (kOwn + x.count()) * 4, stream()>>>(
-            g, x, own, to);
+    start_kernel(average_kernel<kOverQueries, kGaps, kAdd>, grid(kOverQueries ? s.n : count),
+                 kWarps * 32, 32 * (kOwn + x.count()) * 4, g, x, own, to);
     check_launch("invariant_point_attention's averages", name);
   }
 
@@ -566,7 +574,7 @@ void invariant_point_attention(const IpaTensors& in, const Tensor& out) {
       constexpr int V = decltype(width)::value;
       const dim3 grid{unsigned(count), unsigned(ceil_div(s.c_z, 32 * V)),
                       unsigned(ceil_div(s.h, kPairHeads))};
-      pair_kernel<V><<<grid, kPairThreads, 0, stream()>>>(a.pairs(first), pair, s.width());
+      start_kernel(pair_kernel<V>, grid, kPairThreads, 0, a.pairs(first), pair, s.width());
     };
     if (in_packs(in.z))
       attend_pairs(std::integral_constant<int, 4>());
@@ -574,8 +582,8 @@ void invariant_point_attention(const IpaTensors& in, const Tensor& out) {
       attend_pairs(std::integral_constant<int, 1>());
     check_launch("invariant_point_attention's pairs", in.z.shape());
   }
-  to_local_kernel<<<unsigned(s.n_query), kWarps * 32, 0, stream()>>>(
-      in.affine.data<float>(), s.points(), s.width(), s.h * s.v, to);
+  start_kernel(to_local_kernel, s.n_query, kWarps * 32, 0, in.affine.data<float>(), s.points(),
+               s.width(), s.h * s.v, to);
   check_launch("invariant_point_attention's points", out.shape());
 }
 
@@ -588,9 +596,8 @@ void invariant_point_attention_backward(const IpaTensors& in, const Tensor& out,
   const Scratch average_room(s.n_query * s.h * s.values() * 4), weight_room(s.n_query * s.h * 4);
   float* average = average_room.data<float>();
   const float* pair = dout.data<float>() + s.h * (s.v + 4 * s.point_v);
-  to_local_backward_kernel<<<unsigned(s.n_query), kWarps * 32, 0, stream()>>>(
-      in.affine.data<float>(), s, 0, out.data<float>(), dout.data<float>(), average,
-      data_or_null<float>(grads.affine));
+  start_kernel(to_local_backward_kernel, s.n_query, kWarps * 32, 0, in.affine.data<float>(), s, 0,
+               out.data<float>(), dout.data<float>(), average, data_or_null<float>(grads.affine));
   check_launch("invariant_point_attention_backward's points", out.shape());
   const Features dq = queries(s, grads.q_scalar, grads.q_point),
                  dk = keys(s, grads.kv_scalar, grads.kv_point),
@@ -603,21 +610,20 @@ void invariant_point_attention_backward(const IpaTensors& in, const Tensor& out,
     const bool packed = in_packs(in.z) && in_packs(grads.z) && in_packs(dout) &&
                         reinterpret_cast<uintptr_t>(pair) % 16 == 0;
     const auto kernel = packed ? pair_backward_kernel<4> : pair_backward_kernel<1>;
-    kernel<<<unsigned(count), kPairThreads, 0, stream()>>>(
-        a.pairs(first), pair, s.width(), d, data_or_null<float>(grads.z),
-        grads.z.defined() ? grads.z.stride(0) : 0, grads.z.defined() ? grads.z.stride(1) : 0);
+    start_kernel(kernel, count, kPairThreads, 0, a.pairs(first), pair, s.width(), d,
+                 data_or_null<float>(grads.z), grads.z.defined() ? grads.z.stride(0) : 0,
+                 grads.z.defined() ? grads.z.stride(1) : 0);
     check_launch("invariant_point_attention_backward's pairs", in.z.shape());
-    softmax_backward_kernel<<<unsigned(ceil_div(count * s.h, kWarps)), kWarps * 32, 0, stream()>>>(
-        a.weights, d, first, count, s.n, s.h, data_or_null<float>(grads.bias));
+    start_kernel(softmax_backward_kernel, ceil_div(count * s.h, kWarps), kWarps * 32, 0, a.weights,
+                 d, first, count, s.n, s.h, data_or_null<float>(grads.bias));
     check_launch("invariant_point_attention_backward's softmax", in.z.shape());
     a.average<false, true, true>(d, first, count, a.k, a.q, dq, dw);
     a.average<true, true, true>(d, first, count, a.q, a.k, dk);
     a.average<true, false, true>(a.weights, first, count, up, {}, dv);
   }
   if (!dw) return;
-  point_weights_kernel<<<unsigned(s.h), 32, 0, stream()>>>(dw, s.n_query, s.h, s.point_qk,
-                                                           in.point_weights.data<float>(),
-                                                           grads.point_weights.data<float>());
+  start_kernel(point_weights_kernel, s.h, 32, 0, dw, s.n_query, s.h, s.point_qk,
+               in.point_weights.data<float>(), grads.point_weights.data<float>());
   check_launch("invariant_point_attention_backward's point weights", in.z.shape());
 }
 

@@ -96,6 +96,7 @@ template <class T, int V, int kLanes, int kPacks>
 __global__ void __launch_bounds__(kThreads, Forward<T, V, kLanes, kPacks>::kBlocks)
     norm_kernel(const __grid_constant__ View<T> x, const float* scale, const float* offset,
                 const __grid_constant__ View<T> y) {
+  after_earlier();
   using F = Forward<T, V, kLanes, kPacks>;
   using Rows = Raw<T, V>[F::kRows][kPacks];
   const Columns<V, kLanes, kPacks> columns(x.rows.c);
@@ -170,6 +171,7 @@ __global__ void __launch_bounds__(kThreads, small(V, kPacks) ? 2 : 1)
     norm_backward_kernel(const __grid_constant__ View<T> x, const float* scale,
                          const __grid_constant__ View<T> dy, const __grid_constant__ View<T> dx,
                          float* partial) {
+  after_earlier();
   constexpr int kGroups = kThreads / kLanes, kRows = V > 1 && small(V, kPacks) ? 2 : 1;
   const Columns<V, kLanes, kPacks> columns(x.rows.c);
   const int c = columns.c;
@@ -299,6 +301,7 @@ __global__ void __launch_bounds__(kThreads)
     channels_first_kernel(const T* x, int64_t stride_c, int64_t stride_n, int64_t n, int64_t m,
                           int c, const float* scale, const float* offset, T* y, int64_t to_n,
                           int64_t to_m, int width, int64_t tiles) {
+  after_earlier();
   extern __shared__ float tile[];  // [c, width], then [kThreads] sums, [2, width] statistics
   float* sums = tile + c * width;
   float *means = sums + kThreads, *rstds = means + width;
@@ -362,6 +365,7 @@ __global__ void __launch_bounds__(kThreads)
                                    int64_t m, int c, const float* scale, const T* dy, int64_t up_n,
                                    int64_t up_m, T* dx, int64_t to_c, int64_t to_n, int width,
                                    int64_t tiles, float* partial) {
+  after_earlier();
   // x and dy [c, width], sums [4, kThreads], dscale and doffset [c].
   extern __shared__ float tile[];
   float *up = tile + c * width, *sums = up + c * width, *dscale = sums + 4 * kThreads,
@@ -479,8 +483,8 @@ void layer_norm(const Tensor& x, const Tensor& scale, const Tensor& offset, cons
       using F = Forward<T, S::kV, S::kL, S::kP>;
       const int64_t blocks = std::min<int64_t>(ceil_div(from.rows.n, F::kGroups * F::kRows),
                                                F::kBlocks * device_info().sm_count);
-      norm_kernel<T, S::kV, S::kL, S::kP><<<unsigned(blocks), kThreads, 0, stream()>>>(
-          from, scale.data<float>(), offset.data<float>(), to);
+      start_kernel(norm_kernel<T, S::kV, S::kL, S::kP>, blocks, kThreads, 0, from,
+                   scale.data<float>(), offset.data<float>(), to);
     });
   });
   check_launch("layer_norm", x.shape());
@@ -503,8 +507,8 @@ void layer_norm_backward(const Tensor& x, const Tensor& scale, const Tensor& dy,
       const bool adds = dx.defined() && dx.raw() != dy.raw();
       const auto kernel = adds ? norm_backward_kernel<T, S::kV, S::kL, S::kP, true>
                                : norm_backward_kernel<T, S::kV, S::kL, S::kP, false>;
-      kernel<<<unsigned(blocks), kThreads, 0, stream()>>>(from, scale.data<float>(), up, to,
-                                                          sums ? partial.data<float>() : nullptr);
+      start_kernel(kernel, blocks, kThreads, 0, from, scale.data<float>(), up, to,
+                   sums ? partial.data<float>() : nullptr);
       check_launch("layer_norm_backward", x.shape());
       add_partials(partial.data<float>(), blocks, 2 * c, c, dscale, doffset);
     });
@@ -530,9 +534,9 @@ void layer_norm_channels_first(const Tensor& x, const Tensor& scale, const Tenso
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     int(bytes(width))),
                "cudaFuncSetAttribute", bytes(width), " bytes of shared memory");
-    kernel<<<unsigned(n * tiles), kThreads, size_t(bytes(width)), stream()>>>(
-        data<T>(x), x.stride(0), x.stride(1), n, m, int(c), scale.data<float>(),
-        offset.data<float>(), data<T>(y), y.stride(0), y.stride(1), width, tiles);
+    start_kernel(kernel, n * tiles, kThreads, bytes(width), data<T>(x), x.stride(0), x.stride(1), n,
+                 m, int(c), scale.data<float>(), offset.data<float>(), data<T>(y), y.stride(0),
+                 y.stride(1), width, tiles);
   });
   check_launch("layer_norm_channels_first", x.shape());
 }
@@ -558,10 +562,10 @@ void layer_norm_channels_first_backward(const Tensor& x, const Tensor& scale, co
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     int(bytes(width))),
                "cudaFuncSetAttribute", bytes(width), " bytes of shared memory");
-    kernel<<<unsigned(blocks), kThreads, size_t(bytes(width)), stream()>>>(
-        data<T>(x), x.stride(0), x.stride(1), n, m, int(c), scale.data<float>(), data<T>(dy),
-        dy.stride(0), dy.stride(1), data_or_null<T>(dx), dx.defined() ? dx.stride(0) : 0,
-        dx.defined() ? dx.stride(1) : 0, width, tiles, partial.data<float>());
+    start_kernel(kernel, blocks, kThreads, bytes(width), data<T>(x), x.stride(0), x.stride(1), n, m,
+                 int(c), scale.data<float>(), data<T>(dy), dy.stride(0), dy.stride(1),
+                 data_or_null<T>(dx), dx.defined() ? dx.stride(0) : 0,
+                 dx.defined() ? dx.stride(1) : 0, width, tiles, partial.data<float>());
   });
   check_launch("layer_norm_channels_first_backward", x.shape());
   add_partials(partial.data<float>(), blocks, 2 * c, c, dscale, doffset);

@@ -16,6 +16,7 @@ template <class T>
 __global__ void finish_kernel(T* __restrict__ c, const float* __restrict__ bias, Activation act,
                               bool products, int64_t m, int64_t n, int64_t sb, int64_t sm,
                               int64_t sn, int64_t total) {
+  after_earlier();
   const int64_t step = int64_t(gridDim.x) * kThreads;
   for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < total; i += step) {
     const int64_t column = i % n, row = i / n;
@@ -34,9 +35,8 @@ void finish(const Tensor& c, const Tensor& narrow, Activation act, bool products
     using T = decltype(t);
     const auto blocks =
         std::min(ceil_div(c.numel(), kThreads), int64_t(device_info().sm_count) * 16);
-    finish_kernel<<<unsigned(blocks), kThreads, 0, stream()>>>(
-        data<T>(c), data_or_null<float>(bias), act, products, c.size(1), c.size(2), c.stride(0),
-        c.stride(1), c.stride(2), c.numel());
+    start_kernel(finish_kernel<T>, blocks, kThreads, 0, data<T>(c), data_or_null<float>(bias), act,
+                 products, c.size(1), c.size(2), c.stride(0), c.stride(1), c.stride(2), c.numel());
     check_launch("linear", c.shape());
   });
 }

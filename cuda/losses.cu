@@ -23,6 +23,7 @@ __device__ __forceinline__ double sum_of(int64_t n, F f) {
 /// loss = (or +=) factor times the sum of the parts.
 __global__ void __launch_bounds__(1024)
     join_kernel(const double* partial, int64_t count, const double* factor, double* loss) {
+  after_earlier();
   const double sum = sum_of(count, [&](int64_t k) { return partial[k]; });
   if (threadIdx.x == 0) *loss = sum * *factor;
 }
@@ -64,6 +65,7 @@ struct Fape {
 /// 1 / (scale (1e-4 + frames points)), counted by the masks.
 __global__ void __launch_bounds__(1024)
     fape_norm_kernel(const __grid_constant__ Fape f, double scale, double* norm) {
+  after_earlier();
   const double frames = sum_of(f.n_frame, [&](int64_t i) { return double(f.frame_mask[i]); });
   __syncthreads();
   const double points = sum_of(f.n_point, [&](int64_t i) { return double(f.point_mask[i]); });
@@ -73,6 +75,7 @@ __global__ void __launch_bounds__(1024)
 /// A block a frame: its part of the loss, and its gradient.
 __global__ void __launch_bounds__(kThreads)
     fape_frames_kernel(const __grid_constant__ Fape f, double* partial, float* dframes) {
+  after_earlier();
   __shared__ float sums[kThreads / 32][12];
   const int64_t i = blockIdx.x;
   const float mask = f.frame_mask[i];
@@ -114,6 +117,7 @@ constexpr int kFramesAtOnce = 32;
 /// Block (points, part of the frames), a thread a point: partial [parts, n_point, 3].
 __global__ void __launch_bounds__(kThreads)
     fape_points_kernel(const __grid_constant__ Fape f, float* partial) {
+  after_earlier();
   __shared__ float a[kFramesAtOnce][12], b[kFramesAtOnce][12], mask[kFramesAtOnce];
   const int64_t j = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t first = f.n_frame * blockIdx.y / gridDim.y,
@@ -147,6 +151,7 @@ __global__ void __launch_bounds__(kThreads)
 __global__ void __launch_bounds__(1024)
     chi_kernel(const float* angles, const double* chi, const double* mask, const double* periodic,
                int64_t n, double layers, double* loss, float* d) {
+  after_earlier();
   __shared__ double norm;
   const double count = sum_of(4 * n, [&](int64_t e) { return mask[e]; });
   if (threadIdx.x == 0) norm = 1 / (count * layers + 1e-10);
@@ -172,6 +177,7 @@ __global__ void __launch_bounds__(1024)
 __global__ void __launch_bounds__(1024)
     angle_norm_kernel(const float* angles, const double* mask, int64_t n, double layers,
                       double* loss, float* d) {
+  after_earlier();
   __shared__ double norm;
   const double count = sum_of(n, [&](int64_t i) { return mask[i]; });
   if (threadIdx.x == 0) norm = 1 / (count * 7 * layers + 1e-10);
@@ -192,6 +198,7 @@ __global__ void __launch_bounds__(1024)
 __global__ void __launch_bounds__(1024)
     binary_kernel(const float* logits, const double* labels, const double* weights, double norm,
                   int64_t n, double* loss, float* d) {
+  after_earlier();
   const double sum = sum_of(n, [&](int64_t i) {
     const double l = logits[i], weight = weights[i] * norm;
     if (d) d[i] += float(weight * (1 / (1 + exp(-l)) - labels[i]));
@@ -207,6 +214,7 @@ struct Terms {
   int count;
 };
 __global__ void weighted_sum_kernel(const __grid_constant__ Terms terms, double* loss) {
+  after_earlier();
   double sum = 0;
   for (int k = 0; k < terms.count; ++k) sum += terms.weight[k] * double(*terms.term[k]);
   *loss = sum;
@@ -263,6 +271,7 @@ template <class F>
 __global__ void __launch_bounds__(kThreads)
     classes_kernel(const __grid_constant__ F f, const double* mask, const double* breaks, int count,
                    int64_t first_row, int64_t rows, int64_t n, int32_t* classes, double* weights) {
+  after_earlier();
   const int64_t e = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (e >= rows * n) return;
   const int64_t i = first_row + e / n, j = e % n;
@@ -283,9 +292,9 @@ template <class F>
 void classify(const char* name, const F& f, const Tensor& mask, const Tensor& breaks,
               int64_t first_row, const Tensor& classes, const Tensor& weights) {
   if (!classes.numel()) return;
-  classes_kernel<<<unsigned(ceil_div(classes.numel(), kThreads)), kThreads, 0, stream()>>>(
-      f, mask.data<double>(), breaks.data<double>(), int(breaks.numel()), first_row,
-      classes.size(0), classes.size(1), classes.data<int32_t>(), weights.data<double>());
+  start_kernel(classes_kernel<F>, ceil_div(classes.numel(), kThreads), kThreads, 0, f,
+               mask.data<double>(), breaks.data<double>(), int(breaks.numel()), first_row,
+               classes.size(0), classes.size(1), classes.data<int32_t>(), weights.data<double>());
   check_launch(name, classes.shape());
 }
 
@@ -293,6 +302,7 @@ void classify(const char* name, const F& f, const Tensor& mask, const Tensor& br
 __global__ void __launch_bounds__(kThreads)
     lddt_kernel(const float* points, const double* truth, const double* mask, int64_t n,
                 double* score) {
+  after_earlier();
   const int64_t i = blockIdx.x;
   int count = 0, quarters = 0;
   for (int64_t j = threadIdx.x; j < n; j += kThreads) {
@@ -313,6 +323,7 @@ __global__ void __launch_bounds__(kThreads)
 
 __global__ void __launch_bounds__(kThreads)
     score_classes_kernel(const double* score, int64_t n, int32_t bins, int32_t* classes) {
+  after_earlier();
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (i < n) classes[i] = min(bins - 1, int32_t(__dmul_rn(score[i], double(bins))));
 }
@@ -321,6 +332,7 @@ __global__ void __launch_bounds__(kThreads)
 __global__ void __launch_bounds__(kThreads)
     alternative_kernel(const float* atoms, const double* truth, const double* alternative,
                        const double* exists, const double* ambiguous, int64_t n, float* better) {
+  after_earlier();
   const int64_t i = blockIdx.x;
   double sum = 0, other_sum = 0;
   for (int64_t a = i * kAtoms; a < (i + 1) * kAtoms; ++a) {
@@ -344,6 +356,7 @@ __global__ void __launch_bounds__(kThreads)
 __global__ void __launch_bounds__(kThreads)
     choose_kernel(const float* choose, const float* a, const float* b, int64_t n, int64_t row,
                   float* out) {
+  after_earlier();
   const int64_t e = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (e < n) out[e] = choose[e / row] != 0 ? b[e] : a[e];
 }
@@ -366,14 +379,14 @@ void fape(const FapeTensors& in, double clamp, double unclamped, double scale, c
                float(clamp),
                float(unclamped),
                norm};
-  fape_norm_kernel<<<1, 1024, 0, stream()>>>(f, scale, norm);
+  start_kernel(fape_norm_kernel, 1, 1024, 0, f, scale, norm);
   check_launch("fape", in.frames.shape());
   if (n_frame) {
-    fape_frames_kernel<<<unsigned(n_frame), kThreads, 0, stream()>>>(f, partial,
-                                                                     data_or_null<float>(dframes));
+    start_kernel(fape_frames_kernel, n_frame, kThreads, 0, f, partial,
+                 data_or_null<float>(dframes));
     check_launch("fape", in.frames.shape());
   }
-  join_kernel<<<1, 1024, 0, stream()>>>(partial, n_frame, norm, loss.data<double>());
+  start_kernel(join_kernel, 1, 1024, 0, partial, n_frame, norm, loss.data<double>());
   check_launch("fape", in.frames.shape());
   if (!dpoints.defined() || !n_point) return;
   // About four blocks for each multiprocessor.
@@ -381,33 +394,32 @@ void fape(const FapeTensors& in, double clamp, double unclamped, double scale, c
   const int64_t parts = std::clamp<int64_t>(ceil_div(4 * device_info().sm_count, tiles), 1,
                                             ceil_div(std::max<int64_t>(n_frame, 1), 16));
   const Scratch sums(parts * n_point * 3 * 4);
-  fape_points_kernel<<<dim3(unsigned(tiles), unsigned(parts)), kThreads, 0, stream()>>>(
-      f, sums.data<float>());
+  start_kernel(fape_points_kernel, dim3(unsigned(tiles), unsigned(parts)), kThreads, 0, f,
+               sums.data<float>());
   check_launch("fape", in.points.shape());
   add_partials(sums.data<float>(), parts, 3 * n_point, 3 * n_point, dpoints.view({3 * n_point}));
 }
 
 void chi_loss(const Tensor& angles, const Tensor& chi, const Tensor& mask, const Tensor& periodic,
               int64_t layers, const Tensor& loss, const Tensor& dangles) {
-  chi_kernel<<<1, 1024, 0, stream()>>>(
-      angles.data<float>(), chi.data<double>(), mask.data<double>(), periodic.data<double>(),
-      chi.size(0), double(layers), loss.data<double>(), data_or_null<float>(dangles));
+  start_kernel(chi_kernel, 1, 1024, 0, angles.data<float>(), chi.data<double>(),
+               mask.data<double>(), periodic.data<double>(), chi.size(0), double(layers),
+               loss.data<double>(), data_or_null<float>(dangles));
   check_launch("chi_loss", angles.shape());
 }
 
 void angle_norm_loss(const Tensor& angles, const Tensor& mask, int64_t layers, const Tensor& loss,
                      const Tensor& dangles) {
-  angle_norm_kernel<<<1, 1024, 0, stream()>>>(angles.data<float>(), mask.data<double>(),
-                                              mask.numel(), double(layers), loss.data<double>(),
-                                              data_or_null<float>(dangles));
+  start_kernel(angle_norm_kernel, 1, 1024, 0, angles.data<float>(), mask.data<double>(),
+               mask.numel(), double(layers), loss.data<double>(), data_or_null<float>(dangles));
   check_launch("angle_norm_loss", angles.shape());
 }
 
 void binary_cross_entropy(const Tensor& logits, const Tensor& labels, const Tensor& weights,
                           double norm, const Tensor& loss, const Tensor& gradient) {
-  binary_kernel<<<1, 1024, 0, stream()>>>(logits.data<float>(), labels.data<double>(),
-                                          weights.data<double>(), norm, logits.numel(),
-                                          loss.data<double>(), data_or_null<float>(gradient));
+  start_kernel(binary_kernel, 1, 1024, 0, logits.data<float>(), labels.data<double>(),
+               weights.data<double>(), norm, logits.numel(), loss.data<double>(),
+               data_or_null<float>(gradient));
   check_launch("binary_cross_entropy", logits.shape());
 }
 
@@ -418,7 +430,7 @@ void weighted_sum(TensorList terms, std::span<const double> weights, const Tenso
     t.term[t.count] = terms[size_t(t.count)].data<float>();
     t.weight[t.count] = weights[size_t(t.count)];
   }
-  weighted_sum_kernel<<<1, 1, 0, stream()>>>(t, loss.data<double>());
+  start_kernel(weighted_sum_kernel, 1, 1, 0, t, loss.data<double>());
   check_launch("weighted_sum", terms.size(), " terms");
 }
 
@@ -438,16 +450,16 @@ void aligned_error_classes(const Tensor& frames, const Tensor& truth, const Tens
 void lddt(const Tensor& points, const Tensor& truth, const Tensor& mask, const Tensor& score) {
   const int64_t n = score.numel();
   if (!n) return;
-  lddt_kernel<<<unsigned(n), kThreads, 0, stream()>>>(points.data<float>(), truth.data<double>(),
-                                                      mask.data<double>(), n, score.data<double>());
+  start_kernel(lddt_kernel, n, kThreads, 0, points.data<float>(), truth.data<double>(),
+               mask.data<double>(), n, score.data<double>());
   check_launch("lddt", points.shape());
 }
 
 void score_classes(const Tensor& score, int64_t bins, const Tensor& classes) {
   const int64_t n = score.numel();
   if (!n) return;
-  score_classes_kernel<<<unsigned(ceil_div(n, kThreads)), kThreads, 0, stream()>>>(
-      score.data<double>(), n, int32_t(bins), classes.data<int32_t>());
+  start_kernel(score_classes_kernel, ceil_div(n, kThreads), kThreads, 0, score.data<double>(), n,
+               int32_t(bins), classes.data<int32_t>());
   check_launch("score_classes", score.shape());
 }
 
@@ -455,18 +467,17 @@ void alternative_is_better(const Tensor& atoms, const Tensor& truth, const Tenso
                            const Tensor& exists, const Tensor& ambiguous, const Tensor& better) {
   const int64_t n = better.numel();
   if (!n) return;
-  alternative_kernel<<<unsigned(n), kThreads, 0, stream()>>>(
-      atoms.data<float>(), truth.data<double>(), alternative.data<double>(), exists.data<double>(),
-      ambiguous.data<double>(), n, better.data<float>());
+  start_kernel(alternative_kernel, n, kThreads, 0, atoms.data<float>(), truth.data<double>(),
+               alternative.data<double>(), exists.data<double>(), ambiguous.data<double>(), n,
+               better.data<float>());
   check_launch("alternative_is_better", atoms.shape());
 }
 
 void choose_rows(const Tensor& choose, const Tensor& a, const Tensor& b, const Tensor& out) {
   const int64_t n = out.numel();
   if (!n) return;
-  choose_kernel<<<unsigned(ceil_div(n, kThreads)), kThreads, 0, stream()>>>(
-      choose.data<float>(), a.data<float>(), b.data<float>(), n, n / choose.numel(),
-      out.data<float>());
+  start_kernel(choose_kernel, ceil_div(n, kThreads), kThreads, 0, choose.data<float>(),
+               a.data<float>(), b.data<float>(), n, n / choose.numel(), out.data<float>());
   check_launch("choose_rows", out.shape());
 }
 

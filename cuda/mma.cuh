@@ -193,13 +193,12 @@ __device__ __forceinline__ void load_a_rows(uint32_t (&r)[4], uint32_t tile, int
 /// Launches kKernel on the stream with `shared` bytes of dynamic shared memory.
 template <auto kKernel, class... Args>
 void launch(const char* name, dim3 blocks, int threads, int64_t shared, const Args&... args) {
-  const cudaStream_t on = stream();
   if (shared > 48 << 10) {
     static const cudaError_t raised = cudaFuncSetAttribute(
         kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(device_info().shared_bytes));
     check_cuda(raised, "cudaFuncSetAttribute", name, ", ", shared, " bytes of shared memory");
   }
-  kKernel<<<blocks, unsigned(threads), size_t(shared), on>>>(args...);
+  start_kernel(kKernel, blocks, threads, shared, args...);
   check_launch(name, blocks.x, " x ", blocks.y, " x ", blocks.z, " blocks of ", threads,
                " threads, ", shared, " bytes of shared memory");
 }

@@ -1,4 +1,5 @@
 // The optimizer's passes over all parameters.
+#include "cuda/device.cuh"
 #include "cuda/lists.cuh"
 #include "cuda/table.h"
 
@@ -7,6 +8,7 @@ namespace {
 
 __global__ void __launch_bounds__(kListThreads)
     squares_kernel(const __grid_constant__ Lists<1> lists, double* partial) {
+  after_earlier();
   double sum = 0;
   each_pack(lists, [&](float* const* p, int64_t i, auto width) {
     constexpr int V = decltype(width)::value;
@@ -22,6 +24,7 @@ __global__ void __launch_bounds__(kListThreads)
 
 __global__ void __launch_bounds__(1024)
     norm_kernel(const double* partial, int64_t count, double* norm) {
+  after_earlier();
   double sum = 0;
   for (int64_t k = threadIdx.x; k < count; k += 1024) sum += partial[k];
   sum = block_sum(sum);
@@ -30,6 +33,7 @@ __global__ void __launch_bounds__(1024)
 
 __global__ void __launch_bounds__(kListThreads)
     add_clipped_kernel(const __grid_constant__ Lists<2> lists, const double* norm, double limit) {
+  after_earlier();
   const double length = *norm;
   if (!isfinite(length)) return;
   const float scale = limit > 0 && length > limit ? float(limit / length) : 1.0f;
@@ -46,6 +50,7 @@ __global__ void __launch_bounds__(kListThreads)
 
 __global__ void __launch_bounds__(kListThreads)
     adam_kernel(const __grid_constant__ Lists<5> lists, const __grid_constant__ AdamNumbers c) {
+  after_earlier();
   each_pack(lists, [&](float* const* p, int64_t i, auto width) {
     constexpr int V = decltype(width)::value;
     float g[V], x[V], m[V], v[V], average[V];
@@ -77,17 +82,16 @@ void global_norm(TensorList arrays, const Tensor& norm) {
   const Scratch room(blocks * 8);
   double* partial = room.data<double>();
   each_launch<1>({arrays}, [&](const Lists<1>& lists, int64_t count) {
-    squares_kernel<<<unsigned(count), kListThreads, 0, stream()>>>(lists, partial);
+    start_kernel(squares_kernel, count, kListThreads, 0, lists, partial);
     partial += count;
   });
-  norm_kernel<<<1, 1024, 0, stream()>>>(room.data<double>(), blocks, norm.data<double>());
+  start_kernel(norm_kernel, 1, 1024, 0, room.data<double>(), blocks, norm.data<double>());
   check_launch("global_norm", arrays.size(), " arrays");
 }
 
 void add_clipped(TensorList gradient, const Tensor& norm, double limit, TensorList sum) {
   each_launch<2>({gradient, sum}, [&](const Lists<2>& lists, int64_t blocks) {
-    add_clipped_kernel<<<unsigned(blocks), kListThreads, 0, stream()>>>(lists, norm.data<double>(),
-                                                                        limit);
+    start_kernel(add_clipped_kernel, blocks, kListThreads, 0, lists, norm.data<double>(), limit);
   });
   check_launch("add_clipped", gradient.size(), " arrays");
 }
@@ -95,7 +99,7 @@ void add_clipped(TensorList gradient, const Tensor& norm, double limit, TensorLi
 void adam_step(const AdamNumbers& numbers, const AdamLists& a) {
   each_launch<5>({a.gradient, a.params, a.m, a.v, a.ema},
                  [&](const Lists<5>& lists, int64_t blocks) {
-                   adam_kernel<<<unsigned(blocks), kListThreads, 0, stream()>>>(lists, numbers);
+                   start_kernel(adam_kernel, blocks, kListThreads, 0, lists, numbers);
                  });
   check_launch("adam_step", a.gradient.size(), " arrays");
 }

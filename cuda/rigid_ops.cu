@@ -12,13 +12,14 @@ constexpr int kGroups = 8, kAtoms14 = 14, kAtoms37 = 37;
 /// One thread for each of n items; f(item).
 template <class F>
 __global__ void __launch_bounds__(128) each_kernel(const __grid_constant__ F f, int64_t n) {
+  after_earlier();
   const int64_t i = int64_t(blockIdx.x) * 128 + threadIdx.x;
   if (i < n) f(i);
 }
 template <class F>
 void each(const char* name, int64_t n, const F& f) {
   if (!n) return;
-  each_kernel<<<unsigned(ceil_div(n, 128)), 128, 0, stream()>>>(f, n);
+  start_kernel(each_kernel<F>, ceil_div(n, 128), 128, 0, f, n);
   check_launch(name, n, " items");
 }
 
@@ -41,6 +42,7 @@ struct ApplyRigids {
 __global__ void __launch_bounds__(128)
     apply_rigids_backward_kernel(const float* affine, const float* points, const float* dout,
                                  int64_t n, int64_t count, float* daffine, float* dpoints) {
+  after_earlier();
   const int64_t i = int64_t(blockIdx.x) * 4 + threadIdx.x / 32;
   if (i >= n) return;
   const float *a = affine + 7 * i, *p = points + 3 * count * i, *d = dout + 3 * count * i;
@@ -370,9 +372,8 @@ void apply_rigids_backward(const Tensor& affine, const Tensor& points, const Ten
                            const Tensor& daffine, const Tensor& dpoints) {
   const int64_t n = points.size(0);
   if (!n) return;
-  apply_rigids_backward_kernel<<<unsigned(ceil_div(n, 4)), 128, 0, stream()>>>(
-      floats(affine), floats(points), floats(dout), n, points.size(1) / 3, maybe(daffine),
-      maybe(dpoints));
+  start_kernel(apply_rigids_backward_kernel, ceil_div(n, 4), 128, 0, floats(affine), floats(points),
+               floats(dout), n, points.size(1) / 3, maybe(daffine), maybe(dpoints));
   check_launch("apply_rigids_backward", points.shape());
 }
 

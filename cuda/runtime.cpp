@@ -5,6 +5,7 @@
 #include <deque>
 #include <map>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "core/base/timeline.h"
@@ -257,8 +258,8 @@ cudaStream_t communication_stream() {
   return g_state.communication;
 }
 
-OnStream::OnStream(cudaStream_t s) { t_stream = s; }
-OnStream::~OnStream() { t_stream = nullptr; }
+OnStream::OnStream(cudaStream_t s) : before_(std::exchange(t_stream, s)) {}
+OnStream::~OnStream() { t_stream = before_; }
 
 const DeviceInfo& device_info() { return g_state.info; }
 

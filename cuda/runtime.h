@@ -25,6 +25,9 @@ class OnStream {
   ~OnStream();
   OnStream(const OnStream&) = delete;
   OnStream& operator=(const OnStream&) = delete;
+
+ private:
+  cudaStream_t before_;
 };
 
 /// The GPU in use.

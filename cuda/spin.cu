@@ -1,4 +1,5 @@
 // A stream that stands still, for tests.
+#include "cuda/device.cuh"
 #include "cuda/module_parts.h"
 #include "cuda/runtime.h"
 
@@ -12,6 +13,7 @@ __device__ __forceinline__ int64_t nanoseconds() {
 }
 
 __global__ void spin_kernel(int64_t ns) {
+  after_earlier();
   const int64_t end = nanoseconds() + ns;
   while (nanoseconds() < end) {
   }
@@ -20,7 +22,8 @@ __global__ void spin_kernel(int64_t ns) {
 }  // namespace
 
 void spin(double microseconds, cudaStream_t at) {
-  spin_kernel<<<1, 1, 0, at>>>(int64_t(1e3 * microseconds));
+  const OnStream on(at);
+  start_kernel(spin_kernel, 1, 1, 0, int64_t(1e3 * microseconds));
   check_launch("spin", microseconds, " us");
 }
 

@@ -33,6 +33,7 @@ struct GateGradients {
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads)
     gate_backward_kernel(const __grid_constant__ GateGradients<T> g) {
+  after_earlier();
   const int64_t c = blockIdx.y, packs = g.proj.rows.c / V;
   const int64_t first = packs * blockIdx.x / gridDim.x, last = packs * (blockIdx.x + 1) / gridDim.x;
   const T *proj = g.proj.row(c), *gate = g.gate.row(c), *da = g.da.row(c);
@@ -99,9 +100,9 @@ void triangle_gate_backward(const Tensor& proj, const Tensor& proj_bias, const T
                              gate_bias.data<float>(), mask.data<float>(), partial.data<float>()};
     const dim3 grid{unsigned(parts), unsigned(c)};
     if (packed)
-      gate_backward_kernel<T, 16 / int(sizeof(T))><<<grid, kThreads, 0, stream()>>>(g);
+      start_kernel(gate_backward_kernel<T, 16 / int(sizeof(T))>, grid, kThreads, 0, g);
     else
-      gate_backward_kernel<T, 1><<<grid, kThreads, 0, stream()>>>(g);
+      start_kernel(gate_backward_kernel<T, 1>, grid, kThreads, 0, g);
   });
   check_launch("triangle_gate_backward", proj.shape());
   add_partials(partial.data<float>(), parts, 2 * c, c, dproj_bias, dgate_bias);

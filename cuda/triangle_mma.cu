@@ -31,6 +31,7 @@ struct End {
 template <int kC, bool kHopper, int kSides>
 __global__ void __launch_bounds__(kThreads, 1)
     sides_kernel(const __grid_constant__ Side<kSides> s) {
+  after_earlier();
   if (!kCompiled<kHopper>) return;
   extern __shared__ __align__(1024) unsigned char shared[];
   const Room<kC, 2 * kSides> room(shared);
@@ -75,6 +76,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 template <int kC, bool kHopper>
 __global__ void __launch_bounds__(kThreads, 1) end_kernel(const __grid_constant__ End s) {
+  after_earlier();
   if (!kCompiled<kHopper>) return;
   extern __shared__ __align__(1024) unsigned char shared[];
   const Room<kC> room(shared);

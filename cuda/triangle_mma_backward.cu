@@ -184,6 +184,7 @@ __device__ __forceinline__ void gate_backward(float& p, float& q, float d, float
 template <int kC, bool kHopper, int kSides>
 __global__ void __launch_bounds__(kThreads, 1)
     sides_backward_kernel(const __grid_constant__ SideBackward<kSides> s) {
+  after_earlier();
   if (!kCompiled<kHopper>) return;
   extern __shared__ __align__(1024) unsigned char shared[];
   constexpr int kLayers = 2 * kSides, kGroups = kC / 32, kSums = kSides * kC / 16 * 32;
@@ -286,6 +287,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 template <int kC, bool kHopper>
 __global__ void __launch_bounds__(kThreads, 1)
     end_backward_kernel(const __grid_constant__ EndBackward s) {
+  after_earlier();
   if (!kCompiled<kHopper>) return;
   extern __shared__ __align__(1024) unsigned char shared[];
   const Room<kC> room(shared);
@@ -457,6 +459,7 @@ constexpr int kColumns = 8;  ///< 32 bytes of a row of products
 template <int kC, int kLayers>
 __global__ void __launch_bounds__(kC* kColumns)
     finish_kernel(const __grid_constant__ Finish<kLayers> f) {
+  after_earlier();
   constexpr int kOut = kLayers * kC, kWarps = kC * kColumns / 32;
   __shared__ float parts[2][kWarps][kColumns];
   __shared__ bool last;

@@ -113,6 +113,7 @@ struct Room {
 __global__ void __launch_bounds__(1024)
     connections_kernel(const __grid_constant__ Protein p, double tolerance, double* connections,
                        double* means, Room* room) {
+  after_earlier();
   __shared__ double counts[3];
   double mask[3] = {}, sum[3] = {}, atoms = 0;
   for (int64_t i = threadIdx.x; i + 1 < p.n; i += blockDim.x) {
@@ -146,6 +147,7 @@ __global__ void __launch_bounds__(1024)
 __global__ void __launch_bounds__(kThreads)
     atoms_kernel(const __grid_constant__ Protein p, double tolerance, double overlap, Room* room,
                  double* clashes, double* within, float* datoms) {
+  after_earlier();
   const int64_t at = blockIdx.x, i = at / kAtoms;
   const int a = int(at % kAtoms);
   const double factor = 1 / room->atoms;
@@ -206,6 +208,7 @@ __global__ void __launch_bounds__(kThreads)
 __global__ void __launch_bounds__(1024)
     finish_kernel(int64_t atoms, const Room* room, const double* clashes, const double* within,
                   double* means, double* loss) {
+  after_earlier();
   double clash = 0, bent = 0, pairs = 0;
   for (int64_t a = threadIdx.x; a < atoms; a += blockDim.x) {
     clash += clashes[a];
@@ -240,16 +243,16 @@ void violations(const ViolationTensors& in, double tolerance, double overlap, co
                   in.proline};
   double *clashes = results.clashes.data<double>(), *within = results.within.data<double>(),
          *means = results.means.data<double>();
-  connections_kernel<<<1, 1024, 0, stream()>>>(p, tolerance, results.connections.data<double>(),
-                                               means, room);
+  start_kernel(connections_kernel, 1, 1024, 0, p, tolerance, results.connections.data<double>(),
+               means, room);
   check_launch("violations", in.atoms.shape());
   if (n) {
-    atoms_kernel<<<unsigned(n * kAtoms), kThreads, 0, stream()>>>(
-        p, tolerance, overlap, room, clashes, within, data_or_null<float>(datoms));
+    start_kernel(atoms_kernel, n * kAtoms, kThreads, 0, p, tolerance, overlap, room, clashes,
+                 within, data_or_null<float>(datoms));
     check_launch("violations", in.atoms.shape());
   }
-  finish_kernel<<<1, 1024, 0, stream()>>>(n * kAtoms, room, clashes, within, means,
-                                          loss.data<double>());
+  start_kernel(finish_kernel, 1, 1024, 0, n * kAtoms, room, clashes, within, means,
+               loss.data<double>());
   check_launch("violations", in.atoms.shape());
 }
 

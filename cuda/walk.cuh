@@ -114,6 +114,7 @@ struct Walk {
 template <class T, int V, int N, int kOut, int kFirst, int kRows, int kCols, class F>
 __global__ void __launch_bounds__(256, 2)
     walk_kernel(const __grid_constant__ Walk<T, N> w, const __grid_constant__ F f) {
+  after_earlier();
   const int64_t row_tile = blockIdx.x / w.col_tiles, col_tile = blockIdx.x % w.col_tiles;
   const int64_t r0 = row_tile * (blockDim.y * kRows) + threadIdx.y;
   const int64_t c0 = col_tile * (blockDim.x * kCols) + threadIdx.x;
@@ -182,9 +183,9 @@ void launch_walk(const char* name, const std::array<Tensor, N>& tensors, const F
   w.col_tiles = ceil_div(w.packs, x * (wide ? 4 : 1));
   const int64_t blocks = w.col_tiles * ceil_div(w.rows, int64_t(block.y) * (wide ? 1 : 4));
   if (wide)
-    walk_kernel<T, V, int(N), kOut, kFirst, 1, 4><<<unsigned(blocks), block, 0, stream()>>>(w, f);
+    start_kernel(walk_kernel<T, V, int(N), kOut, kFirst, 1, 4, F>, blocks, block, 0, w, f);
   else
-    walk_kernel<T, V, int(N), kOut, kFirst, 4, 1><<<unsigned(blocks), block, 0, stream()>>>(w, f);
+    start_kernel(walk_kernel<T, V, int(N), kOut, kFirst, 4, 1, F>, blocks, block, 0, w, f);
   check_launch(name, w.rows, " rows of ", w.packs * V);
 }
 

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <deque>
 #include <mutex>
+#include <utility>
 
 #include "cuda_runtime_api.h"
 #include "runtime.h"
@@ -65,6 +66,7 @@ struct Fiber {
   void* fake_stack = nullptr;
   uint3 index;
   int number = 0;
+  bool waited = false;      // for earlier launches
   void* context = nullptr;  // the thread sanitizer's
   Groups<Copy> copies = Groups<Copy>(1);
   Groups<Product> products = Groups<Product>(1);
@@ -92,7 +94,6 @@ struct Barrier {
 enum class Order { kFirstFirst, kLastFirst, kRandom };
 
 struct Block {
-  const char* kernel = "";
   void (*thread)(void*);
   void* of;
   std::vector<Fiber> fibers;
@@ -110,6 +111,7 @@ struct Block {
 };
 Block& g = *new Block;
 std::mutex g_mutex;
+thread_local const char* t_kernel = "";
 
 void begin_switch(Fiber& from, const Fiber& to) {
 #ifdef FF_RACES
@@ -204,6 +206,7 @@ void fiber_main() {
     g.thread(g.of);
     __tsan_release(&g);
     Fiber& me = *g.current;
+    if (!std::exchange(me.waited, false)) fail("ended without after_earlier()");
     if (me.products.size() > 1 || !me.products[0].empty())
       fail("ended with products that it did not wait for");
     me.copies.resize(1);
@@ -288,20 +291,21 @@ void run_block() {
 
 }  // namespace
 
-void run(const char* kernel, const Config& config, void (*thread)(void*), void* of) {
+void name(const char* kernel) { t_kernel = kernel; }
+void wait_for_earlier() { g.current->waited = true; }
+
+void run(dim3 m, dim3 n, size_t shared, void (*thread)(void*), void* of) {
   const std::lock_guard lock(g_mutex);
   prepare();
-  const dim3 n = config.block, m = config.grid;
   const uint64_t threads = uint64_t(n.x) * n.y * n.z;
   if (!threads || threads > 1024 || n.z > 64 || !m.x || !m.y || !m.z || m.x > INT32_MAX ||
       m.y > 65535 || m.z > 65535)
     return set_last_error(cudaErrorInvalidConfiguration);
-  if (config.shared > shared_bytes()) return set_last_error(cudaErrorInvalidValue);
-  g.kernel = kernel;
+  if (shared > shared_bytes()) return set_last_error(cudaErrorInvalidValue);
   g.thread = thread;
   g.of = of;
   g.threads = int(threads);
-  g.dynamic_bytes = config.shared;
+  g.dynamic_bytes = shared;
   g.main.stack = nullptr;
 #ifdef FF_RACES
   g.main.context = __tsan_get_current_fiber();
@@ -365,7 +369,7 @@ void fail(const std::string& what) {
   const Fiber& me = *g.current;
   std::fprintf(stderr,
                "emulated GPU: %s: block (%u, %u, %u), thread (%u, %u, %u) of (%u, %u, %u): %s\n",
-               g.kernel, blockIdx.x, blockIdx.y, blockIdx.z, me.index.x, me.index.y, me.index.z,
+               t_kernel, blockIdx.x, blockIdx.y, blockIdx.z, me.index.x, me.index.y, me.index.z,
                blockDim.x, blockDim.y, blockDim.z, what.c_str());
   std::abort();
 }

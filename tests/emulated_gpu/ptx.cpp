@@ -321,6 +321,7 @@ void barrier_sync(const Instruction& how, Operand* o) {
 }
 
 void nothing(const Instruction&, Operand*) {}
+void earlier(const Instruction&, Operand*) { wait_for_earlier(); }
 
 constexpr std::pair<const char*, Run> kInstructions[] = {
     {"cp.async.commit_group", copy_commit},
@@ -353,6 +354,7 @@ constexpr std::pair<const char*, Run> kInstructions[] = {
     {"mov.u64", global_timer},
     {"fence.", nothing},
     {"setmaxnreg.", nothing},
+    {"griddepcontrol.wait", earlier},
     {"prefetch.", nothing},
 };
 

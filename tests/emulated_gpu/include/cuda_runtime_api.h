@@ -129,6 +129,29 @@ struct dim3 {
 
 #include "emulated.h"
 
+enum cudaLaunchAttributeID { cudaLaunchAttributeProgrammaticStreamSerialization = 6 };
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id;
+  struct {
+    int programmaticStreamSerializationAllowed;
+  } val;
+};
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes;
+  cudaStream_t stream;
+  cudaLaunchAttribute* attrs;
+  unsigned numAttrs;
+};
+template <class... Params>
+void cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...),
+                        const Params&... args) {
+  auto thread = [&] { kernel(args...); };
+  ff::emulated::run(
+      config->gridDim, config->blockDim, config->dynamicSmemBytes,
+      [](void* t) { (*static_cast<decltype(thread)*>(t))(); }, &thread);
+}
+
 extern uint3 threadIdx, blockIdx;
 extern dim3 blockDim, gridDim;
 

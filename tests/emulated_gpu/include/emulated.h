@@ -1,6 +1,6 @@
 // Kernels on the CPU: the threads of a block are fibers that take turns at barriers, and blocks run
-// one after another. tests/emulated_gpu/rewrite turns launches, shared memory and inline PTX into
-// calls of these.
+// one after another. tests/emulated_gpu/rewrite turns shared memory and inline PTX into calls of
+// these.
 #pragma once
 
 #include <string>
@@ -8,20 +8,11 @@
 
 namespace ff::emulated {
 
-struct Config {
-  Config(dim3 g, dim3 b, size_t bytes = 0, cudaStream_t = nullptr)
-      : grid(g), block(b), shared(bytes) {}
-  dim3 grid, block;
-  size_t shared;
-};
-void run(const char* kernel, const Config& config, void (*thread)(void*), void* of);
-
-template <class F, class... Args>
-void launch(const char* kernel, const Config& config, const F& f, const Args&... args) {
-  auto thread = [&] { f(args...); };
-  run(
-      kernel, config, [](void* t) { (*static_cast<decltype(thread)*>(t))(); }, &thread);
-}
+/// Of the next launch's kernel, for messages.
+void name(const char* kernel);
+void run(dim3 grid, dim3 block, size_t shared, void (*thread)(void*), void* of);
+/// This thread waits for earlier launches, as all do before they end.
+void wait_for_earlier();
 
 /// Waits for `count` threads, or for all that have not ended where it is 0, at barrier `id`; goes
 /// on at once where it only arrives.
