@@ -209,7 +209,7 @@ struct Bench {
     }
     reset_memory_peak(device.kind);
     const int64_t before = memory_count(device.kind).current;
-    double forward = 0, both = 0;
+    double forward = 0, both = 0, copies = 0;
     std::function<void()> all = [&] { f(); };
     if (training) {
       all = [&] {
@@ -218,10 +218,20 @@ struct Bench {
         for (const auto& leaf : leaves) leaf->grad = Tensor();
       };
       both = median_seconds(device, n.repeat, all);
-      forward = median_seconds(device, n.repeat, [&] {
-        const Tape tape;
-        f();
-      });
+      const auto forward_and = [&](auto more) {
+        return median_seconds(device, n.repeat, [&] {
+          const Tape tape;
+          f();
+          more();
+        });
+      };
+      forward = forward_and([] {});
+      // The tape copies its seeds, which the backward of a module within a network does not.
+      copies = forward_and([&] {
+                 for (const Tensor& seed : seeds) seed.clone();
+               }) -
+               forward;
+      both -= copies;
     } else {
       const NoGrad no_grad;
       forward = both = median_seconds(device, n.repeat, all);
@@ -232,7 +242,7 @@ struct Bench {
                  floor = std::max({flop / ceiling.flops, bytes / ceiling.bytes,
                                    exponentials / ceiling.exponentials}),
                  peak = double(memory_count(device.kind).peak) / (1 << 20),
-                 extra = peak - double(before) / (1 << 20);
+                 extra = double(peak_of(f, seeds) - before) / (1 << 20);
     std::printf("%-28s %10.3f ", name.c_str(), forward * 1e3);
     training ? std::printf("%10.3f ", (both - forward) * 1e3) : std::printf("%10s ", "");
     std::printf("%10.3f %8.1f %8.0f %% %10.1f\n", floor * 1e3, flop * 1e-9, 100 * floor / both,
@@ -246,16 +256,37 @@ struct Bench {
                     {"temporary_mib", extra},
                     {"peak_mib", peak}});
     if (training) rows.back()["backward_ms"] = (both - forward) * 1e3;
-    if (graphs && device.kind != Device::cpu) beside_graph(both, all);
+    if (graphs && device.kind != Device::cpu) beside_graph(both, copies, all);
     return true;
   }
 
+  /// The most memory in use while f and its backward run, without the tape's copies of the seeds.
+  template <class F>
+  int64_t peak_of(F f, const std::vector<Tensor>& seeds) {
+    const auto peak = [&] { return memory_count(device.kind).peak; };
+    reset_memory_peak(device.kind);
+    if (!training) {
+      const NoGrad no_grad;
+      f();
+      return peak();
+    }
+    Tape tape;
+    const Vars y = f();
+    const int64_t forward = peak();
+    reset_memory_peak(device.kind);
+    tape.backward(y, seeds);
+    int64_t copies = 0;
+    for (const Tensor& seed : seeds) copies += seed.numel() * size_of(seed.dtype());
+    for (const auto& leaf : leaves) leaf->grad = Tensor();
+    return std::max(forward, peak() - copies);
+  }
+
   /// Of the row that was printed last: what it costs to give its launches one by one.
-  void beside_graph(double one_by_one, const std::function<void()>& all) {
+  void beside_graph(double one_by_one, double copies, const std::function<void()>& all) {
     std::optional<NoGrad> no_grad;
     if (!training) no_grad.emplace();
     const Recording recording(device, all);
-    const double graph = median_seconds(device, n.repeat, [&] { recording.play(); });
+    const double graph = median_seconds(device, n.repeat, [&] { recording.play(); }) - copies;
     std::printf("  as one CUDA graph %.3f ms: launches one by one cost %.1f %%\n", graph * 1e3,
                 100 * (one_by_one / graph - 1));
     rows.back()["graph_ms"] = graph * 1e3;
@@ -359,7 +390,8 @@ struct Bench {
     Inputs q = inputs(shape, 5), k = inputs(shape, 6), v = inputs(shape, 7);
     Var bias(ff::noise({heads, N, N}, 8, Dtype::f32, device, 3));
     Var scale(ones({config.pair_channel}).to(device)), offset(scale.value().clone());
-    for (Var* leaf : {&bias, &scale, &offset}) watch(*leaf);
+    watch(bias);
+    for (Var* leaf : {&scale, &offset}) leaf->want_grad();  // parameters': added to, step by step
     const double logits = double(N) * double(N) * double(N) * double(heads);
     row("triangle attention core",
         {{0, 4 * logits * double(c)}, 4 * Z + 4 * double(heads * N * N), logits},
