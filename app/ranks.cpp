@@ -85,7 +85,7 @@ int tell_error(const std::string& where) {
     return tell(e.code(), e.what());
   } catch (const std::bad_alloc&) {
     return tell(Exit::kDevice,
-                "out of memory; use fewer MSA rows (--max-msa) or a machine with more memory");
+                "out of memory; use fewer residues or MSA rows, or a machine with more memory");
   } catch (const std::exception& e) {
     return tell(Exit::kBug, cat(e.what(), " (this is a bug of ours; please report it)"));
   }

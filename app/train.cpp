@@ -98,7 +98,8 @@ class Run {
         dataset_(config.train.shards),
         sampler_(dataset_, sampler_config(config), uint64_t(config.seed)),
         device_(device),
-        trainer_(config, std::move(state), threads, grid, device),
+        trainer_(config, std::move(state), threads, grid, device,
+                 largest_sample(config, &sampler_)),
         peak_(folder ? matrix_rate(trainer_.precision(), device) * grid.world.size() : 0) {
     if (folder_) {
       log_.emplace(folder_->path(), trainer_.state().step);
@@ -366,11 +367,7 @@ int run(const Options& o, const Group& world) {
   const RecomputePlan& plan = training->plan();
   log_notice("run.recompute=", config.run.recompute, " ", plan.text());
   if (on_gpu && plan.peak > plan.room)
-    log_warning(
-        "that is more than the GPU has; ",
-        plan.recompute < plan.blocks ? "run.recompute=auto, " : "",
-        "a smaller data.train.crop_size or data.train.max_extra_msa, or run.dap=N on N GPUs "
-        "need less");
+    log_warning("that is more than the GPU has; run.recompute=auto needs less");
   return int(training->go());
 }
 

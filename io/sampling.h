@@ -62,6 +62,7 @@ class Sampler {
   /// (Suppl. 1.2.5). `attempt` is where to begin and becomes the attempt that was taken.
   int64_t draw_chain(int64_t step, int64_t index, int64_t& attempt) const;
   const SamplerConfig& config() const { return config_; }
+  const Dataset& dataset() const { return dataset_; }
 
  private:
   TrainingSample make(const SamplerConfig& config, int64_t chain, int64_t step, int64_t index,

@@ -130,7 +130,7 @@ struct Tensor::Storage {
     if (!p) {
       const MemoryCount m = memory_count(device.kind);
       throw OutOfMemory(cat("out of memory: ", bytes, " bytes asked for with ", m.current,
-                            " bytes of tensors alive; use fewer MSA rows (--max-msa) or a ",
+                            " bytes of tensors alive; use fewer residues or MSA rows, or a ",
                             device.kind == Device::cpu ? "machine" : "GPU", " with more memory"));
     }
     g_counters[device.kind].add(bytes);

@@ -9,6 +9,7 @@
 #include <set>
 #include <thread>
 
+#include "core/base/log.h"
 #include "core/base/machine.h"
 #include "core/base/timeline.h"
 #include "core/geometry/residue_constants.h"
@@ -66,6 +67,45 @@ double mean_lddt(const Tensor& lddt, const Tensor& atom_mask) {
   return sum / count;
 }
 
+/// Throws on all ranks where a GPU's free memory does not hold the state and the least of a step.
+void check_room(const TrainConfig& config, const PassSizes& sizes, const MemorySetting& setting,
+                int64_t state, int64_t free, bool tell) {
+  const auto needs = [&](const PassSizes& n, const MemorySetting& s) {
+    return state + plan_recompute(PassMemory(config.model, n, s), 1, 0, 0, {}).peak;
+  };
+  if (needs(sizes, setting) <= free) return;
+  std::vector<std::string> ways;
+  // The first of what `next` makes, one after the other, that fits.
+  const auto look = [&](const char* key, auto next, const std::string& where = "") {
+    PassSizes n = sizes;
+    MemorySetting s = setting;
+    while (const int64_t value = next(n, s))
+      if (needs(n, s) <= free) {
+        ways.push_back(cat(key, value, where));
+        return;
+      }
+  };
+  look("data.train.crop_size=",
+       [](PassSizes& n, auto&) { return n.n_res = (n.n_res - 1) / 8 * 8; });
+  look("data.train.max_extra_msa=", [](PassSizes& n, auto&) { return n.n_extra /= 2; });
+  look(
+      "run.dap=", [](auto&, MemorySetting& s) { return s.dap < 64 ? s.dap *= 2 : 0; },
+      " on as many GPUs");
+  std::string text;
+  for (size_t i = 0; i < ways.size(); ++i)
+    text += cat(i == 0 ? "" : i + 1 < ways.size() ? ", " : " or ", ways[i]);
+  throw SharedError(
+      Exit::kDevice,
+      cat("a training step on ", sizes.n_res, " x ", sizes.n_seq, " x ", sizes.n_extra,
+          " (residues, clusters, extra rows) needs at least ", show_bytes(needs(sizes, setting)),
+          " of the GPU's memory, ", show_bytes(needs({1, 1, 1, 0}, setting)),
+          " for the parameters, their gradients, Adam's moments and the average alone; ",
+          show_bytes(free), " can be had; ",
+          ways.empty() ? "use a GPU with more free memory, or a smaller preset"
+                       : cat("set ", text, ", or use a GPU with more free memory")),
+      tell);
+}
+
 }  // namespace
 
 LossConfig loss_config(const LossWeights& w) {
@@ -102,7 +142,26 @@ SamplerConfig sampler_config(const TrainConfig& c) {
   return s;
 }
 
-Trainer::Trainer(const TrainConfig& config, TrainState state, int threads, Grid grid, Device device)
+PassSizes largest_sample(const TrainConfig& config, const Sampler* sampler) {
+  const DataConfig& data = config.features;
+  PassSizes most{config.train.crop_size, data.max_msa_clusters, data.max_extra_msa, 0};
+  if (data.use_templates) most.n_templates = data.max_templates;
+  if (data.reduce_msa_clusters_by_max_templates) most.n_seq -= data.max_templates;
+  if (!sampler) return most;
+  PassSizes there{1, 1, 1, 1};  // what is absent is one that is masked
+  for (const int32_t i : sampler->chains()) {
+    const ChainInfo& chain = sampler->dataset().chains()[size_t(i)];
+    there.n_res = std::max(there.n_res, chain.n_res());
+    there.n_seq = std::max(there.n_seq, chain.n_msa);
+    there.n_templates = std::max(there.n_templates, chain.n_templates);
+  }
+  there.n_extra = std::max<int64_t>(1, there.n_seq - most.n_seq);
+  return {std::min(most.n_res, there.n_res), std::min(most.n_seq, there.n_seq),
+          std::min(most.n_extra, there.n_extra), std::min(most.n_templates, there.n_templates)};
+}
+
+Trainer::Trainer(const TrainConfig& config, TrainState state, int threads, Grid grid, Device device,
+                 std::optional<PassSizes> sizes)
     : config_(config),
       precision_(config.run.precision == "bf16"  ? Dtype::bf16
                  : config.run.precision == "f64" ? Dtype::f64
@@ -117,21 +176,21 @@ Trainer::Trainer(const TrainConfig& config, TrainState state, int threads, Grid 
         cat("run.global_batch is ", config.run.global_batch, ", fewer samples than the ",
             grid_.dp.size(), " groups of ranks; raise it or run.dap"),
         grid_.world.rank() == 0);
-  for (Arrays* arrays : {&state_.params, &state_.m, &state_.v, &state_.ema})
-    for (auto& [name, t] : *arrays) t = t.to(device);
   // The ranks that share a sample meet in its collectives: one at a time.
   plan_ = make_plan(
-      device,
+      device, sizes.value_or(largest_sample(config)),
       grid_.dap.single()
           ? std::clamp<int64_t>(config.run.accumulate.value_or(own_samples().count), 1, threads)
           : 1);
+  for (Arrays* arrays : {&state_.params, &state_.m, &state_.v, &state_.ema})
+    for (auto& [name, t] : *arrays) t = t.to(device);
   for (int64_t w = 0; w < plan_.samples; ++w) {
     workers_.emplace_back(config.model, state_.params, "the state");
     workers_.back().want_grads();
   }
 }
 
-RecomputePlan Trainer::make_plan(Device device, int64_t samples) const {
+RecomputePlan Trainer::make_plan(Device device, const PassSizes& sizes, int64_t samples) const {
   const Group& world = grid_.world;
   // Every rank's free memory, shared by those of its host that have the same device.
   const int64_t own = free_memory(device);
@@ -147,17 +206,20 @@ RecomputePlan Trainer::make_plan(Device device, int64_t samples) const {
     least = std::min(least,
                      int64_t(std::stoll(one)) / std::count_if(all.begin(), all.end(), same_place));
   }
-  const DataConfig& data = config_.features;
-  PassSizes sizes{config_.train.crop_size, data.max_msa_clusters, data.max_extra_msa, 0};
-  if (data.use_templates) sizes.n_templates = data.max_templates;
-  if (data.reduce_msa_clusters_by_max_templates) sizes.n_seq -= data.max_templates;
-  const PassMemory pass(config_.model, sizes,
-                        {.dtype = precision_,
-                         .device = device.kind,
-                         .dap = grid_.dap.size(),
-                         .recycles = config_.model.num_recycle > 0});
+  const MemorySetting setting{.dtype = precision_,
+                              .device = device.kind,
+                              .dap = grid_.dap.size(),
+                              .recycles = config_.model.num_recycle > 0};
+  int64_t state = 0;  // bytes of it that come to the device after this
+  for (const Arrays* arrays : {&state_.params, &state_.m, &state_.v, &state_.ema})
+    for (const auto& [name, t] : *arrays)
+      if (!(t.device() == device)) state += t.numel() * size_of(t.dtype());
+  if (device.kind != Device::cpu && least >= 0)
+    check_room(config_, sizes, setting, state, least, world.rank() == 0);
+  const PassMemory pass(config_.model, sizes, setting);
   const auto plan_for = [&](int64_t n) {
-    return plan_recompute(pass, n, memory_count(device.kind).current, least,
+    return plan_recompute(pass, n, memory_count(device.kind).current + state,
+                          least < 0 ? least : least - state,
                           recomputed_blocks(config_.run.recompute, "run.recompute"));
   };
   if (device.kind == Device::cpu) return plan_for(samples);

@@ -21,6 +21,10 @@ LossConfig loss_config(const LossWeights& weights);
 /// What the sampler takes of a configuration.
 SamplerConfig sampler_config(const TrainConfig& config);
 
+/// The sizes of the largest samples: what the configuration asks for, and no more than there is in
+/// the sampler's chains.
+PassSizes largest_sample(const TrainConfig& config, const Sampler* sampler = nullptr);
+
 struct StepReport {
   Scalars scalars;               ///< under TrainingLog's names
   bool skipped = false;          ///< a loss or gradient was not finite; nothing was changed
@@ -36,9 +40,10 @@ class Trainer {
   /// result does not depend on their number. The state's parameters must be those of config.model,
   /// and the same on all ranks of the grid. On a GPU the state lives there, and up to eight samples
   /// go side by side while its memory keeps as much of each as of one alone: small networks leave
-  /// most of a GPU idle.
+  /// most of a GPU idle. `sizes`: largest_sample's of the data. Throws Exit::kDevice where a GPU
+  /// has too little memory for them, before anything is put there, and tells what would fit.
   Trainer(const TrainConfig& config, TrainState state, int threads, Grid grid = {},
-          Device device = {});
+          Device device = {}, std::optional<PassSizes> sizes = {});
 
   /// Which of a step's samples are this rank's.
   Range own_samples() const {
@@ -54,8 +59,8 @@ class Trainer {
   /// where `stop`, asked before each chain, said so.
   Scalars validate(const Sampler& sampler, const std::function<bool()>& stop) const;
 
-  /// What of the trunk is kept for the backward, of samples of the configuration's sizes. The same
-  /// on all ranks: what the one with the least free memory can keep; of a CPU's at most half.
+  /// What of the trunk is kept for the backward, of the largest samples. The same on all ranks:
+  /// what the one with the least free memory can keep; of a CPU's at most half.
   const RecomputePlan& plan() const { return plan_; }
 
   TrainState& state() { return state_; }
@@ -72,7 +77,7 @@ class Trainer {
   };
   Result run(Params& params, const TrainingSample& sample) const;
   /// The plan for `samples` at a time, or for as many of them as a GPU should have.
-  RecomputePlan make_plan(Device device, int64_t samples) const;
+  RecomputePlan make_plan(Device device, const PassSizes& sizes, int64_t samples) const;
   /// Runs a sample again under a FiniteWatch.
   std::string first_fault(const TrainingSample& sample);
 

@@ -12,8 +12,10 @@
 #include "core/train/objective.h"
 #include "tests/unit/compare.h"
 #include "tests/unit/model/fixture.h"
+#include "tests/unit/train/one_chain.h"
 
 using namespace ff;
+using Catch::Contains;
 using test::Fixture;
 
 namespace {
@@ -168,6 +170,9 @@ Kernels table() {
   return k;
 }
 
+/// Bytes that the device says it has; -1: not known.
+int64_t g_free = -1;
+
 void use_locked_device() {
   using K = Kernels;
   static const Kernels kernels =
@@ -222,7 +227,7 @@ void use_locked_device() {
                             sum.copy_from(total);
                           },
                       .synchronize = [] {},
-                      .available = [](int) { return int64_t(-1); },
+                      .available = [](int) { return g_free; },
                   });
 }
 
@@ -320,4 +325,59 @@ TEST_CASE("a training pass waits for a device nowhere between its features and i
   CHECK(work.uploads > 0);
   CHECK(work.downloads == 0);
   CHECK(work.waits == 0);
+}
+
+TEST_CASE("a device with too little memory is told before anything is there, with what would fit") {
+  use_locked_device();
+  struct Restored {
+    ~Restored() { g_free = -1; }
+  } restored;
+  const std::string crop = "data.train.crop_size=";
+  // The plan's peak, or why there is none.
+  const auto plan = [&](const std::vector<std::string>& more, std::string& error) -> int64_t {
+    std::vector<std::string> sets = {crop + "96", "data.train.max_extra_msa=512",
+                                     "run.precision=bf16"};
+    sets.insert(sets.end(), more.begin(), more.end());
+    const TrainConfig config = test::small(sets);
+    const TrainState state = test::fresh(config);
+    const int64_t before = memory_count(Device::cuda).current;
+    reset_memory_peak(Device::cuda);
+    try {
+      const Trainer trainer(config, state, 1, {}, kDevice);
+      CHECK(trainer.plan().fits());
+      return trainer.plan().peak - before;
+    } catch (const Error& e) {
+      CHECK(e.code() == Exit::kDevice);
+      CHECK(memory_count(Device::cuda).peak == before);
+      error = e.what();
+      return 0;
+    }
+  };
+  std::string error;
+  const auto number_behind = [&](const std::string& key) {
+    const size_t at = error.find(key);
+    REQUIRE(at != std::string::npos);
+    return std::stoll(error.substr(at + key.size()));
+  };
+  g_free = int64_t(1) << 40;
+  const int64_t peak = plan({"run.recompute=3"}, error), small = plan({crop + "32"}, error);
+  REQUIRE(small > 0);
+  g_free = (peak + small) / 2;
+  CHECK(plan({}, error) == 0);
+  CHECK_THAT(error, Contains("96 x 4 x 512 (residues, clusters, extra rows) needs at least") &&
+                        Contains("can be had"));
+  const int64_t fits = number_behind(crop), rows = number_behind("data.train.max_extra_msa=");
+  CHECK(fits % 8 == 0);
+  CHECK(rows < 512);
+  // A plan leaves a tenth of the room to what is not counted; what is told to fit need not.
+  g_free += g_free / 9 + 10;
+  CHECK(plan({cat(crop, fits)}, error) > 0);
+  CHECK(plan({cat("data.train.max_extra_msa=", rows)}, error) > 0);
+  g_free -= g_free / 10;
+  CHECK(plan({cat(crop, fits + 8)}, error) == 0);
+  CHECK(plan({cat("data.train.max_extra_msa=", 2 * rows)}, error) == 0);
+  CHECK_THAT(error, Contains("run.dap=2 on as many GPUs"));
+  g_free = 1 << 20;
+  CHECK(plan({}, error) == 0);
+  CHECK_THAT(error, Contains("1.00 MiB can be had; use a GPU with more free memory"));
 }

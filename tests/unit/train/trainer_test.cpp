@@ -140,3 +140,21 @@ TEST_CASE("a training pass keeps each block's inputs and one block's work") {
   }
   set_threads(available_threads());
 }
+
+TEST_CASE("the largest sample is the configuration's, or that of shallower and shorter chains") {
+  for (const uint64_t rows : {0, 40}) {
+    const Data data(rows);
+    const auto check_sizes = [&](const TrainConfig& config, bool all) {
+      const Sampler sampler(*data.dataset, sampler_config(config), 1);
+      const PassSizes most = largest_sample(config, &sampler), asked = largest_sample(config);
+      const Arrays slice = sampler.sample(0, 0).slices[0];
+      CHECK(most.n_res == slice.at("aatype").size(0));
+      CHECK(most.n_seq == slice.at("msa_feat").size(0));
+      CHECK(most.n_extra == slice.at("extra_msa").size(0));
+      CHECK((most.n_res == asked.n_res && most.n_seq == asked.n_seq) == all);
+    };
+    const std::string kWhole = "data.block_delete_msa.fraction=0";
+    check_sizes(small({kWhole}), rows > 0);
+    check_sizes(small({kWhole, "data.train={crop_size: 4000, max_msa_clusters: 30}"}), false);
+  }
+}
