@@ -104,9 +104,12 @@ Var heads(const Var& x, const Var& w) {
 
 }  // namespace
 
-Var attention_add(const Scope& scope, const Var& residual, const Var& x_q, const Var& x_m,
+Var attention_add(const Scope& scope, const Var& residual, Var x_q, const Var& x_m,
                   const Gathering& bias, const Tensor& mask, const Tensor& factors, int along) {
-  const auto awaited = [&] { return bias.defined() ? bias.await() : Var(); };
+  const auto awaited = [&] {
+    x_q = Var();  // as large as what the attention gives
+    return bias.defined() ? bias.await() : Var();
+  };
   Var o;
   if (scope.has("qkvg_w")) {
     const Var all = linear_joined(
@@ -114,8 +117,8 @@ Var attention_add(const Scope& scope, const Var& residual, const Var& x_q, const
         {scope["query_w"], scope["key_w"], scope["value_w"], scope["gating_w"]}, scope["gating_b"]);
     o = attention(all, awaited(), mask, along);
   } else {
-    const Var q = heads(x_q, scope["query_w"]), k = heads(x_m, scope["key_w"]),
-              v = heads(x_m, scope["value_w"]);
+    const Var &from = x_m ? x_m : x_q, q = heads(x_q, scope["query_w"]),
+              k = heads(from, scope["key_w"]), v = heads(from, scope["value_w"]);
     Var gate;
     if (scope.has("gating_w"))
       gate = view(linear(x_q, scope["gating_w"], scope["gating_b"]),
@@ -136,9 +139,8 @@ Var msa_row_attention(const Scope& scope, const Var& m, const Var& z, const Tens
   const Tensor factors = dropout.factors(m);
   const int64_t n_seq = msa_mask.size(0), first = dap.mine(n_seq).start;
   return update_rows(dap, m, 0, n_seq, [&](const Var& rows, int64_t start) {
-    const Var x = layer_norm(scope / "query_norm", rows);
-    return attention_add(scope / "attention", rows, x, x, bias,
-                         msa_mask.narrow(0, first + start, rows.size(0)), factors);
+    return attention_add(scope / "attention", rows, layer_norm(scope / "query_norm", rows), {},
+                         bias, msa_mask.narrow(0, first + start, rows.size(0)), factors);
   });
 }
 
@@ -148,12 +150,12 @@ Var msa_column_attention(const Scope& scope, const Var& m, const Tensor& msa_mas
   const Range own = dap.mine(msa_mask.size(1));
   const Tensor mask = msa_mask.transpose(0, 1).narrow(0, own.start, own.count);
   if (at_once(columns)) {
-    const Var x = layer_norm(scope / "query_norm", m);
-    return attention_add(scope / "attention", m, x, x, {}, mask, {}, 0);
+    return attention_add(scope / "attention", m, layer_norm(scope / "query_norm", m), {}, {}, mask,
+                         {}, 0);
   }
   const Var updated = by_rows(columns, [&](const Var& rows, int64_t start) {
-    const Var x = layer_norm(scope / "query_norm", rows);
-    return attention_add(scope / "attention", rows, x, x, {}, mask.narrow(0, start, rows.size(0)));
+    return attention_add(scope / "attention", rows, layer_norm(scope / "query_norm", rows), {}, {},
+                         mask.narrow(0, start, rows.size(0)));
   });
   return transpose(updated, 0, 1);
 }
@@ -262,15 +264,14 @@ Var triangle_attention(const Scope& scope, const Var& z, const Tensor& pair_mask
   const Tensor factors = dropout.factors(zt);
   if (dap.single() && at_once(zt)) {
     const int along = starting ? 1 : 0;
-    const Var x = layer_norm(scope / "query_norm", z);
+    Var x = layer_norm(scope / "query_norm", z);
     const Gathering bias(dap, bias_of(scope, x, along), 1, z.size(1));
-    return attention_add(scope / "attention", z, x, x, bias, pair_mask, factors, along);
+    return attention_add(scope / "attention", z, std::move(x), {}, bias, pair_mask, factors, along);
   }
   const Gathering bias = pair_bias(scope, "query_norm", zt, dap);
   return update_rows(dap, z, starting ? 0 : 1, zt.size(1), [&](const Var& rows, int64_t start) {
-    const Var x = layer_norm(scope / "query_norm", rows);
-    return attention_add(scope / "attention", rows, x, x, bias,
-                         pair_mask.narrow(0, start, rows.size(0)), factors);
+    return attention_add(scope / "attention", rows, layer_norm(scope / "query_norm", rows), {},
+                         bias, pair_mask.narrow(0, start, rows.size(0)), factors);
   });
 }
 

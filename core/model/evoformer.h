@@ -19,12 +19,12 @@
 
 namespace ff {
 
-/// Gated attention of x_q over x_m with a scope's query_w ... output_b, added to `residual`. Alg.
-/// 7, 8, 13, 14, 17. x_q [batch, n_query, c], x_m [batch, n_key, c_m], residual [batch, n_query,
-/// c_out]; factors [n_query, c_out] of the update's dropout, undefined for none. The bias is
-/// awaited once the projections are made. Where `along` is 0 the first two axes of residual, x_q
-/// and x_m are the other way round.
-Var attention_add(const Scope& scope, const Var& residual, const Var& x_q, const Var& x_m,
+/// Gated attention of x_q over x_m, or where that is undefined over x_q, with a scope's query_w ...
+/// output_b, added to `residual`. Alg. 7, 8, 13, 14, 17. x_q [batch, n_query, c], x_m [batch,
+/// n_key, c_m], residual [batch, n_query, c_out]; factors [n_query, c_out] of the update's dropout,
+/// undefined for none. Once the projections are made the bias is awaited and x_q let go. Where
+/// `along` is 0 the first two axes of residual, x_q and x_m are the other way round.
+Var attention_add(const Scope& scope, const Var& residual, Var x_q, const Var& x_m,
                   const Gathering& bias, const Tensor& mask, const Tensor& factors = {},
                   int along = 1);
 
