@@ -25,6 +25,8 @@ struct GradSlot {
   Tensor grad;                                ///< undefined as long as nothing was added
   std::shared_ptr<GradSlot> base;             ///< of a view
   std::function<Tensor(const Tensor&)> view;  ///< of the base's gradient
+  std::function<Tensor()> again;              ///< makes the value once more; empty: it is kept
+  Tensor made;                                ///< what that gave, from its first use on
 
   /// Whether nothing was added yet.
   bool untouched() const { return base ? base->untouched() : !grad.defined(); }
@@ -74,6 +76,23 @@ class Var {
  private:
   Tensor value_;
   std::shared_ptr<GradSlot> slot_;
+};
+
+/// An input as a backward function keeps it: without its value where that can be made again.
+class Kept {
+ public:
+  Kept(const Var& x)  // NOLINT: is the Var
+      : var_(x.requires_grad() && x.slot()->again ? x.gradient_only() : x) {}
+  /// With its value, which all that kept it share.
+  Var get() const {
+    if (var_ || !var_.requires_grad()) return var_;
+    GradSlot& slot = *var_.slot();
+    if (!slot.made.defined()) slot.made = slot.again();
+    return {slot.made, var_.slot()};
+  }
+
+ private:
+  Var var_;
 };
 
 using Vars = std::vector<Var>;

@@ -28,7 +28,7 @@ Var bias_of(const Scope& scope, const Var& x, int along = 1) {
 /// The same of z's own rows, on its way to be joined with the others'.
 Gathering pair_bias(const Scope& scope, const char* norm, const Var& z, const Dap& dap) {
   const Var own = map_rows(z, 1, [&](const Var& rows, int64_t) {
-    return bias_of(scope, layer_norm(scope / norm, rows));
+    return bias_of(scope, layer_norm_again(scope / norm, rows));
   });
   return {dap, own, 1, z.size(1)};
 }
@@ -264,14 +264,14 @@ Var triangle_attention(const Scope& scope, const Var& z, const Tensor& pair_mask
   const Tensor factors = dropout.factors(zt);
   if (dap.single() && at_once(zt)) {
     const int along = starting ? 1 : 0;
-    Var x = layer_norm(scope / "query_norm", z);
+    Var x = layer_norm_again(scope / "query_norm", z);
     const Gathering bias(dap, bias_of(scope, x, along), 1, z.size(1));
     return attention_add(scope / "attention", z, std::move(x), {}, bias, pair_mask, factors, along);
   }
   const Gathering bias = pair_bias(scope, "query_norm", zt, dap);
   return update_rows(dap, z, starting ? 0 : 1, zt.size(1), [&](const Var& rows, int64_t start) {
-    return attention_add(scope / "attention", rows, layer_norm(scope / "query_norm", rows), {},
-                         bias, pair_mask.narrow(0, start, rows.size(0)), factors);
+    return attention_add(scope / "attention", rows, layer_norm_again(scope / "query_norm", rows),
+                         {}, bias, pair_mask.narrow(0, start, rows.size(0)), factors);
   });
 }
 

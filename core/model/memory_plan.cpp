@@ -37,23 +37,24 @@ class Forms {
   }
 
   /// Gated attention of `batch` rows of n positions of c channels, with a bias [h, n, n] that is
-  /// made of z more bytes of the pair representation. Keeps the norms of both, the bias, q, k, v,
-  /// gate, result. In the backward the attention itself has most, or what stands before or behind
-  /// it.
+  /// made of z more bytes of the pair representation. Keeps x's norm where x is m, the bias, q, k,
+  /// v, gate, result; pairs' norms are made again. In the backward the attention itself has most,
+  /// or what stands before or behind it.
   ModuleMemory attention(const char* name, bool pair, int64_t batch, int64_t n, int64_t c,
                          const AttentionConfig& a, bool biased, int64_t z, double rate) const {
     const int64_t x = e * batch * n * c, qk = 2 * e * batch * n * (a.key_dim ? a.key_dim : c),
                   v = e * batch * n * (a.value_dim ? a.value_dim : c), gate = a.gating ? v : 0,
                   bias = biased ? f * a.num_head * n * n : 0,
-                  statistics = gpu ? 4 * batch * n * a.num_head : 0, read = x + z + bias,
+                  statistics = gpu ? 4 * batch * n * a.num_head : 0, read = (pair ? 0 : x) + bias,
                   core = qk + 2 * v + gate + statistics,
                   // Sums of the bias's gradient, by parts of the batch; on a GPU packed bias, too.
         sums = bias * (gpu ? 3 : std::min<int64_t>(batch, 16)) + (gpu ? statistics : 0),
                   sent = dap > 1 ? x : 0;
-    return {name, pair, read + core + x + factors(rate, n, c),
-            sent + largest({x + read + core + v + qk + v + gate + bias + sums,
-                            2 * x + read + core + v + converted(x, v),
-                            2 * x + read + qk + v + gate + bias + converted(x, v)})};
+    return {
+        name, pair, read + core + x + factors(rate, n, c),
+        sent + largest({x + read + core + v + qk + v + gate + bias + sums,
+                        2 * x + read + core + v + converted(x, v),
+                        3 * x + qk + v + gate + 2 * bias + converted(x, v), x + 2 * z + 2 * bias})};
   }
 
   /// Attention with one query a column (Alg. 19). Keeps the norm, its mean, q, k, v, gate, result.

@@ -17,4 +17,8 @@ inline Var layer_norm(const Scope& scope, const Var& x) {
   return layer_norm(x, scope["scale"], scope["offset"]);
 }
 
+inline Var layer_norm_again(const Scope& scope, const Var& x) {
+  return layer_norm_again(x, scope["scale"], scope["offset"]);
+}
+
 }  // namespace ff

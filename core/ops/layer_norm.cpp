@@ -12,22 +12,33 @@ void check_norm(int64_t c, const Var& x, const Var& scale, const Var& offset) {
   check(x.value().stride(-1) == 1 || x.size(-1) == 1, "layer norm needs a contiguous last axis");
 }
 
+Tensor normed(const Var& x, const Var& scale, const Var& offset) {
+  const Tensor& xv = x.value();
+  const Tensor y = Tensor::empty(xv.shape(), xv.dtype(), xv.device());
+  kernels(xv.device()).layer_norm(xv, scale.value(), offset.value(), y);
+  return y;
+}
+
 }  // namespace
 
 Var layer_norm(const Var& x, const Var& scale, const Var& offset) {
-  const Tensor& xv = x.value();
-  check_norm(xv.size(-1), x, scale, offset);
-  const Tensor y = Tensor::empty(xv.shape(), xv.dtype(), xv.device());
-  kernels(xv.device()).layer_norm(xv, scale.value(), offset.value(), y);
-  return result("layer_norm", y, {&x, &scale, &offset}, [=](const Tensor& dy) {
-    // Where nothing was added to dx yet it takes the place of dy, which is the node's own: zeros
-    // are neither filled nor read.
-    const bool first = has_room(x) && x.slot()->dtype == dy.dtype() && dy.is_contiguous();
-    kernels(dy.device())
-        .layer_norm_backward(x.value(), scale.value(), dy, first ? dy : x.grad_into(),
-                             scale.grad_into(), offset.grad_into());
-    if (first) x.add_grad(dy);
-  });
+  check_norm(x.size(-1), x, scale, offset);
+  return result(
+      "layer_norm", normed(x, scale, offset), {&x, &scale, &offset}, [=](const Tensor& dy) {
+        // Where nothing was added to dx yet it takes the place of dy, which is the node's own:
+        // zeros are neither filled nor read.
+        const bool first = has_room(x) && x.slot()->dtype == dy.dtype() && dy.is_contiguous();
+        kernels(dy.device())
+            .layer_norm_backward(x.value(), scale.value(), dy, first ? dy : x.grad_into(),
+                                 scale.grad_into(), offset.grad_into());
+        if (first) x.add_grad(dy);
+      });
+}
+
+Var layer_norm_again(const Var& x, const Var& scale, const Var& offset) {
+  const Var y = layer_norm(x, scale, offset);
+  if (y.requires_grad()) y.slot()->again = [=] { return normed(x, scale, offset); };
+  return y;
 }
 
 Var layer_norm_channels_first(const Var& x, const Var& scale, const Var& offset) {

@@ -12,6 +12,10 @@ namespace ff {
 /// again.
 Var layer_norm(const Var& x, const Var& scale, const Var& offset);
 
+/// The same, which linear layers make again in their backward instead of keeping it: for a large x
+/// whose norm's time is small beside that of what follows.
+Var layer_norm_again(const Var& x, const Var& scale, const Var& offset);
+
 /// The same over axis 0 of x [c, n, m] (last axis contiguous). Returns [n, m, c] contiguous.
 Var layer_norm_channels_first(const Var& x, const Var& scale, const Var& offset);
 

@@ -80,12 +80,12 @@ Var linear(const Var& x, const Var& w, const Var& b, Activation act) {
       .linear(batches, wv.unsqueeze(0), bv, act, {},
               y.view({batches.size(0), batches.size(1), wv.size(1)}));
   const Tensor kept = act == Activation::kNone ? Tensor() : y;
-  return result("linear", y, {&x, &w, &b}, [x, w, b, act, kept](const Tensor& dy) {
+  return result("linear", y, {&x, &w, &b}, [x = Kept(x), w, b, act, kept](const Tensor& dy) {
     // dy is the node's own: nobody reads it afterwards.
-    if (!kept) return products_backward(x, w, b, dy);
+    if (!kept) return products_backward(x.get(), w, b, dy);
     const Tensor db = b ? b.grad_into() : Tensor();
     kernels(dy.device()).activation_backward(kept, act, dy, db ? db.view({-1}) : Tensor());
-    products_backward(x, w, {}, dy);
+    products_backward(x.get(), w, {}, dy);
   });
 }
 
@@ -102,7 +102,8 @@ Var linear_joined(const Var& x, const Tensor& w, const Tensor& b, const Vars& pa
   if (record)
     Tape::current()->record(
         out,
-        [x, w, parts, last_b, many, c, n](const std::vector<Tensor>& given) {
+        [kept = Kept(x), w, parts, last_b, many, c, n](const std::vector<Tensor>& given) {
+          const Var x = kept.get();
           const Tensor dy = given[0].view({-1, n});
           const Kernels& k = kernels(dy.device());
           input_backward(x, w, dy);
@@ -150,11 +151,12 @@ Var linear_channels_first(const Var& x, const Var& w) {
   const Tensor y = Tensor::empty({wv.size(1), rows.size(0)}, rows.dtype(), rows.device());
   kernels(rows.device())
       .matmul(wv.transpose(0, 1).unsqueeze(0), rows.transpose(0, 1).unsqueeze(0), y.unsqueeze(0));
-  return result("linear_channels_first", y, {&x, &w}, [=](const Tensor& dy) {
+  return result("linear_channels_first", y, {&x, &w}, [kept = Kept(x), w, wv](const Tensor& dy) {
     const auto add_product = [](const Tensor& a, const Tensor& b, const Tensor& to) {
       kernels(to.device()).linear(a, b, {}, Activation::kNone, to, to);
     };
-    const Tensor dyt = dy.transpose(0, 1).unsqueeze(0);
+    const Var x = kept.get();
+    const Tensor dyt = dy.transpose(0, 1).unsqueeze(0), rows = x.value().view({-1, x.size(-1)});
     if (const Tensor dx = x.grad_into())
       add_product(dyt, wv.transpose(0, 1).unsqueeze(0), dx.view({1, -1, dx.size(-1)}));
     if (const Tensor dw = w.grad_into())

@@ -83,6 +83,29 @@ TEST_CASE("layer norm") {
             {random_f64({3, 4, 5}, 1), random_f64({5}, 2), random_f64({5}, 3)});
 }
 
+TEST_CASE("a layer norm that is made again leaves nothing behind the forward, and the same bits") {
+  const std::vector<Tensor> inputs = {random_f64({9, 7, 16}, 1), random_f64({16}, 2),
+                                      random_f64({16}, 3),       random_f64({16, 63}, 4),
+                                      random_f64({16, 63}, 5),   random_f64({63}, 6)};
+  std::vector<Tensor> grads[2];
+  int64_t kept[2];
+  for (const bool again : {false, true}) {
+    const auto fn = [&](const Vars& v) {
+      const int64_t before = memory_count().current;
+      Var y;
+      {
+        const Var x = again ? layer_norm_again(v[0], v[1], v[2]) : layer_norm(v[0], v[1], v[2]);
+        y = add(linear_channels_first(x, v[3]), view(linear(x, v[4], v[5]), {63, 63}));
+      }
+      kept[again] = memory_count().current - before;
+      return y;
+    };
+    grads[again] = gradients(fn, inputs, random_f64({63, 63}, 7));
+  }
+  CHECK(kept[0] - kept[1] == 9 * 7 * 16 * 8);
+  require_equal(grads[0], grads[1]);
+}
+
 TEST_CASE("element-wise operations and views") {
   const Dims shape{3, 4, 5};
   const std::vector<Tensor> two{random_f64(shape, 1), random_f64(shape, 2)};
