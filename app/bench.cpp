@@ -632,25 +632,32 @@ int run(const Options& options) {
   if (!options.shards.empty()) return run_loader(options);
   ModelConfig config = preset_config(options.preset);
   if (options.blocks > 0) config.evoformer_num_block = options.blocks;
-  Arrays values;
-  uint64_t stream = 100;
-  for (const ParamSpec& spec : param_specs(config)) values[spec.name] = noise(spec.shape, ++stream);
-  Params params = Params(config, std::move(values), "bench").on(device);
-  if (options.training) params.want_grads();
-  const Params cast = params.in_precision(dtype);
+  const auto made_up = [&](const ModelConfig& c) {
+    Arrays values;
+    uint64_t stream = 100;
+    for (const ParamSpec& spec : param_specs(c)) values[spec.name] = noise(spec.shape, ++stream);
+    Params params = Params(c, std::move(values), "bench").on(device);
+    if (options.training) params.want_grads();
+    return params;
+  };
+  // The modules' own: beside a module's other tensors the gradients of all blocks would count.
+  ModelConfig one = config;
+  one.evoformer_num_block = one.extra_msa_stack_num_block = 1;
+  const Params block = made_up(one).in_precision(dtype);
   const Ceilings ceiling = ceilings(dtype, device);
   std::printf("kernels %s, matrix products at most %.0f GFLOP/s (%s)", kernels(device).name,
               ceiling.flops * 1e-9, name_of(dtype));
   if (device.kind != Device::cpu) std::printf(", copies %.2f TB/s", ceiling.bytes * 1e-12);
   std::printf("\nn_res %lld, n_seq %lld, n_extra %lld\n", (long long)options.n.n_res,
               (long long)options.n.n_seq, (long long)options.n.n_extra);
-  Bench bench{config,           cast,           options.n,   dtype, device, ceiling,
+  Bench bench{config,           block,          options.n,   dtype, device, ceiling,
               options.training, options.graphs, options.rows};
   bench.head();
   bench.block(false);
   bench.block(true);
   if (!options.modules_only) {
     malloc_trim(0);
+    const Params params = made_up(config);
     const AlphaFold model(config, params, dtype);
     const Arrays features = bench.features();
     const FeatureSource source = [&](int64_t) { return features; };
