@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "app/stopwatch.h"
 #include "core/base/rng.h"
 #include "core/base/timeline.h"
 #include "core/model/evoformer.h"
@@ -29,12 +30,6 @@ Tensor filled(const Dims& shape, Dtype dtype, uint64_t stream) {
   for (int64_t i = 0; i < t.numel(); ++i)
     t.data<float>()[i] = unit_float(random.word(uint64_t(i))) - 0.5f;
   return t.to(dtype);
-}
-
-Tensor ones(const Dims& shape) {
-  const Tensor t = Tensor::empty(shape);
-  std::fill_n(t.data<float>(), t.numel(), 1.0f);
-  return t;
 }
 
 /// Of one run, or so far.

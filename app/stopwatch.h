@@ -29,6 +29,16 @@ inline Tensor noise(const Dims& shape, uint64_t stream, Dtype dtype, Device devi
   return all.view({blocks * block}).narrow(0, 0, n).view(shape);
 }
 
+inline Tensor noise(const Dims& shape, uint64_t stream, float spread = 0.05f) {
+  return noise(shape, stream, Dtype::f32, Device{}, spread);
+}
+
+inline Tensor ones(const Dims& shape) {
+  const Tensor t = Tensor::empty(shape);
+  std::fill_n(t.data<float>(), t.numel(), 1.0f);
+  return t;
+}
+
 /// Median seconds of f, of the lower half for an even count. On a GPU f is warm, and a sample is as
 /// many calls, one behind the other, as take ten milliseconds or more.
 template <class F>
