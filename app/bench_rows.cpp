@@ -173,7 +173,8 @@ bool Bench::row(const std::string& name, const Work& work, const std::function<V
                floor = std::max({flop / ceiling.flops, bytes / ceiling.bytes,
                                  exponentials / ceiling.exponentials}),
                peak = double(memory_count(device.kind).peak) / (1 << 20),
-               extra = double(peak_of(f, seeds) - before) / (1 << 20);
+               extra = (training ? double(backward_peak(f, seeds)) / (1 << 20) : peak) -
+                       double(before) / (1 << 20);
   std::printf("%-28s %10.3f ", name.c_str(), forward * 1e3);
   training ? std::printf("%10.3f ", (both - forward) * 1e3) : std::printf("%10s ", "");
   std::printf("%10.3f %8.1f %8.0f %% %10.1f\n", floor * 1e3, flop * 1e-9, 100 * floor / both,
@@ -191,14 +192,9 @@ bool Bench::row(const std::string& name, const Work& work, const std::function<V
   return true;
 }
 
-int64_t Bench::peak_of(const std::function<Vars()>& f, const std::vector<Tensor>& seeds) {
+int64_t Bench::backward_peak(const std::function<Vars()>& f, const std::vector<Tensor>& seeds) {
   const auto peak = [&] { return memory_count(device.kind).peak; };
   reset_memory_peak(device.kind);
-  if (!training) {
-    const NoGrad no_grad;
-    f();
-    return peak();
-  }
   Tape tape;
   const Vars y = f();
   const int64_t forward = peak();

@@ -75,7 +75,7 @@ struct Bench {
   /// Asks for a leaf's gradient, which a row's backward makes anew.
   void watch(Var& leaf);
   /// The most memory in use while f and its backward run, without the tape's copies of the seeds.
-  int64_t peak_of(const std::function<Vars()>& f, const std::vector<Tensor>& seeds);
+  int64_t backward_peak(const std::function<Vars()>& f, const std::vector<Tensor>& seeds);
   /// Of the row that was printed last: what it costs to give its launches one by one.
   void beside_graph(double one_by_one, double copies, const std::function<void()>& all);
   /// What stands alone: the triangle attention's core, and a layer norm of z, of Z bytes.
