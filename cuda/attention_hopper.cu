@@ -71,11 +71,10 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(Operands a, BiasPi
   constexpr float kBelowFirst = 32;
   constexpr uint32_t kTooLarge = 0x40004000;  // bits of a pair of bf16, set from 2 on
   float out[kRows][kC / 2] = {}, w[32] = {}, sums[kRows][4] = {};
-  float shift[kRows][2];  // whole; a weight's exponent is its logit in powers of two and this
+  float shift[kRows][2];  // a weight's exponent is its logit in powers of two and this
 #pragma unroll
   for (int r = 0; r < kRows; ++r) shift[r][0] = shift[r][1] = -kMaskedLogit * a.scale2;
   uint32_t packed[4][4];
-  const uint32_t nothing = a.n_key >> 31;        // 0, which the compiler does not know
   const int query = query0 + group * kTileRows;  // the warpgroup's first
   const int last = (a.n_query - 1) / kTileRows * kTileRows;
   const uint4* const pieces = kBias ? bias.row(h, min(query, last) / 16 + warp, lane) : nullptr;
@@ -158,8 +157,7 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(Operands a, BiasPi
         wgmma_wait<0>();
         keep_sums(r - 1);
       }
-      const bool all_kept = (kept[0] & kept[1]) == ~0u;
-      if (!all_kept) {
+      if ((kept[0] & kept[1]) != ~0u) {
         // Where all are masked, those that exist have one logit.
         const int first = lane % 4 * 2,
                   left = masked >> r & 1 ? a.n_key - tile * kTileRows - first : 0;
@@ -181,7 +179,7 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(Operands a, BiasPi
             float t = top[i];
             t = fmaxf(t, __shfl_xor_sync(~0u, t, 1));
             t = fmaxf(t, __shfl_xor_sync(~0u, t, 2));
-            t = fminf(floorf(fmaf(-t, a.scale2, -kBelowFirst)), shift[r][i]);
+            t = fminf(fmaf(-t, a.scale2, -kBelowFirst), shift[r][i]);
             const float factor = exp2_fast(t - shift[r][i]);
             shift[r][i] = t;
 #pragma unroll
@@ -191,32 +189,14 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(Operands a, BiasPi
             sums[r][2 * i + 1] *= factor;
           }
         }
-        uint32_t any = 0, seen = 0;
-        if (count_again || !all_kept) {
+        uint32_t any = 0;
 #pragma unroll
-          for (int e = 0; e < 32; e += 2) {
-            const float s = shift[r][e / 2 % 2];
-            any |= packed[e / 8][e / 2 % 4] = pack_bf16(exp2_fast(fmaf(w[e], a.scale2, s)),
-                                                        exp2_fast(fmaf(w[e + 1], a.scale2, s)));
-          }
-        } else {
-          const float inverse = a.inverse_scale / kLog2e;
-          Power power[2] = {{a.scale2, inverse, shift[r][0]}, {a.scale2, inverse, shift[r][1]}};
-          if (fmaxf(fabsf(shift[r][0]), fabsf(shift[r][1])) > Power::kMostShift) seen = ~0u;
-#pragma unroll
-          for (int e = 0; e < 32; e += 2) {
-            const int i = e / 2 % 2;
-            const float first = exp2_fast(fmaf(w[e], a.scale2, shift[r][i])),
-                        second = e % 8 < 4 ? power[i](w[e + 1], seen)
-                                           : exp2_fast(fmaf(w[e + 1], a.scale2, shift[r][i]));
-            any |= packed[e / 8][e / 2 % 4] = pack_bf16(first, second);
-            // The next only after these: ptxas would begin with all.
-            if (e % 8 >= 4)
-              power[i].least = __uint_as_float(__float_as_uint(power[i].least) |
-                                               (packed[e / 8][e / 2 % 4] & nothing));
-          }
+        for (int e = 0; e < 32; e += 2) {
+          const float s = shift[r][e / 2 % 2];
+          any |= packed[e / 8][e / 2 % 4] =
+              pack_bf16(exp2_fast(fmaf(w[e], a.scale2, s)), exp2_fast(fmaf(w[e + 1], a.scale2, s)));
         }
-        if (count_again || !__any_sync(~0u, (any & kTooLarge) | Power::too_large(seen))) break;
+        if (count_again || !__any_sync(~0u, any & kTooLarge)) break;
         count_again = true;
       }
       keep_sums(r);

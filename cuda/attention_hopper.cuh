@@ -27,36 +27,6 @@ inline dim3 row_blocks(const Operands& a, int64_t tiles) {
   return {unsigned(tiles), unsigned(ceil_div(a.batch, kRows)), unsigned(a.n_head)};
 }
 
-/// The larger of two, NaN if one is.
-__device__ __forceinline__ float max_or_nan(float x, float y) {
-  float z;
-  asm("max.NaN.f32 %0, %1, %2;\n" : "=f"(z) : "f"(x), "f"(y));
-  return z;
-}
-
-/// Powers of two within 8e-5, by additions and products alone: they take a part of the weights off
-/// the exponential unit, which is what bounds attention.
-struct Power {
-  /// Rounds to whole numbers; bits below its lowest are the exponent, which is below 2.
-  static constexpr float kWhole = 0x1.8p23f - 2;
-  static constexpr float kMostShift = 0x1p20f;  ///< which still rounds to whole numbers
-  float scale, origin, least;
-
-  /// Of 2^(scale x + shift), shift a whole number.
-  __device__ __forceinline__ Power(float scale, float inverse, float shift)
-      : scale(scale), origin(kWhole + shift), least((-124 - shift) * inverse) {}
-  /// Never less than 2^-125. Collects bits in `seen`, of which too_large tells.
-  __device__ __forceinline__ float operator()(float x, uint32_t& seen) const {
-    x = max_or_nan(x, least);
-    const float whole = fmaf(x, scale, origin), f = fmaf(x, scale, origin - whole);
-    const float y = fmaf(fmaf(fmaf(0.220686676f, f, 0.970444489f), f, 2.77304394f), f, 3.99971229f);
-    seen |= __float_as_uint(whole);
-    return __uint_as_float((__float_as_uint(whole) << 23) + __float_as_uint(y));
-  }
-  /// Whether any has been wrong, for it was 2^1.5 or more, or NaN.
-  static __device__ __forceinline__ uint32_t too_large(uint32_t seen) { return seen & 0xb4c00000; }
-};
-
 /// What a thread copies of tile after tile of one head where kThreads copy them: the same chunk of
 /// every kStep rows. Rows and channels that do not exist are 0.
 template <int kC, int kThreads>

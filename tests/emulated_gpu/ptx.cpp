@@ -296,11 +296,6 @@ void power_of_two(const Instruction& how, Operand* o) {
   set(how, o, 0, 0, y < std::ldexp(1.0f, -126) ? 0.0f : y);
 }
 
-void maximum(const Instruction& how, Operand* o) {
-  const float x = how.get<float>(o, 1), y = how.get<float>(o, 2);
-  set(how, o, 0, 0, x < y || std::isnan(y) ? y : x);
-}
-
 void store_vector(const Instruction& how, Operand* o) {
   auto* const to = static_cast<uint32_t*>(how.get<void*>(o, 0));
   const size_t count = how.words[1].size();
@@ -344,7 +339,6 @@ constexpr std::pair<const char*, Run> kInstructions[] = {
     {"cvt.rn.bf16x2.f32", convert_pair<to_bf16>},
     {"cvt.rn.f16x2.f32", convert_pair<to_f16>},
     {"ex2.approx.ftz.f32", power_of_two},
-    {"max.NaN.f32", maximum},
     {"st.global.v", store_vector},
     {"rcp.approx.ftz.f32", reciprocal},
     {"bar.sync", barrier_sync},
