@@ -83,18 +83,20 @@ __device__ __forceinline__ void store_rows(const HeadView<__nv_bfloat16>& to, in
 /// warpgroup; the loads of some are on their way at once.
 __device__ __forceinline__ void keep_key_bits(const Operands& a, int64_t b, unsigned* bits,
                                               int words, int warp, int lane) {
-  constexpr int kAtOnce = 8, kWarps = kGroupThreads / 32;
+  constexpr int kAtOnce = 8, kWarps = kGroupThreads / 32, kStep = 32 * kWarps;
+  const int64_t step = kStep * a.mask_key;
+  int64_t at = b * a.mask_batch + (warp * 32 + lane) * a.mask_key;
   for (int first = warp; first < words; first += kAtOnce * kWarps) {
     float mask[kAtOnce];
 #pragma unroll
-    for (int u = 0; u < kAtOnce; ++u) {
-      const int key = (first + u * kWarps) * 32 + lane;
-      mask[u] = a.mask ? a.mask[b * a.mask_batch + min(key, a.n_key - 1) * a.mask_key] : 1;
+    for (int u = 0; u < kAtOnce; ++u, at += step) {
+      mask[u] = first * 32 + lane + u * kStep < a.n_key;
+      if (a.mask && mask[u] != 0) mask[u] = a.mask[at];
     }
 #pragma unroll
     for (int u = 0; u < kAtOnce; ++u) {
       const int word = first + u * kWarps;
-      const unsigned kept = __ballot_sync(~0u, word * 32 + lane < a.n_key && mask[u] != 0);
+      const unsigned kept = __ballot_sync(~0u, mask[u] != 0);
       if (lane == 0 && word < words) bits[word] = kept;
     }
   }
