@@ -14,7 +14,7 @@ struct Layout {
   static constexpr int kOwnBytes = kRows * kGroups * kTileBytes;
   static constexpr int kStages = 3, kStageBytes = 2 * kRows * kTileBytes;  ///< keys, values
   static constexpr int kStagesAt = 2 * kOwnBytes, kOnesAt = kStagesAt + kStages * kStageBytes,
-                       kBitsAt = kOnesAt + 256;
+                       kBitsAt = kOnesAt + 16 * kC * 2;
 };
 
 template <int kC, bool kBias>
@@ -69,8 +69,8 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(Operands a, BiasPi
   // f32, and bf16 reaches as far: only 2 and more, of a logit 33 powers of two above those, are a
   // reason to count again from the largest so far.
   constexpr float kBelowFirst = 32;
-  constexpr uint32_t kTooLarge = 0x40004000;  // bits of a pair of bf16, set from 2 on
-  float out[kRows][kC / 2] = {}, w[32] = {}, sums[kRows][4] = {};
+  constexpr uint32_t kTooLarge = 0x40004000;      // bits of a pair of bf16, set from 2 on
+  float out[kRows][kC / 2 + 4] = {}, w[32] = {};  // out: after the channels the sum, twice
   float shift[kRows][2];  // a weight's exponent is its logit in powers of two and this
 #pragma unroll
   for (int r = 0; r < kRows; ++r) shift[r][0] = shift[r][1] = -kMaskedLogit * a.scale2;
@@ -78,7 +78,8 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(Operands a, BiasPi
   const int query = query0 + group * kTileRows;  // the warpgroup's first
   const int last = (a.n_query - 1) / kTileRows * kTileRows;
   const uint4* const pieces = kBias ? bias.row(h, min(query, last) / 16 + warp, lane) : nullptr;
-  const uint32_t unit = unit_fragment(lane);
+  uint32_t unit = unit_fragment(lane);
+  asm volatile("" : "+r"(unit));  // or every tile would find it anew
   uint4 piece[4];
   const auto fetch = [&](int tile) {
 #pragma unroll
@@ -89,38 +90,45 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(Operands a, BiasPi
   static_assert(kRows == kGroups);
   auto* const kept_words = reinterpret_cast<unsigned*>(shared + L::kBitsAt);
   keep_key_bits(a, b0 + min(group, there - 1), kept_words + group * words, words, warp, lane);
-  if (threadIdx.x < 64) reinterpret_cast<uint32_t*>(shared + L::kOnesAt)[threadIdx.x] = 0x3f803f80;
+  if (threadIdx.x < 8 * kC)
+    reinterpret_cast<uint32_t*>(shared + L::kOnesAt)[threadIdx.x] = 0x3f803f80;
   const uint64_t q_tile = wgmma_tile<kC>(own + group * L::kTileBytes),
-                 first_tile = wgmma_tile<kC>(stages), ones = wgmma_tile<16>(own + L::kOnesAt);
-  // w = the logits of row r and a tile of keys.
+                 first_tile = wgmma_tile<kC>(stages),
+                 first_values = wgmma_tile<kC>(stages, L::kOnesAt - L::kStagesAt);
+  // The values so many 16 bytes further on, beside the same ones.
+  const auto values_at = [](uint64_t values, uint32_t chunks) {
+    return wgmma_tile_at(values, chunks - (chunks << 16));
+  };
+  // w = the bias. By the warp's own products: after those below it would wait for them.
+  const auto begin_logits = [&] {
+    if constexpr (kBias) {
+#pragma unroll
+      for (int n = 0; n < 4; ++n)
+        begin_with_piece(reinterpret_cast<float(&)[8]>(w[8 * n]), piece[n], unit);
+      keep_registers(w);
+    }
+  };
+  // w += the logits of row r and a tile of keys; = where there is no bias.
   const auto multiply_keys = [&](int r, int stage) {
     const uint64_t q = wgmma_tile_at(q_tile, r * (kGroups * L::kTileBytes / 16)),
                    keys = wgmma_tile_at(
                        first_tile, unsigned(stage * L::kStageBytes + 2 * r * L::kTileBytes) / 16);
-    wgmma_rows<true>(w, q, keys);
+    wgmma_rows<!kBias>(w, q, keys);
 #pragma unroll
     for (int i = 1; i < kC / 16; ++i)
       wgmma_rows<false>(w, wgmma_tile_at(q, 2 * i), wgmma_tile_at(keys, 2 * i));
   };
-  // out and sums of row r += the weights times a tile of values, and times ones.
+  // out of row r += the weights times a tile of values, and times ones.
   const auto multiply_values = [&](int r, int stage) {
-    const uint64_t values = wgmma_tile_at(
-        first_tile, unsigned(stage * L::kStageBytes + (2 * r + 1) * L::kTileBytes) / 16);
+    const uint64_t values = values_at(
+        first_values, unsigned(stage * L::kStageBytes + (2 * r + 1) * L::kTileBytes) / 16);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      wgmma_channels(out[r], packed[i], wgmma_tile_at(values, i * 2 * kC));
-      wgmma_rows(sums[r], packed[i], ones);
-    }
-  };
-  const auto keep_sums = [&](int r) {
-    keep_registers(out[r]);
-    keep_registers(sums[r]);
-    keep_registers(packed);
+    for (int i = 0; i < 4; ++i) wgmma_channels(out[r], packed[i], values_at(values, i * 2 * kC));
   };
   copy_wait<1>();
   fence_shared();
   __syncthreads();
-  keep_registers(w);
+  begin_logits();
   wgmma_fence();
   multiply_keys(0, 0);
   wgmma_commit();
@@ -146,17 +154,6 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(Operands a, BiasPi
     for (int r = 0; r < kRows; ++r) {
       const auto& both = *reinterpret_cast<const uint2*>(kept_words + r * words + 2 * tile);
       const unsigned kept[2] = {both.x, both.y};
-      if constexpr (kBias) {
-#pragma unroll
-        for (int n = 0; n < 4; ++n)
-          add_piece(reinterpret_cast<float(&)[4]>(w[8 * n]),
-                    reinterpret_cast<float(&)[4]>(w[8 * n + 4]), piece[n], unit);
-        if (r == kRows - 1 && tile + 1 < tiles) fetch(tile + 1);
-      }
-      if (r > 0) {
-        wgmma_wait<0>();
-        keep_sums(r - 1);
-      }
       if ((kept[0] & kept[1]) != ~0u) {
         // Where all are masked, those that exist have one logit.
         const int first = lane % 4 * 2,
@@ -185,8 +182,7 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(Operands a, BiasPi
 #pragma unroll
             for (int e = 0; e < kC / 2; ++e)
               if (e / 2 % 2 == i) out[r][e] *= factor;
-            sums[r][2 * i] *= factor;
-            sums[r][2 * i + 1] *= factor;
+            out[r][kC / 2 + 2 * i] *= factor;
           }
         }
         uint32_t any = 0;
@@ -199,31 +195,30 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(Operands a, BiasPi
         if (count_again || !__any_sync(~0u, any & kTooLarge)) break;
         count_again = true;
       }
-      keep_sums(r);
-      keep_registers(w);
+      begin_logits();
+      if (kBias && r == 0 && tile + 1 < tiles) fetch(tile + 1);
+      keep_registers(out[r]);
+      keep_registers(packed);
+      // The warpgroups tell each other in the middle of a tile that the next is there and the one
+      // before done with, and ask at its end: neither waits for the other's last weights.
+      const int barrier = 1 + tile % 2 * kGroups;
+      if (r == kRows - 1) barrier_wait<kThreads>(barrier + group);
+      // After the last tile no keys are there, and these logits are not used.
       wgmma_fence();
+      multiply_keys(1 - r, r == kRows - 1 ? next_stage : stage);
+      multiply_values(r, stage);
+      wgmma_commit();
       if (r == kRows - 1) {
-        multiply_values(r, stage);
-        wgmma_commit();
-        copy_wait<0>();
-        fence_shared();
-        __syncthreads();  // the next tile is there, and all are done with the one before this
         if (tile + 2 < tiles) copy(tile + 2, stage ? stage - 1 : L::kStages - 1);
         copy_commit();
-        // The next logits on the heels of these values; after the last tile none are there, and
-        // none are used.
-        multiply_keys(0, next_stage);
-        wgmma_commit();
-        wgmma_wait<0>();
-        keep_sums(r);
       } else {
-        // These values while the bias is added to the next logits.
-        multiply_keys(r + 1, stage);
-        wgmma_commit();
-        multiply_values(r, stage);
-        wgmma_commit();
-        wgmma_wait<1>();
+        copy_wait<0>();
+        fence_shared();
+        barrier_arrive<kThreads>(barrier + 1 - group);
       }
+      wgmma_wait<0>();
+      keep_registers(out[r]);
+      keep_registers(packed);
       keep_registers(w);
     }
     stage = next_stage;
@@ -237,9 +232,9 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(Operands a, BiasPi
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int row = warp * 16 + lane / 4 + 8 * i;
-      const float inverse = reciprocal_fast(sums[r][2 * i]);
+      const float inverse = reciprocal_fast(out[r][kC / 2 + 2 * i]);
       if (a.lse && r < there) {
-        const float lse = masked >> r & 1 ? INFINITY : log2f(sums[r][2 * i]) - shift[r][i];
+        const float lse = masked >> r & 1 ? INFINITY : log2f(out[r][kC / 2 + 2 * i]) - shift[r][i];
         if (lane % 4 == 0 && query + row < a.n_query)
           a.lse[(b * a.n_head + h) * a.n_query + query + row] = lse;
       }

@@ -65,6 +65,12 @@ __device__ __forceinline__ void add_piece(float (&low)[4], float (&high)[4], con
   mma_f16(high, piece.z, piece.w, unit);
 }
 
+/// x = a piece of the bias.
+__device__ __forceinline__ void begin_with_piece(float (&x)[8], const uint4& piece, uint32_t unit) {
+  mma_f16_first(reinterpret_cast<float(&)[4]>(x[0]), piece.x, piece.y, unit);
+  mma_f16_first(reinterpret_cast<float(&)[4]>(x[4]), piece.z, piece.w, unit);
+}
+
 /// Rows of a warp as A operands: rows `row` + 16 m + ..., from memory; rows from n and channels
 /// from c are 0.
 template <int kC>
