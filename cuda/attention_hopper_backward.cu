@@ -123,43 +123,39 @@ __device__ __forceinline__ void backward_tile(const Operands& a, const BiasPiece
 #pragma unroll 1
   for (int tile = 0; tile < tiles; ++tile) {
     const int next_stage = stage == L::kStages - 1 ? 0 : stage + 1;
-    if (tile + 1 < tiles) copy(tile + 1, next_stage);
-    copy_commit();
     const uint64_t other = step(first_tile, stage * L::kStageBytes),
                    other_values = step(other, L::kTileBytes),
                    own_values = step(mine, L::kTileBytes);
     float w[32], dx[32];
-    wgmma_fence();
-    wgmma_rows<true>(w, mine, other);
-#pragma unroll
-    for (int k = 1; k < kC / 16; ++k) wgmma_rows<false>(w, step(mine, 32 * k), step(other, 32 * k));
-    wgmma_commit();
     const unsigned char* const memory = shared + L::kOwnBytes + stage * L::kStageBytes;
     const auto* rows =
         reinterpret_cast<const float*>(memory + L::kNumbersAt) + group * 2 * kTileRows;
-    // While the logits are on their way.
-    uint4 pieces[4];
+    // The bias before the logits: after the products it would wait for both.
     if constexpr (kBias)
 #pragma unroll
       for (int n = 0; n < 4; ++n)
-        pieces[n] = reinterpret_cast<const uint4*>(memory + L::kBiasAt)[warp * 128 + 32 * n + lane];
-    wgmma_wait<0>();
+        begin_with_piece(
+            reinterpret_cast<float(&)[8]>(w[8 * n]),
+            reinterpret_cast<const uint4*>(memory + L::kBiasAt)[warp * 128 + 32 * n + lane], unit);
     keep_registers(w);
-    if constexpr (!kKeys) {
-      keep_registers(sum_first);
-      keep_registers(packed_d);
-    }
     wgmma_fence();
+    wgmma_rows<!kBias>(w, mine, other);
+#pragma unroll
+    for (int k = 1; k < kC / 16; ++k) wgmma_rows<false>(w, step(mine, 32 * k), step(other, 32 * k));
+    wgmma_commit();
     wgmma_rows<true>(dx, own_values, other_values);
 #pragma unroll
     for (int k = 1; k < kC / 16; ++k)
       wgmma_rows<false>(dx, step(own_values, 32 * k), step(other_values, 32 * k));
     wgmma_commit();
-    if constexpr (kBias)
-#pragma unroll
-      for (int n = 0; n < 4; ++n)
-        add_piece(reinterpret_cast<float(&)[4]>(w[8 * n]),
-                  reinterpret_cast<float(&)[4]>(w[8 * n + 4]), pieces[n], unit);
+    if (tile + 1 < tiles) copy(tile + 1, next_stage);
+    copy_commit();
+    wgmma_wait<1>();
+    keep_registers(w);
+    if constexpr (!kKeys) {
+      keep_registers(sum_first);
+      keep_registers(packed_d);
+    }
     // lse (0) or delta (1) of the queries of elements e and e + 1.
     const auto query_number = [&](int which, int e) {
       if constexpr (kKeys)
@@ -351,17 +347,19 @@ __global__ void __launch_bounds__(kThreads, 2)
     copy_wait<1>();
     fence_shared();
     __syncthreads();  // this row of the batch is there, and all are done with the one before
-    if (b + 2 < last) copy(stage ? stage - 1 : L::kStages - 1);
-    copy_commit();
     const uint32_t at = base + stage * L::kStageBytes, mine = at + 2 * group * L::kTileBytes;
     const uint64_t own = wgmma_tile<kC>(mine), own_values = wgmma_tile<kC>(mine + L::kTileBytes),
                    k = wgmma_tile<kC>(at + L::kKeysAt),
                    v = wgmma_tile<kC>(at + L::kKeysAt + L::kTileBytes);
     float w[32], dx[32];
-    wgmma_fence();
-    wgmma_rows<true>(w, own, k);
+    const auto* pieces = reinterpret_cast<const uint4*>(shared + own_pieces);
 #pragma unroll
-    for (int i = 1; i < kC / 16; ++i)
+    for (int n = 0; n < 4; ++n)
+      begin_with_piece(reinterpret_cast<float(&)[8]>(w[8 * n]), pieces[32 * n], unit);
+    keep_registers(w);
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < kC / 16; ++i)
       wgmma_rows<false>(w, wgmma_tile_at(own, 2 * i), wgmma_tile_at(k, 2 * i));
     wgmma_commit();
     wgmma_rows<true>(dx, own_values, v);
@@ -369,6 +367,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     for (int i = 1; i < kC / 16; ++i)
       wgmma_rows<false>(dx, wgmma_tile_at(own_values, 2 * i), wgmma_tile_at(v, 2 * i));
     wgmma_commit();
+    if (b + 2 < last) copy(stage ? stage - 1 : L::kStages - 1);
+    copy_commit();
     const auto* numbers =
         reinterpret_cast<const float*>(shared + stage * L::kStageBytes + L::kNumbersAt);
     const float* mine_of = numbers + group * kGroupThreads + row;
@@ -381,11 +381,6 @@ __global__ void __launch_bounds__(kThreads, 2)
         kept[i] = __ballot_sync(~0u, numbers[kThreads + 32 * i + lane] != 0);
     wgmma_wait<1>();
     keep_registers(w);
-    const auto* pieces = reinterpret_cast<const uint4*>(shared + own_pieces);
-#pragma unroll
-    for (int n = 0; n < 4; ++n)
-      add_piece(reinterpret_cast<float(&)[4]>(w[8 * n]),
-                reinterpret_cast<float(&)[4]>(w[8 * n + 4]), pieces[32 * n], unit);
 #pragma unroll
     for (int e = 0; e < 32; ++e) w[e] = exp2_fast(fmaf(w[e], a.scale2, -lse[e / 2 % 2]));
     if ((kept[0] & kept[1]) != ~0u) {
