@@ -20,8 +20,7 @@ struct Layout {
   static constexpr int kBiasAt = kOwnNumbersAt, kBiasBytes = kBias ? kTileRows * kTileRows * 2 : 0,
                        kNumbersAt = kBiasAt + kBiasBytes,
                        kStageBytes = kNumbersAt + (kKeys ? kNumberBytes : 0);
-  /// Of dq the products with a tile are on their way while the next is begun.
-  static constexpr int kStages = kKeys ? 2 : 3;
+  static constexpr int kStages = 3;
   /// What is added to, and then the sum.
   static constexpr int kSumBytes = kKeys ? kPairBytes : kTileBytes,
                        kSumsAt = kOwnBytes + kStages * kStageBytes,
@@ -203,6 +202,12 @@ __device__ __forceinline__ void backward_tile(const Operands& a, const BiasPiece
       if constexpr (kKeys) packed[e / 8][e / 2 % 4] = pack_bf16(w[e], w[e + 1]);
       packed_d[e / 8][e / 2 % 4] = pack_bf16(dx[e], dx[e + 1]);
     }
+    // The warpgroups tell each other here that the next tile is there and the one before done with,
+    // and ask at the end.
+    const int barrier = 1 + tile % 2 * kGroups;
+    copy_wait<0>();
+    fence_shared();
+    barrier_arrive<kThreads>(barrier + 1 - group);
     keep_registers(sum_first);
     if constexpr (kKeys) keep_registers(sum_second);
     wgmma_fence();
@@ -219,9 +224,7 @@ __device__ __forceinline__ void backward_tile(const Operands& a, const BiasPiece
       keep_registers(packed);
       keep_registers(packed_d);
     }
-    copy_wait<0>();
-    fence_shared();
-    __syncthreads();  // the next tile is there, and all are done with what the one after replaces
+    barrier_wait<kThreads>(barrier + group);
     stage = next_stage;
   }
   wgmma_wait<0>();
