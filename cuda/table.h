@@ -19,6 +19,8 @@ Function<decltype(Kernels::layer_norm)> layer_norm;
 Function<decltype(Kernels::layer_norm_backward)> layer_norm_backward;
 Function<decltype(Kernels::layer_norm_channels_first)> layer_norm_channels_first;
 Function<decltype(Kernels::layer_norm_channels_first_backward)> layer_norm_channels_first_backward;
+Function<decltype(Kernels::pair_bias)> pair_bias;
+Function<decltype(Kernels::pair_bias_backward)> pair_bias_backward;
 Function<decltype(Kernels::linear)> linear;
 Function<decltype(Kernels::activation_backward)> activation_backward;
 Function<decltype(Kernels::add_column_sums)> add_column_sums;

@@ -17,19 +17,23 @@ Dtype statistics_type(const Var& x) {
 /// since two of them are in memory at a time.
 constexpr int64_t kParts = 4, kChannelGroups = 8;
 
-/// bias[h, i, j] = x[i, j] . feat_2d_weights[:, h], with statistics' precision; x = LN(z).
-Var bias_of(const Scope& scope, const Var& x, int along = 1) {
+/// bias[h, i, j] = LN(z[i, j]) . feat_2d_weights[:, h], with statistics' precision; x = LN(z) where
+/// that is there.
+Var bias_of(const Scope& scope, const char* norm, const Var& z, const Var& x = {}, int along = 1) {
   const Var w = scope["feat_2d_weights"];
-  const Var b = view(linear_channels_first(x, w), {w.size(1), x.size(0), x.size(1)});
-  const Dtype dtype = statistics_type(x);
+  const Scope layer = scope / norm;
+  if (fuses_pair_bias(z, w))
+    return pair_bias(z, {layer["scale"], layer["offset"], w, {}}, along == 0);
+  const Var b = view(linear_channels_first(x ? x : layer_norm_again(layer, z), w),
+                     {w.size(1), z.size(0), z.size(1)});
+  const Dtype dtype = statistics_type(z);
   return along == 0 ? transpose_cast(b, 1, 2, dtype) : cast(b, dtype);
 }
 
 /// The same of z's own rows, on its way to be joined with the others'.
 Gathering pair_bias(const Scope& scope, const char* norm, const Var& z, const Dap& dap) {
-  const Var own = map_rows(z, 1, [&](const Var& rows, int64_t) {
-    return bias_of(scope, layer_norm_again(scope / norm, rows));
-  });
+  const Var own =
+      map_rows(z, 1, [&](const Var& rows, int64_t) { return bias_of(scope, norm, rows); });
   return {dap, own, 1, z.size(1)};
 }
 
@@ -265,7 +269,7 @@ Var triangle_attention(const Scope& scope, const Var& z, const Tensor& pair_mask
   if (dap.single() && at_once(zt)) {
     const int along = starting ? 1 : 0;
     Var x = layer_norm_again(scope / "query_norm", z);
-    const Gathering bias(dap, bias_of(scope, x, along), 1, z.size(1));
+    const Gathering bias(dap, bias_of(scope, "query_norm", z, x, along), 1, z.size(1));
     return attention_add(scope / "attention", z, std::move(x), {}, bias, pair_mask, factors, along);
   }
   const Gathering bias = pair_bias(scope, "query_norm", zt, dap);

@@ -25,6 +25,18 @@ inline void hand_over(const Var& x, const Tensor& dy) {
     kernels(dx.device()).add(from, dx);
 }
 
+/// f(dx, add) adds to dx or writes it, contiguous; undefined where x's gradient is not wanted.
+template <class F>
+void into_gradient(const Var& x, F f) {
+  const bool wanted = x.requires_grad();
+  const Tensor dx = wanted && !has_room(x) ? x.grad_into() : Tensor();
+  if (!wanted || (dx && dx.is_contiguous() && dx.dtype() == x.value().dtype()))
+    return f(dx, wanted);
+  const Tensor own = Tensor::empty(x.shape(), x.value().dtype(), x.value().device());
+  f(own, false);
+  x.add_grad(own);
+}
+
 /// Contiguous zeros for a kernel that needs its gradients contiguous, or adds to them more than
 /// once: f32 where x's are bf16. At the end of its life they are added to x's, which may be a view;
 /// they are x's own where that was still zero. Undefined where x's gradient is not wanted.

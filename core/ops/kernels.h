@@ -48,8 +48,8 @@ struct TemplateTensors {
 /// Arrays of all parameters in one order: f32, contiguous; sums of gradients f64 too, on the CPU.
 using TensorList = std::span<const Tensor>;
 
-/// A linear layer of what a layer norm gives: LN(x; scale, offset) w + b, w [c, c]; or gradients of
-/// these, each of which may be undefined.
+/// A linear layer of what a layer norm gives: LN(x; scale, offset) w + b; or gradients of these,
+/// each of which may be undefined.
 struct NormedLinear {
   Tensor scale, offset, w, b;
 };
@@ -80,6 +80,12 @@ struct Kernels {
   void (*layer_norm_channels_first_backward)(const Tensor& x, const Tensor& scale, const Tensor& dy,
                                              const Tensor& dx, const Tensor& dscale,
                                              const Tensor& doffset);
+  /// Attention's bias of core/ops/pair_bias.h, nullptr where there is none: bias [h, n, m] f32, any
+  /// strides. Its gradients: dz, contiguous, is added to where `add`, else written, and may be
+  /// undefined; the layer's are added, f32.
+  void (*pair_bias)(const Tensor& z, const NormedLinear& layer, const Tensor& bias);
+  void (*pair_bias_backward)(const Tensor& z, const NormedLinear& layer, const Tensor& dbias,
+                             const Tensor& dz, bool add, const NormedLinear& grads);
   /// y [b, m, n] = act(x [b, m, k] w [k, n] + bias), or y = base + x w + bias, where base is given
   /// (it may be y); y may be f32 where x and w are bf16. bias is f32, or on a GPU of y's dtype.
   void (*linear)(const Tensor& x, const Tensor& w, const Tensor& bias, Activation act,

@@ -8,5 +8,6 @@
 #include "core/ops/layer_norm.h"
 #include "core/ops/linear.h"
 #include "core/ops/outer_product_mean.h"
+#include "core/ops/pair_bias.h"
 #include "core/ops/triangle.h"
 #include "core/ops/views.h"

@@ -7,30 +7,11 @@
 namespace ff {
 namespace {
 
-NormedLinear values(const NormedLayer& l) {
-  return {l.scale.value(), l.offset.value(), l.w.value(), l.b.value()};
-}
-NormedLinear gradients(const NormedLayer& l) {
-  return {l.scale.grad_into(), l.offset.grad_into(), l.w.grad_into(), l.b.grad_into()};
-}
-
 template <class F>
 std::vector<NormedLinear> each(const std::vector<NormedLayer>& layers, F f) {
   std::vector<NormedLinear> made;
   for (const NormedLayer& l : layers) made.push_back(f(l));
   return made;
-}
-
-/// f(dx, add) adds to dx or writes it, contiguous; undefined where x's gradient is not wanted.
-template <class F>
-void into_gradient(const Var& x, F f) {
-  const bool wanted = x.requires_grad();
-  const Tensor dx = wanted && !has_room(x) ? x.grad_into() : Tensor();
-  if (!wanted || (dx && dx.is_contiguous() && dx.dtype() == x.value().dtype()))
-    return f(dx, wanted);
-  const Tensor own = Tensor::empty(x.shape(), x.value().dtype(), x.value().device());
-  f(own, false);
-  x.add_grad(own);
 }
 
 /// to = x y, or += where `add`; nothing where it is undefined.

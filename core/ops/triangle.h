@@ -1,7 +1,7 @@
 // Triangle multiplication, between its projections and its output. Suppl. Alg. 11 and 12.
 #pragma once
 
-#include "core/autograd/tape.h"
+#include "core/ops/normed_layer.h"
 
 namespace ff {
 
@@ -18,11 +18,6 @@ Var triangle_product(const Var& a, const Var& b, bool outgoing);
 
 /// The same of ab [2 c, n, n]: a, then b.
 Var triangle_product(const Var& ab, bool outgoing);
-
-/// A linear layer of what a layer norm gives: LN(x; scale, offset) w + b.
-struct NormedLayer {
-  Var scale, offset, w, b;
-};
 
 /// Whether there are fused kernels for z's channels and those of the product.
 constexpr bool fuses_triangle(int64_t c, int64_t channels) {

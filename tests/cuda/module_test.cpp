@@ -1,6 +1,7 @@
 // The trunk's modules on the GPU, forward and backward, against f64 on the CPU: the real channels
 // at sizes that fit no tile, with masks that leave whole rows and columns out.
 #include "core/model/evoformer.h"
+#include "core/ops/ops.h"
 #include "tests/cuda/gpu.h"
 
 using namespace ff;
@@ -224,4 +225,56 @@ TEST_CASE("GPU: both sides of a triangle at once are each of them") {
       CHECK(norm_error(both.grads[0].scale, each.grads[0].scale) < 1e-5);
       CHECK(norm_error(both.grads[0].offset, each.grads[0].offset) < 1e-5);
     }
+}
+
+// In f32 there is no kernel of its own: a layer norm, a product and a copy.
+TEST_CASE("GPU: the pair bias and its gradients") {
+  if (!have_gpu()) return;
+  struct Case {
+    int64_t n, m, c, h;
+    bool transposed, strided;
+  };
+  for (const Case& at : {Case{5, 7, 128, 4, false, false}, Case{67, 61, 128, 8, true, false},
+                         Case{33, 9, 64, 4, true, true}, Case{3, 50, 40, 3, false, true},
+                         Case{300, 129, 72, 5, false, false}, Case{1, 1, 8, 1, true, false}}) {
+    INFO(at.n << " x " << at.m << ", " << at.c << " channels, " << at.h << " heads");
+    // Numbers that bf16 has, on a CPU in f32 and on the GPU in bf16.
+    const auto rounded = [](const Dims& shape, uint64_t stream) {
+      return random(shape, stream).to(Dtype::bf16).to(Dtype::f32);
+    };
+    const Tensor whole = rounded({at.m, at.n, at.c}, 1), w = rounded({at.c, at.h}, 2),
+                 scale = random({at.c}, 3), offset = random({at.c}, 4),
+                 seed = random(at.transposed ? Dims{at.h, at.m, at.n} : Dims{at.h, at.n, at.m}, 5),
+                 old = rounded(whole.shape(), 6);
+    const auto run = [&](Device device, bool add) {
+      const Dtype dtype = device.kind == Device::cpu ? Dtype::f32 : Dtype::bf16;
+      Var z(whole.to(dtype).to(device)), weights(w.to(device)), s(scale.to(device)),
+          o(offset.to(device));
+      for (Var* leaf : {&z, &weights, &s, &o}) leaf->want_grad();
+      if (add) z.add_grad(old.clone().to(dtype).to(device));
+      // The product's weights are bf16, their gradient is f32.
+      const Var narrow_w(weights.value().to(dtype), weights.slot());
+      Tape tape;
+      const Var rows = at.strided ? transpose(z, 0, 1) : view(z, {at.n, at.m, at.c});
+      Var bias;
+      if (device.kind == Device::cpu) {
+        CHECK_FALSE(fuses_pair_bias(rows, narrow_w));
+        bias = view(linear_channels_first(layer_norm(rows, s, o), narrow_w), {at.h, at.n, at.m});
+        if (at.transposed) bias = transpose_cast(bias, 1, 2, Dtype::f32);
+      } else {
+        REQUIRE(fuses_pair_bias(rows, narrow_w));
+        bias = pair_bias(rows, {s, o, narrow_w, {}}, at.transposed);
+      }
+      tape.backward({bias}, {seed.to(device)});
+      return std::vector<Tensor>{bias.value(), z.grad(), weights.grad(), s.grad(), o.grad()};
+    };
+    for (const bool add : {false, true}) {
+      const auto cpu = run(Device{}, add), gpu = run(kGpu, add), again = run(kGpu, add);
+      for (size_t i = 0; i < cpu.size(); ++i) {
+        INFO((add ? "added: " : "") << i);
+        CHECK(norm_error(gpu[i], cpu[i]) < (i == 4 ? 2e-5 : 4e-3));  // offset: exact
+        CHECK(norm_error(again[i], gpu[i]) == 0);
+      }
+    }
+  }
 }
