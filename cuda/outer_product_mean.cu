@@ -14,16 +14,16 @@ namespace {
 /// rounds its sums once for each range of rows.
 constexpr int64_t kMost = int64_t(1) << 26;
 
-/// z, update; rows are pairs.
+/// z, the residual, update; rows are pairs.
 struct AddMean {
   static constexpr bool kByRow = true;
   View<float> norm;  ///< its last axis is one long
   __device__ float of_row(int64_t r) const { return *norm.row(r); }
   template <int V>
-  __device__ void operator()(float (&v)[2][V], float norm_of_row) const {
+  __device__ void operator()(float (&v)[3][V], float norm_of_row) const {
     const float factor = 1 / (1e-3f + norm_of_row);
 #pragma unroll
-    for (int i = 0; i < V; ++i) v[0][i] += v[1][i] * factor;
+    for (int i = 0; i < V; ++i) v[0][i] = v[1][i] + v[2][i] * factor;
   }
 };
 
@@ -92,7 +92,7 @@ struct Ranges {
 }  // namespace
 
 void outer_product_mean(const Tensor& left, const Tensor& right, const Tensor& w, const Tensor& b,
-                        const Tensor& norm, const Tensor& z) {
+                        const Tensor& norm, const Tensor& residual, const Tensor& z) {
   if (!z.numel()) return;
   const Ranges r(left, right, w);
   const Tensor weights = w.transpose(0, 1).contiguous().view({1, r.d * r.c, r.c_z});
@@ -103,8 +103,10 @@ void outer_product_mean(const Tensor& left, const Tensor& right, const Tensor& w
     r.multiply(r.left_t(i, n), n);
     linear(r.by_channels(n).transpose(1, 2), weights, b, Activation::kNone, {},
            update.view({1, n * r.padded, r.c_z}));
-    walk<1, 0, AddMean, 2>("outer_product_mean", {z.narrow(0, i, n), update.narrow(1, 0, r.n_j)},
-                           {View<float>(norm.narrow(0, i, n).unsqueeze(-1))});
+    walk<1, 1, AddMean, 3>(
+        "outer_product_mean",
+        {z.narrow(0, i, n), residual.narrow(0, i, n), update.narrow(1, 0, r.n_j)},
+        {View<float>(norm.narrow(0, i, n).unsqueeze(-1))});
   }
 }
 

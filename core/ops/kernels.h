@@ -159,9 +159,11 @@ struct Kernels {
   void (*add_dropped)(const Tensor& x, const Tensor& factors, const Tensor& y);
   /// y *= mask, one factor for each row of the last axis.
   void (*scale_rows)(const Tensor& mask, const Tensor& y);
-  /// z[i, j] += (sum_{c,d} (sum_s left[s,i,c] right[s,j,d]) w[c,d] + b) / (1e-3 + norm[i,j]).
+  /// z[i, j] = residual[i, j] + (sum_{c,d} (sum_s left[s,i,c] right[s,j,d]) w[c,d] + b) /
+  /// (1e-3 + norm[i,j]); z may be the residual.
   void (*outer_product_mean)(const Tensor& left, const Tensor& right, const Tensor& w,
-                             const Tensor& b, const Tensor& norm, const Tensor& z);
+                             const Tensor& b, const Tensor& norm, const Tensor& residual,
+                             const Tensor& z);
   /// Its gradients, added; each of the last four may be undefined.
   void (*outer_product_mean_backward)(const Tensor& left, const Tensor& right, const Tensor& w,
                                       const Tensor& norm, const Tensor& dz, const Tensor& dleft,

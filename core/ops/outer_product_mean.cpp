@@ -14,9 +14,10 @@ Var outer_product_mean(const Var& residual, const Var& left, const Var& right, c
         "outer product mean of ", left.shape(), " and ", right.shape(), " with w ", w.shape(),
         ", norm ", norm.shape(), " into ", residual.shape());
   check(!NoGrad::active() || !residual.requires_grad(), "a recorded tensor would be overwritten");
-  const Tensor z = NoGrad::active() ? residual.value() : residual.value().clone();
+  const Tensor& old = residual.value();
+  const Tensor z = NoGrad::active() ? old : Tensor::empty(old.shape(), old.dtype(), old.device());
   kernels(z.device())
-      .outer_product_mean(left.value(), right.value(), w.value(), b.value(), norm, z);
+      .outer_product_mean(left.value(), right.value(), w.value(), b.value(), norm, old, z);
   return result("outer_product_mean", z, {&residual, &left, &right, &w, &b},
                 [left, right, w, b, norm, r = residual.gradient_only()](const Tensor& dz) {
                   hand_over(r, dz);

@@ -304,15 +304,18 @@ TEST_CASE("GPU: the outer product mean") {
       });
       const Twin right = twins.normal({s.n_seq, s.n_j, s.d}, type),
                  w = twins.normal({s.c, s.d, s.c_z}, type, 0.02), b = twins.normal({s.c_z}),
-                 z = twins.normal({s.n_i, s.n_j, s.c_z}, type);
+                 old = twins.normal({s.n_i, s.n_j, s.c_z}, type),
+                 z = twins.poison({s.n_i, s.n_j, s.c_z}, type);
       Twin norm = twins.normal({s.n_i, s.n_j});
       for (int64_t i = 0; i < norm.cpu.numel(); ++i)
         norm.cpu.data<float>()[i] = float(s.n_seq) + std::abs(norm.cpu.data<float>()[i]);
       norm = twins.of(norm.cpu);
       twins.run([&](const Kernels& k, auto at) {
-        k.outer_product_mean(at(left), at(right), at(w), at(b), at(norm), at(z));
+        k.outer_product_mean(at(left), at(right), at(w), at(b), at(norm), at(old), at(z));
+        k.outer_product_mean(at(left), at(right), at(w), at(b), at(norm), at(old), at(old));
       });
       agree("z", z, Tolerance::of(type));
+      agree("z in the residual's place", old, Tolerance::of(type));
       // The CPU rounds its sums once a row in bf16: its gradients are taken in f32.
       const auto wide = [](const Twin& t) {
         const Tensor f32 = t.cpu.defined() ? t.cpu.to(Dtype::f32).clone() : Tensor();

@@ -5,7 +5,7 @@
 namespace ff::cpu::FF_ISA {
 
 void outer_product_mean(const Tensor& left, const Tensor& right, const Tensor& w, const Tensor& b,
-                        const Tensor& norm, const Tensor& z) {
+                        const Tensor& norm, const Tensor& residual, const Tensor& z) {
   by_type(left, [&](auto t) {
     using T = decltype(t);
     using A = Acc<T>;
@@ -42,10 +42,14 @@ void outer_product_mean(const Tensor& left, const Tensor& right, const Tensor& w
           const A scale =
               1 / (A(1e-3) + norm.data<A>()[(i0 + i) * norm.stride(0) + j * norm.stride(1)]);
           const T* p = u.data<T>() + (i * n_j + j) * c_z;
-          T* q = z.data<T>() + (i0 + i) * z.stride(0) + j * z.stride(1);
+          const auto at = [&](const Tensor& t) {
+            return t.data<T>() + (i0 + i) * t.stride(0) + j * t.stride(1);
+          };
+          const T* old = at(residual);
+          T* q = at(z);
           vector_loop<A>(
-              c_z, [&](int64_t k) { store(q + k, load(q + k) + load(p + k) * scale); },
-              [&](int64_t k) { q[k] = T(A(q[k]) + A(p[k]) * scale); });
+              c_z, [&](int64_t k) { store(q + k, load(old + k) + load(p + k) * scale); },
+              [&](int64_t k) { q[k] = T(A(old[k]) + A(p[k]) * scale); });
         }
     }
   });

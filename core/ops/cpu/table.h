@@ -47,7 +47,7 @@ void add_gated(const Tensor& x, const Tensor& gate, const Tensor& y);
 void add_dropped(const Tensor& x, const Tensor& factors, const Tensor& y);
 void scale_rows(const Tensor& mask, const Tensor& y);
 void outer_product_mean(const Tensor& left, const Tensor& right, const Tensor& w, const Tensor& b,
-                        const Tensor& norm, const Tensor& z);
+                        const Tensor& norm, const Tensor& residual, const Tensor& z);
 void outer_product_mean_backward(const Tensor& left, const Tensor& right, const Tensor& w,
                                  const Tensor& norm, const Tensor& dz, const Tensor& dleft,
                                  const Tensor& dright, const Tensor& dw, const Tensor& db);
