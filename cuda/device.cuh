@@ -40,6 +40,7 @@ __device__ __forceinline__ void after_earlier() {
 }
 
 constexpr float kLog2e = 1.44269504088896f;
+constexpr float kNormEpsilon = 1e-5f;  ///< what layer norms add to a variance
 
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }

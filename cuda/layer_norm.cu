@@ -11,7 +11,6 @@ namespace ff::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr float kEpsilon = 1e-5f;
 
 /// Each number's sum over the lanes of a row, N of them side by side.
 template <int kLanes, int N>
@@ -65,7 +64,7 @@ struct Columns {
   }
   /// 1/std of a row with this sum of squared distances from the mean.
   __device__ __forceinline__ float rstd(float squares) const {
-    return rsqrtf(squares * share + kEpsilon);
+    return rsqrtf(squares * share + kNormEpsilon);
   }
   int lane, c;
   float share;  ///< 1 / c
@@ -340,7 +339,7 @@ __global__ void __launch_bounds__(kThreads)
     sum = 0;
     for (int p = 0; p < parts; ++p) sum += sums[p * width + j];
     means[j] = mean;
-    rstds[j] = rsqrtf(sum / float(c) + kEpsilon);
+    rstds[j] = rsqrtf(sum / float(c) + kNormEpsilon);
   }
   __syncthreads();
   T* to = y + i * to_n + j0 * to_m;
@@ -410,7 +409,7 @@ __global__ void __launch_bounds__(kThreads)
       const float d = tile[place(k, j, width)] - mean;
       sum += d * d;
     }
-    const float rstd = rsqrtf(whole(sum, 1) / float(c) + kEpsilon);
+    const float rstd = rsqrtf(whole(sum, 1) / float(c) + kNormEpsilon);
     float g_sum = 0, gx_sum = 0;
     for (int k = part; k < c; k += parts) {
       const int here = place(k, j, width);

@@ -198,9 +198,15 @@ __device__ __forceinline__ void load_a_rows(uint32_t (&r)[4], uint32_t tile, int
   load_matrices(r, tile + chunk_offset<kC>(m0 + (lane & 15), 2 * k + (lane >> 4)));
 }
 
+/// Sum over the four threads that have a row of a fragment.
+__device__ __forceinline__ float quad_sum(float x) {
+  x += __shfl_xor_sync(~0u, x, 1);
+  return x + __shfl_xor_sync(~0u, x, 2);
+}
+
 /// Launches kKernel on the stream with `shared` bytes of dynamic shared memory.
 template <auto kKernel, class... Args>
-void launch(const char* name, dim3 blocks, int threads, int64_t shared, const Args&... args) {
+void launch(const char* name, Extent blocks, int threads, int64_t shared, const Args&... args) {
   if (shared > 48 << 10) {
     static const cudaError_t raised = cudaFuncSetAttribute(
         kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(device_info().shared_bytes));
@@ -209,11 +215,6 @@ void launch(const char* name, dim3 blocks, int threads, int64_t shared, const Ar
   start_kernel(kKernel, blocks, threads, shared, args...);
   check_launch(name, blocks.x, " x ", blocks.y, " x ", blocks.z, " blocks of ", threads,
                " threads, ", shared, " bytes of shared memory");
-}
-template <auto kKernel, class... Args>
-void launch(const char* name, int64_t blocks, int threads, int64_t shared, const Args&... args) {
-  check(blocks < int64_t(1) << 31, name, " of ", blocks, " blocks");
-  launch<kKernel>(name, dim3(unsigned(blocks)), threads, shared, args...);
 }
 
 }  // namespace ff::cuda

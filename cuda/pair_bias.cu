@@ -18,7 +18,6 @@ namespace {
 using bf16_t = __nv_bfloat16;
 
 constexpr int kThreads = 256, kWarps = kThreads / 32, kRows = 16, kHeads = 8, kV = 8;
-constexpr float kEpsilon = 1e-5f;
 
 /// Element [head, row of z] of a bias [h, n, m] of any strides.
 struct Plane {
@@ -87,12 +86,6 @@ struct Weights {
   float base[kWarps][kHeads];
 };
 
-/// Sum over the four threads of a row.
-__device__ __forceinline__ float quad_sum(float x) {
-  x += __shfl_xor_sync(~0u, x, 1);
-  return x + __shfl_xor_sync(~0u, x, 2);
-}
-
 /// A thread's part of two rows, as it was loaded.
 template <int kChunks>
 struct Held {
@@ -135,7 +128,7 @@ struct Normed : Held<kChunks> {
             const float d = unpacked<bf16_t, kV>(this->chunk[k][j], i) - mean[k];
             squares += d * d;
           }
-      rstd[k] = rsqrtf(quad_sum(squares) * share + kEpsilon);
+      rstd[k] = rsqrtf(quad_sum(squares) * share + kNormEpsilon);
     }
   }
   __device__ __forceinline__ float x(int k, int j, int i) const {

@@ -19,8 +19,6 @@ namespace ff::cuda {
 
 using Bf16 = __nv_bfloat16;
 
-constexpr float kEpsilon = 1e-5f;
-
 /// Of the kernels' two variants only that of the architecture is compiled.
 #if !defined(__CUDA_ARCH__)
 template <bool kHopper>
@@ -131,11 +129,6 @@ struct Turns {
   int64_t n;
   int at;
 };
-
-__device__ __forceinline__ float quad_sum(float x) {
-  x += __shfl_xor_sync(~0u, x, 1);
-  return x + __shfl_xor_sync(~0u, x, 2);
-}
 
 __device__ __forceinline__ float half_of(uint32_t pair, int e) {
   return e ? high_bf16(pair) : low_bf16(pair);
@@ -307,7 +300,7 @@ struct Rows16 {
         squares += x * x;
         squares += y * y;
       }
-      rstd[b] = rsqrtf(quad_sum(squares) / kC + kEpsilon);
+      rstd[b] = rsqrtf(quad_sum(squares) / kC + kNormEpsilon);
     }
   }
 

@@ -152,15 +152,20 @@ uint16_t name_flags(const std::string& name) {
   return std::any_of(name.begin(), name.end(), [](char c) { return c & 0x80; }) ? kUtf8 : 0;
 }
 
-std::string local_header(const Member& m, bool is_long) {
-  std::string h;
-  append(h, kLocalMagic);
+/// What both of a member's headers say of it before its sizes.
+void append_description(std::string& h, const Member& m) {
   append(h, kVersion);
   append(h, name_flags(m.name));
   append(h, uint16_t(m.method));
   append(h, uint16_t(0));
   append(h, kDay);
   append(h, m.crc);
+}
+
+std::string local_header(const Member& m, bool is_long) {
+  std::string h;
+  append(h, kLocalMagic);
+  append_description(h, m);
   append(h, is_long ? kFull32 : uint32_t(m.packed));
   append(h, is_long ? kFull32 : uint32_t(m.size));
   append(h, uint16_t(m.name.size()));
@@ -183,12 +188,7 @@ std::string central_header(const Member& m) {
   std::string h;
   append(h, kCentralMagic);
   append(h, uint16_t(3 << 8 | kVersion));  // made on Unix
-  append(h, kVersion);
-  append(h, name_flags(m.name));
-  append(h, uint16_t(m.method));
-  append(h, uint16_t(0));
-  append(h, kDay);
-  append(h, m.crc);
+  append_description(h, m);
   append(h, clip(m.packed));
   append(h, clip(m.size));
   append(h, uint16_t(m.name.size()));

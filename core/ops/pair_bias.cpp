@@ -7,10 +7,12 @@ namespace ff {
 
 bool fuses_pair_bias(const Var& z, const Var& w) {
   const Tensor& t = z.value();
-  bool packed = t.rank() == 3 && t.stride(2) == 1 && reinterpret_cast<uintptr_t>(t.raw()) % 16 == 0;
-  for (int i = 0; packed && i < 3; ++i) packed = (i == 2 ? t.size(i) : t.stride(i)) % 8 == 0;
-  return packed && kernels(t.device()).pair_bias && t.dtype() == Dtype::bf16 && t.size(2) <= 128 &&
-         t.size(2) > 0 && w.size(1) <= 8 && t.size(0) * t.size(1) <= INT32_MAX;
+  return kernels(t.device()).pair_bias && t.dtype() == Dtype::bf16 && t.rank() == 3 &&
+         t.size(2) > 0 && t.size(2) <= 128 && w.size(1) <= 8 &&
+         t.size(0) * t.size(1) <= INT32_MAX &&
+         // Rows in packs of 16 bytes.
+         reinterpret_cast<uintptr_t>(t.raw()) % 16 == 0 && t.stride(2) == 1 && t.size(2) % 8 == 0 &&
+         t.stride(0) % 8 == 0 && t.stride(1) % 8 == 0;
 }
 
 Var pair_bias(const Var& z, const NormedLayer& layer, bool transposed) {
