@@ -1,4 +1,4 @@
-// Sums over rows, in two passes, and what can be done to the rows on the way.
+// Sums over rows, in two passes.
 #include "cuda/sums.h"
 #include "cuda/table.h"
 #include "cuda/walk.cuh"
@@ -41,14 +41,12 @@ __global__ void __launch_bounds__(kSumColumns* kSumRuns)
   if (lane == 0) add_one(to, j0 + column, sum);
 }
 
-/// Block (x, y): x packs of columns, y interleaved runs of the part's rows. kSlope: x *= act'
-/// first, from y = act(..). partial [parts, c] may be nullptr.
-template <class T, int V, bool kSlope>
+/// Block (x, y): x packs of columns, y interleaved runs of the part's rows. partial [parts, c].
+template <class T, int V>
 __global__ void __launch_bounds__(kThreads)
-    columns_kernel(const __grid_constant__ View<T> x, const __grid_constant__ View<T> y,
-                   Activation act, float* partial) {
+    columns_kernel(const __grid_constant__ View<T> x, float* partial) {
   after_earlier();
-  constexpr int kRows = kSlope ? 4 : 8;  // in flight
+  constexpr int kRows = 8;  // in flight
   __shared__ float room[kThreads][V];
   const int64_t n = x.rows.n, c = x.rows.c;
   const int64_t first = n * blockIdx.y / gridDim.y, last = n * (blockIdx.y + 1) / gridDim.y;
@@ -57,39 +55,16 @@ __global__ void __launch_bounds__(kThreads)
   if (j < c)
     for (int64_t r = first + threadIdx.y; r < last; r += kRows * blockDim.y) {
       const auto has = [&](int k) { return r + k * blockDim.y < last; };
-      T* at[kRows];
-      const T* from[kRows];
+      Raw<T, V> xs[kRows];
 #pragma unroll
-      for (int k = 0; k < kRows; ++k) {
-        const int64_t row = has(k) ? r + k * blockDim.y : r;
-        at[k] = x.row(row) + j;
-        if constexpr (kSlope) from[k] = y.row(row) + j;
-      }
-      Raw<T, V> xs[kRows], ys[kRows];
+      for (int k = 0; k < kRows; ++k)
+        xs[k] = load_raw<V>(x.row(has(k) ? r + k * blockDim.y : r) + j);
 #pragma unroll
-      for (int k = 0; k < kRows; ++k) {
-        xs[k] = load_raw<V>(at[k]);
-        if constexpr (kSlope) ys[k] = load_raw<V>(from[k]);
-      }
+      for (int k = 0; k < kRows; ++k)
+        if (has(k))
 #pragma unroll
-      for (int k = 0; k < kRows; ++k) {
-        if (!has(k)) continue;
-        float v[V];
-#pragma unroll
-        for (int i = 0; i < V; ++i) {
-          v[i] = unpacked<T, V>(xs[k], i);
-          if constexpr (kSlope) {
-            const float out = unpacked<T, V>(ys[k], i);
-            // The sum is of what is stored.
-            v[i] = to_float(from_float<T>(
-                v[i] * (act == Activation::kRelu ? float(out > 0) : out * (1 - out))));
-          }
-          sum[i] += v[i];
-        }
-        if constexpr (kSlope) store_floats<V>(at[k], v);
-      }
+          for (int i = 0; i < V; ++i) sum[i] += unpacked<T, V>(xs[k], i);
     }
-  if (!partial) return;
   // In pairs of runs: a chain of 256 of them would cost f32 as much as all its rows.
   float* mine = room[threadIdx.y * blockDim.x + threadIdx.x];
 #pragma unroll
@@ -103,36 +78,6 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.y || j >= c) return;
 #pragma unroll
   for (int i = 0; i < V; ++i) partial[int64_t(blockIdx.y) * c + j + i] = mine[i];
-}
-
-/// sums += the columns' sums of x, where they are defined; y: see the kernel.
-template <bool kSlope>
-void pass(const char* name, const Tensor& x, const Tensor& y, Activation act, const Tensor& sums) {
-  if (!x.numel()) return;
-  const auto go = [&](auto zero, auto width) {
-    using T = decltype(zero);
-    constexpr int V = decltype(width)::value;
-    const View<T> view(x);
-    const int64_t n = view.rows.n, c = view.rows.c, packs = c / V;
-    int across = 1;
-    while (across < 32 && across < packs) across *= 2;
-    const int64_t tiles = ceil_div(packs, across);
-    // About 1,024 blocks in all, and eight rows or more for each thread.
-    const int64_t parts =
-        std::clamp<int64_t>(n / (8 * (kThreads / across)), 1, ceil_div(1024, tiles));
-    const Scratch partial(sums.defined() ? parts * c * 4 : 0);
-    start_kernel(columns_kernel<T, V, kSlope>, dim3(unsigned(tiles), unsigned(parts)),
-                 dim3(unsigned(across), unsigned(kThreads / across)), 0, view, View<T>(y), act,
-                 partial.data<float>());
-    check_launch(name, x.shape());
-    add_partials(partial.data<float>(), parts, c, c, sums);
-  };
-  by_type(x, [&](auto zero) {
-    if (in_packs(x) && in_packs(y))
-      go(zero, std::integral_constant<int, 16 / int(sizeof(zero))>());
-    else
-      go(zero, std::integral_constant<int, 1>());
-  });
 }
 
 }  // namespace
@@ -151,11 +96,31 @@ void add_partials(const float* partial, int64_t parts, int64_t stride, int64_t n
 }
 
 void add_column_sums(const Tensor& x, const Tensor& sums) {
-  pass<false>("add_column_sums", x, {}, {}, sums);
-}
-
-void activation_backward(const Tensor& y, Activation act, const Tensor& dy, const Tensor& sums) {
-  pass<true>("activation_backward", dy, y, act, sums);
+  if (!x.numel()) return;
+  const auto go = [&](auto zero, auto width) {
+    using T = decltype(zero);
+    constexpr int V = decltype(width)::value;
+    const View<T> view(x);
+    const int64_t n = view.rows.n, c = view.rows.c, packs = c / V;
+    int across = 1;
+    while (across < 32 && across < packs) across *= 2;
+    const int64_t tiles = ceil_div(packs, across);
+    // About 1,024 blocks in all, and eight rows or more for each thread.
+    const int64_t parts =
+        std::clamp<int64_t>(n / (8 * (kThreads / across)), 1, ceil_div(1024, tiles));
+    const Scratch partial(parts * c * 4);
+    start_kernel(columns_kernel<T, V>, dim3(unsigned(tiles), unsigned(parts)),
+                 dim3(unsigned(across), unsigned(kThreads / across)), 0, view,
+                 partial.data<float>());
+    check_launch("add_column_sums", x.shape());
+    add_partials(partial.data<float>(), parts, c, c, sums);
+  };
+  by_type(x, [&](auto zero) {
+    if (in_packs(x))
+      go(zero, std::integral_constant<int, 16 / int(sizeof(zero))>());
+    else
+      go(zero, std::integral_constant<int, 1>());
+  });
 }
 
 }  // namespace ff::cuda

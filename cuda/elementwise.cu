@@ -33,6 +33,18 @@ struct AddColumns {
   }
 };
 
+/// dy, y = act(x)
+struct Slope {
+  static constexpr bool kByRow = false;
+  Activation act;
+  template <int V>
+  __device__ void operator()(float (&v)[2][V], int64_t, int64_t) const {
+#pragma unroll
+    for (int i = 0; i < V; ++i)
+      v[0][i] *= act == Activation::kRelu ? float(v[1][i] > 0) : v[1][i] * (1 - v[1][i]);
+  }
+};
+
 /// y, x, gate
 struct AddGated {
   static constexpr bool kByRow = false;
@@ -120,6 +132,10 @@ void add_columns(const Tensor& x, TensorList parts) {
     packed = packed && reinterpret_cast<uintptr_t>(f.part[i]) % 16 == 0;
   }
   walk<0, 0, AddColumns, 1>("add_columns", {x}, f, packed);
+}
+
+void activation_backward(const Tensor& y, Activation act, const Tensor& dy) {
+  walk<1, 0, Slope, 2>("activation_backward", {dy, y}, {act});
 }
 
 void add_gated(const Tensor& x, const Tensor& gate, const Tensor& y) {

@@ -14,6 +14,7 @@ const Kernels kTable = {
     .linear = linear,
     .activation_backward = activation_backward,
     .add_column_sums = add_column_sums,
+    .weight_gradient = weight_gradient,
     .add_columns = add_columns,
     .matmul = matmul,
     .attention = attention,

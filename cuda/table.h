@@ -24,6 +24,7 @@ Function<decltype(Kernels::pair_bias_backward)> pair_bias_backward;
 Function<decltype(Kernels::linear)> linear;
 Function<decltype(Kernels::activation_backward)> activation_backward;
 Function<decltype(Kernels::add_column_sums)> add_column_sums;
+Function<decltype(Kernels::weight_gradient)> weight_gradient;
 Function<decltype(Kernels::add_columns)> add_columns;
 Function<decltype(Kernels::matmul)> matmul;
 Function<decltype(Kernels::attention)> attention;

@@ -90,11 +90,14 @@ struct Kernels {
   /// (it may be y); y may be f32 where x and w are bf16. bias is f32, or on a GPU of y's dtype.
   void (*linear)(const Tensor& x, const Tensor& w, const Tensor& bias, Activation act,
                  const Tensor& base, const Tensor& y);
-  /// dy *= act'(x), from y = act(x); then sums[c] += sum_r dy[r, c], where it is defined.
-  void (*activation_backward)(const Tensor& y, Activation act, const Tensor& dy,
-                              const Tensor& sums);
+  /// dy *= act'(x), from y = act(x).
+  void (*activation_backward)(const Tensor& y, Activation act, const Tensor& dy);
   /// sums[c] += sum_r x[r, c], in a fixed order.
   void (*add_column_sums)(const Tensor& x, const Tensor& sums);
+  /// parts[i] [c, n / parts] += x^T dy's columns of it, sums += the sums of dy's last columns: the
+  /// gradients of the weights of layers that lie beside each other and of their biases, contiguous;
+  /// each may be undefined. x [.., c], dy [.., n].
+  void (*weight_gradient)(const Tensor& x, const Tensor& dy, TensorList parts, const Tensor& sums);
   /// parts[i] [rows, n] += columns i n to (i + 1) n of x, f32, where it is defined; all are
   /// contiguous.
   void (*add_columns)(const Tensor& x, TensorList parts);

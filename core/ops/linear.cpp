@@ -43,29 +43,37 @@ void input_backward(const Var& x, const Tensor& w, const Tensor& dy) {
   }
 }
 
-/// dw [c, n] = base + x^T dy, without a base where it is undefined; it may be dw.
-void weight_gradient(const Var& x, const Tensor& dy, const Tensor& base, const Tensor& dw) {
-  const Tensor to = dw.view({1, x.size(-1), dy.size(-1)}), batches = as_batches(x.value()),
-               dys = dy.view({batches.size(0), batches.size(1), dy.size(-1)});
-  for (int64_t i = 0; i < batches.size(0); ++i)
-    kernels(dy.device())
-        .linear(batches.narrow(0, i, 1).transpose(1, 2), dys.narrow(0, i, 1), {}, Activation::kNone,
-                i      ? to
-                : base ? base.view(to.shape())
-                       : base,
-                to);
-}
-
 /// dx, dw and db (the sum of dy's rows) are added to where they are wanted.
 void products_backward(const Var& x, const Var& w, const Var& b, const Tensor& dy) {
   input_backward(x, w.value(), dy);
-  if (const Tensor dw = w.grad_into()) weight_gradient(x, dy, dw, dw);
-  if (b)
-    if (const Tensor db = b.grad_into())
-      kernels(dy.device()).add_column_sums(dy.view({-1, dy.size(-1)}), db.view({-1}));
+  const Tensor dw = w.grad_into(), db = b ? b.grad_into() : Tensor();
+  if (dw || db) kernels(dy.device()).weight_gradient(x.value(), dy, {&dw, 1}, db);
 }
 
 }  // namespace
+
+void weight_gradient_by_products(const Tensor& x, const Tensor& dy, TensorList parts,
+                                 const Tensor& sums) {
+  const Kernels& k = kernels(dy.device());
+  const int64_t c = x.size(-1), n = dy.size(-1);
+  const Tensor rows = dy.view({-1, n}), batches = as_batches(x),
+               dys = dy.view({batches.size(0), batches.size(1), n});
+  const bool joined = parts.size() > 1;
+  const Dtype summed = dy.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32;
+  const Tensor dw = joined     ? Tensor::empty({1, c, n}, summed, dy.device())
+                    : parts[0] ? parts[0].view({1, c, n})
+                               : Tensor();
+  if (dw)
+    for (int64_t i = 0; i < batches.size(0); ++i)
+      k.linear(batches.narrow(0, i, 1).transpose(1, 2), dys.narrow(0, i, 1), {}, Activation::kNone,
+               i || !joined ? dw : Tensor(), dw);
+  if (joined) {
+    std::vector<Tensor> to;
+    for (const Tensor& part : parts) to.push_back(part ? part.view({c, -1}) : part);
+    k.add_columns(dw.view({c, n}), to);
+  }
+  if (sums) k.add_column_sums(rows.narrow(1, n - sums.numel(), sums.numel()), sums.view({-1}));
+}
 
 Var linear(const Var& x, const Var& w, const Var& b, Activation act) {
   const Tensor& xv = x.value();
@@ -82,16 +90,14 @@ Var linear(const Var& x, const Var& w, const Var& b, Activation act) {
   const Tensor kept = act == Activation::kNone ? Tensor() : y;
   return result("linear", y, {&x, &w, &b}, [x = Kept(x), w, b, act, kept](const Tensor& dy) {
     // dy is the node's own: nobody reads it afterwards.
-    if (!kept) return products_backward(x.get(), w, b, dy);
-    const Tensor db = b ? b.grad_into() : Tensor();
-    kernels(dy.device()).activation_backward(kept, act, dy, db ? db.view({-1}) : Tensor());
-    products_backward(x.get(), w, {}, dy);
+    if (kept) kernels(dy.device()).activation_backward(kept, act, dy);
+    products_backward(x.get(), w, b, dy);
   });
 }
 
 Var linear_joined(const Var& x, const Tensor& w, const Tensor& b, const Vars& parts,
                   const Var& last_b) {
-  const int64_t c = x.size(-1), many = int64_t(parts.size()), n = w.numel() / c;
+  const int64_t c = x.size(-1), n = w.numel() / c;
   Dims shape;
   for (int i = 0; i + 1 < x.rank(); ++i) shape.push_back(x.size(i));
   for (int i = 1; i < w.rank(); ++i) shape.push_back(w.size(i));
@@ -102,21 +108,13 @@ Var linear_joined(const Var& x, const Tensor& w, const Tensor& b, const Vars& pa
   if (record)
     Tape::current()->record(
         out,
-        [kept = Kept(x), w, parts, last_b, many, c, n](const std::vector<Tensor>& given) {
+        [kept = Kept(x), w, parts, last_b, n](const std::vector<Tensor>& given) {
           const Var x = kept.get();
           const Tensor dy = given[0].view({-1, n});
-          const Kernels& k = kernels(dy.device());
           input_backward(x, w, dy);
-          const Tensor dw = Tensor::empty({c, n}, Dtype::f32, dy.device());
-          weight_gradient(x, dy, {}, dw);
           std::vector<Tensor> dws;
-          for (const Var& part : parts) {
-            const Tensor to = part.grad_into();
-            dws.push_back(to ? to.view({c, n / many}) : to);
-          }
-          k.add_columns(dw, dws);
-          if (const Tensor db = last_b.grad_into())
-            k.add_column_sums(dy.narrow(1, n - n / many, n / many), db.view({n / many}));
+          for (const Var& part : parts) dws.push_back(part.grad_into());
+          kernels(dy.device()).weight_gradient(x.value(), dy, dws, last_b.grad_into());
         },
         "linear_joined");
   return out[0];

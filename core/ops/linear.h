@@ -28,4 +28,8 @@ Var linear_add(const Var& residual, const Var& x, const Var& w, const Var& b);
 /// without bias.
 Var linear_channels_first(const Var& x, const Var& w);
 
+/// Kernels::weight_gradient by the other kernels of dy's device.
+void weight_gradient_by_products(const Tensor& x, const Tensor& dy, TensorList parts,
+                                 const Tensor& sums);
+
 }  // namespace ff

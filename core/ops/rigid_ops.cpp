@@ -146,7 +146,7 @@ Var relu(const Var& x) {
   const Tensor out = like("relu", x, x.shape());
   kernels(out.device()).relu(x.value(), out);
   return result("relu", out, {&x}, [=](const Tensor& dy) {
-    kernels(dy.device()).activation_backward(out, Activation::kRelu, dy, {});
+    kernels(dy.device()).activation_backward(out, Activation::kRelu, dy);
     hand_over(x, dy);
   });
 }

@@ -189,7 +189,7 @@ void add_gated_backward(const Tensor& x, const Tensor& gate, const Tensor& dy, c
   });
 }
 
-void activation_backward(const Tensor& y, Activation act, const Tensor& dy, const Tensor& sums) {
+void activation_backward(const Tensor& y, Activation act, const Tensor& dy) {
   by_type(y, [&](auto t) {
     using T = decltype(t);
     using A = Acc<T>;
@@ -204,7 +204,6 @@ void activation_backward(const Tensor& y, Activation act, const Tensor& dy, cons
       }
     }
   });
-  if (sums.defined()) add_column_sums(dy, sums);
 }
 
 void add_column_sums(const Tensor& x, const Tensor& sums) {

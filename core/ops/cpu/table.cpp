@@ -1,6 +1,8 @@
 // The table of one instruction set's CPU kernels.
 #include "core/ops/cpu/table.h"
 
+#include "core/ops/linear.h"
+
 namespace ff::cpu::FF_ISA {
 namespace {
 
@@ -28,6 +30,7 @@ const Kernels kTable = {
     .linear = linear,
     .activation_backward = activation_backward,
     .add_column_sums = add_column_sums,
+    .weight_gradient = weight_gradient_by_products,
     .add_columns = add_columns,
     .matmul = matmul,
     .attention = attention,

@@ -12,7 +12,7 @@ extern const Kernels kTable;
 void layer_norm(const Tensor& x, const Tensor& scale, const Tensor& offset, const Tensor& y);
 void layer_norm_backward(const Tensor& x, const Tensor& scale, const Tensor& dy, const Tensor& dx,
                          const Tensor& dscale, const Tensor& doffset);
-void activation_backward(const Tensor& y, Activation act, const Tensor& dy, const Tensor& sums);
+void activation_backward(const Tensor& y, Activation act, const Tensor& dy);
 void add_column_sums(const Tensor& x, const Tensor& sums);
 void add_columns(const Tensor& x, TensorList parts);
 void add_gated_backward(const Tensor& x, const Tensor& gate, const Tensor& dy, const Tensor& dx,
