@@ -1,6 +1,7 @@
-// Outer product mean, and its gradients: the outer products of some rows i at a time, as [d, c, i,
-// j]. So they are one batch of matrix products, whose result the next product reads as it lies. So
-// does their gradient's, as [i, c, d, j]: one product over i and c, and one over d and j.
+// Outer product mean, and its gradients: the outer products of some columns j at a time, as [c, d,
+// j, i]. So they are one batch of matrix products, whose result the next product reads as it lies,
+// with w as it lies. So does their gradient's, as [j, d, c, i]: one product over j and d, and one
+// over c and i.
 #include <algorithm>
 
 #include "cuda/table.h"
@@ -11,7 +12,7 @@ namespace {
 
 /// Elements of the outer products that exist at a time. Fewer would stay in the L2 cache, but
 /// products of a quarter are slower (4 x 15 us, not 47, of 128 x 256 on an H200); and the backward
-/// rounds its sums once for each range of rows.
+/// rounds its sums once for each range of columns.
 constexpr int64_t kMost = int64_t(1) << 26;
 
 /// z, the residual, update; rows are pairs.
@@ -40,53 +41,152 @@ struct DivideByNorm {
   }
 };
 
-/// The operands of a range of rows after the other.
-struct Ranges {
-  Ranges(const Tensor& left_, const Tensor& right, const Tensor& w)
-      : left(left_),
-        n_seq(left.size(0)),
+constexpr int kTile = 32, kTurnThreads = 128;
+
+/// The matrices of a batch, nullptr for none.
+template <class T>
+struct Matrices {
+  explicit Matrices(const Tensor& t) : at(data_or_null<T>(t)) {
+    if (at) batch = t.stride(-3), row = t.stride(-2);
+  }
+  T* at;
+  int64_t batch = 0, row = 0;
+};
+
+/// x [batch, rows, columns] goes transposed to `turned` [batch, columns, rows], or in ranges of
+/// rows [ranges, batch, columns, step], and as it is to `same` [batch, rows, columns]; either may
+/// be undefined. Where there is room for more rows they are zeros; rows and columns of x that there
+/// is no room for are left out.
+template <class T, class From>
+struct Turn {
+  Turn(const Tensor& x, const Tensor& turned, const Tensor& same)
+      : from(x), to(turned), straight(same), rows(int(x.size(1))), columns(int(x.size(2))) {
+    if (turned.defined()) {
+      step = padded = int(turned.size(-1));
+      columns = int(turned.size(-2));
+      if (turned.rank() == 4) {
+        padded *= int(turned.size(0));
+        range = turned.stride(0);
+      }
+    } else if (same.defined()) {
+      padded = int(same.size(1));
+    }
+    down = int(ceil_div(padded, kTile));
+    across = int(ceil_div(columns, kTile));
+    tiles = x.size(0) * down * across;
+  }
+  Matrices<From> from;
+  Matrices<T> to, straight;
+  int rows, columns, step = 1, padded = 0, down, across;
+  int64_t range = 0, tiles;
+};
+
+/// As many of V neighbours as there are.
+template <int V, class T>
+__device__ __forceinline__ void load_some(const T* p, int count, float (&v)[V]) {
+  if (count >= V && reinterpret_cast<uintptr_t>(p) % 16 == 0) return load_floats<V>(p, v);
+#pragma unroll
+  for (int i = 0; i < V; ++i) v[i] = i < count ? to_float(p[i]) : 0.0f;
+}
+template <int V, class T>
+__device__ __forceinline__ void store_some(T* p, int count, const float (&v)[V]) {
+  if (count >= V && reinterpret_cast<uintptr_t>(p) % 16 == 0) return store_floats<V>(p, v);
+#pragma unroll
+  for (int i = 0; i < V; ++i)
+    if (i < count) p[i] = from_float<T>(v[i]);
+}
+
+template <class T, class From>
+__device__ __forceinline__ void turn(const Turn<T, From>& t) {
+  constexpr int V = 16 / int(sizeof(T)), kPacks = kTile / V;
+  __shared__ T tile[kTile][kTile + 2];
+  if (blockIdx.x >= t.tiles) return;
+  const int b0 = int(blockIdx.x % t.across) * kTile,
+            a0 = int(blockIdx.x / t.across % t.down) * kTile;
+  const int64_t batch = blockIdx.x / t.across / t.down;
+  for (int e = threadIdx.x; e < kTile * kPacks; e += kTurnThreads) {
+    const int y = e / kPacks, x = e % kPacks * V, a = a0 + y, b = b0 + x;
+    float v[V];
+    load_some(t.from.at + batch * t.from.batch + a * t.from.row + b, a < t.rows ? t.columns - b : 0,
+              v);
+    if (t.straight.at && a < t.padded)
+      store_some(t.straight.at + batch * t.straight.batch + a * t.straight.row + b, t.columns - b,
+                 v);
+#pragma unroll
+    for (int i = 0; i < V; ++i) tile[y][x + i] = from_float<T>(v[i]);
+  }
+  if (!t.to.at) return;
+  __syncthreads();
+  for (int e = threadIdx.x; e < kTile * kPacks; e += kTurnThreads) {
+    const int y = e / kPacks, x = e % kPacks * V, a = a0 + x, b = b0 + y;
+    if (b >= t.columns) continue;
+    float v[V];
+#pragma unroll
+    for (int i = 0; i < V; ++i) v[i] = to_float(tile[x + i][y]);
+    store_some(t.to.at + a / t.step * t.range + batch * t.to.batch + b * t.to.row + a % t.step,
+               t.padded - a, v);
+  }
+}
+
+/// Blocks of a tile each: (x, 0) of the first matrices, (x, 1) of the second.
+template <class T, class From>
+__global__ void __launch_bounds__(kTurnThreads)
+    turn_kernel(const __grid_constant__ Turn<T, From> first,
+                const __grid_constant__ Turn<T, T> second) {
+  after_earlier();
+  if (blockIdx.y)
+    turn(second);
+  else
+    turn(first);
+}
+
+template <class T, class From>
+void launch_turns(const Turn<T, From>& first, const Turn<T, T>& second) {
+  const int64_t blocks = std::max(first.tiles, second.tiles);
+  if (!blocks) return;
+  start_kernel(turn_kernel<T, From>, dim3(unsigned(blocks), 2), kTurnThreads, 0, first, second);
+  check_launch("outer_product_mean", blocks, " tiles");
+}
+
+/// The operands, with rows of whole 16 bytes, which the matrix units want.
+struct Operands {
+  Operands(const Tensor& left, const Tensor& right, const Tensor& w, bool backward)
+      : n_seq(left.size(0)),
         n_i(left.size(1)),
         n_j(right.size(1)),
         c(left.size(2)),
         d(right.size(2)),
         c_z(w.size(2)),
-        // Rows of whole 16 bytes, which the matrix units want.
-        padded(ceil_div(n_j, 8) * 8),
-        right_t(padded == n_j ? room({n_seq, d, padded}) : zeros({n_seq, d, padded}, left)) {
-    right_t.narrow(2, 0, n_j).copy_from(right.transpose(1, 2));
-    const int64_t rows = std::max<int64_t>(1, kMost / (padded * c * d));
-    step = ceil_div(n_i, ceil_div(n_i, rows));
-    products = room({step * padded * c * d});
-    // All whole ranges in one launch.
-    const int64_t whole = n_i / step;
-    lefts = left.narrow(1, 0, whole * step).view({n_seq, whole, step, c});
-    lefts = lefts.transpose(0, 1).transpose(2, 3).contiguous().view({whole, n_seq, c * step});
+        padded(ceil_div(n_i, 8) * 8) {
+    const int64_t most = std::max<int64_t>(1, kMost / (padded * c * d * 8)) * 8;
+    ranges = ceil_div(n_j, most);
+    step = ceil_div(ceil_div(n_j, ranges), 8) * 8;
+    left_t = like(left, {n_seq, c, padded});
+    right_t = like(left, {ranges, n_seq, d, step});
+    if (backward) right_flat = like(left, {n_seq, ranges * step, d});
+    products = like(left, {step * padded * c * d});
+    by_type(left, [&](auto zero) {
+      using T = decltype(zero);
+      launch_turns<T, T>({left, left_t, {}}, {right, right_t, right_flat});
+    });
   }
-  Tensor room(const Dims& shape) const { return Tensor::empty(shape, left.dtype(), left.device()); }
-  /// Of another tensor's dtype: gradients may be f32 where the operands are bf16.
-  static Tensor zeros(const Dims& shape, const Tensor& like) {
-    return Tensor::zeros(shape, like.dtype(), like.device());
+  static Tensor like(const Tensor& t, const Dims& shape) {
+    return Tensor::empty(shape, t.dtype(), t.device());
   }
-  /// left [1, n_seq, c n] of rows i to i + n, a range.
-  Tensor left_t(int64_t i, int64_t n) const {
-    if (n == step) return lefts.narrow(0, i / step, 1);
-    return left.narrow(1, i, n).transpose(1, 2).contiguous().view({1, n_seq, c * n});
+  static Tensor zeros(const Tensor& t, const Dims& shape) {
+    return Tensor::zeros(shape, t.dtype(), t.device());
   }
-  Tensor of(int64_t n, const Dims& shape) const {
-    return products.narrow(0, 0, n * padded * c * d).view(shape);
-  }
-  /// The outer products of n rows, channels of right outermost, or one row for each two channels.
-  Tensor by_d(int64_t n) const { return of(n, {d, c * n, padded}); }
-  Tensor by_channels(int64_t n) const { return of(n, {1, d * c, n * padded}); }
-
-  void multiply(const Tensor& l, int64_t n) const {
-    matmul(l.transpose(1, 2), right_t.transpose(0, 1), by_d(n));
+  /// How many columns of range k there are.
+  int64_t count(int64_t k) const { return std::min(step, n_j - k * step); }
+  /// The outer products of range k: one row for each two channels.
+  Tensor multiply(int64_t k) const {
+    matmul(right_t.narrow(0, k, 1).view({1, n_seq, d * step}).transpose(1, 2),
+           left_t.transpose(0, 1), products.view({c, d * step, padded}));
+    return products.view({1, c * d, step * padded});
   }
 
-  const Tensor& left;
-  int64_t n_seq, n_i, n_j, c, d, c_z, padded;
-  Tensor right_t, products, lefts;
-  int64_t step = 0;
+  int64_t n_seq, n_i, n_j, c, d, c_z, padded, ranges, step;
+  Tensor left_t, right_t, right_flat, products;
 };
 
 }  // namespace
@@ -94,67 +194,68 @@ struct Ranges {
 void outer_product_mean(const Tensor& left, const Tensor& right, const Tensor& w, const Tensor& b,
                         const Tensor& norm, const Tensor& residual, const Tensor& z) {
   if (!z.numel()) return;
-  const Ranges r(left, right, w);
-  const Tensor weights = w.transpose(0, 1).contiguous().view({1, r.d * r.c, r.c_z});
-  const Tensor updates = r.room({r.step, r.padded, r.c_z});
-  for (int64_t i = 0; i < r.n_i; i += r.step) {
-    const int64_t n = std::min(r.step, r.n_i - i);
-    const Tensor update = updates.narrow(0, 0, n);
-    r.multiply(r.left_t(i, n), n);
-    linear(r.by_channels(n).transpose(1, 2), weights, b, Activation::kNone, {},
-           update.view({1, n * r.padded, r.c_z}));
-    walk<1, 1, AddMean, 3>(
-        "outer_product_mean",
-        {z.narrow(0, i, n), residual.narrow(0, i, n), update.narrow(1, 0, r.n_j)},
-        {View<float>(norm.narrow(0, i, n).unsqueeze(-1))});
+  const Operands o(left, right, w, false);
+  const Tensor weights = w.contiguous().view({1, o.c * o.d, o.c_z});
+  const Tensor update = o.like(left, {o.step, o.padded, o.c_z});
+  for (int64_t k = 0; k < o.ranges; ++k) {
+    linear(o.multiply(k).transpose(1, 2), weights, b, Activation::kNone, {},
+           update.view({1, o.step * o.padded, o.c_z}));
+    const auto columns = [&](const Tensor& t) { return t.narrow(1, k * o.step, o.count(k)); };
+    walk<1, 1, AddMean, 3>("outer_product_mean",
+                           {columns(z), columns(residual),
+                            update.narrow(0, 0, o.count(k)).narrow(1, 0, o.n_i).transpose(0, 1)},
+                           {View<float>(columns(norm).unsqueeze(-1))});
   }
 }
 
 void outer_product_mean_backward(const Tensor& left, const Tensor& right, const Tensor& w,
                                  const Tensor& norm, const Tensor& dout, const Tensor& dleft,
                                  const Tensor& dright, const Tensor& dw, const Tensor& db) {
-  if (!dout.numel()) return;
-  const Tensor dz = Tensor::empty(dout.shape(), dout.dtype(), dout.device());
-  walk<1, 1, DivideByNorm, 2>("outer_product_mean_backward", {dz, dout},
+  if (!dout.numel()) {
+    for (const Tensor& t : {dleft, dright})
+      if (t.defined()) t.copy_from(Operands::zeros(t, t.shape()));
+    return;
+  }
+  const Operands o(left, right, w, true);
+  const int64_t columns = o.ranges * o.step;
+  const Dims pairs{columns, o.padded, o.c_z};
+  const Tensor dz =
+      columns == o.n_j && o.padded == o.n_i ? o.like(dout, pairs) : o.zeros(dout, pairs);
+  walk<1, 1, DivideByNorm, 2>("outer_product_mean_backward",
+                              {dz.narrow(0, 0, o.n_j).narrow(1, 0, o.n_i).transpose(0, 1), dout},
                               {View<float>(norm.unsqueeze(-1))});
-  if (db.defined()) add_column_sums(dz.view({-1, dz.size(2)}), db);
-  if (!left.numel() || !right.numel()) return;
-  const Ranges r(left, right, w);
-  const auto add_product = [](const Tensor& x, const Tensor& y, const Tensor& to) {
-    linear(x, y, {}, Activation::kNone, to, to);
-  };
-  const Tensor dw_t = dw.defined() ? r.zeros({1, r.d * r.c, r.c_z}, dw) : Tensor(),
-               dright_t =
-                   dright.defined() ? r.zeros({1, r.n_seq, r.d * r.padded}, dright) : Tensor(),
-               dleft_flat = dleft.defined() ? Tensor::empty({1, r.n_seq, r.n_i * r.c},
-                                                            dleft.dtype(), dleft.device())
-                                            : Tensor(),
-               left_flat = left.contiguous().view({1, r.n_seq, r.n_i * r.c}),
-               w_flat = w.contiguous().view({1, r.c * r.d, r.c_z});
-  for (int64_t i = 0; i < r.n_i; i += r.step) {
-    const int64_t n = std::min(r.step, r.n_i - i);
-    Tensor g = dz.narrow(0, i, n);
-    if (r.padded != r.n_j) {
-      g = r.zeros({n, r.padded, r.c_z}, dz);
-      g.narrow(1, 0, r.n_j).copy_from(dz.narrow(0, i, n));
-    }
+  if (db.defined()) add_column_sums(dz.view({-1, o.c_z}), db);
+  const Tensor w_t = w.transpose(0, 1).contiguous().view({1, o.d * o.c, o.c_z});
+  // As the products leave them; in f32 where several ranges are summed.
+  const Tensor to_left = Tensor::empty({o.n_seq, o.c, o.padded},
+                                       o.ranges == 1 ? left.dtype() : Dtype::f32, left.device()),
+               to_right = o.like(right, {o.n_seq, columns, o.d});
+  const auto flat = [&](const Tensor& t) { return t.view({1, o.n_seq, t.size(1) * t.size(2)}); };
+  for (int64_t k = 0; k < o.ranges; ++k) {
+    const Tensor g = dz.narrow(0, k * o.step, o.step);
     if (dw.defined()) {
-      r.multiply(r.left_t(i, n), n);
-      add_product(r.by_channels(n), g.view({1, n * r.padded, r.c_z}), dw_t);
+      const Tensor to = dw.view({1, o.c * o.d, o.c_z});
+      linear(o.multiply(k), g.view({1, o.step * o.padded, o.c_z}), {}, Activation::kNone, to, to);
     }
     if (!dleft.defined() && !dright.defined()) continue;
     // The gradient of the outer products, in their place.
-    const Tensor outer = r.of(n, {1, n * r.c, r.d * r.padded});
-    matmul(w_flat, g.transpose(1, 2), outer.view({n, r.c * r.d, r.padded}));
-    if (dright.defined()) add_product(left_flat.narrow(2, i * r.c, n * r.c), outer, dright_t);
+    const Tensor outer = o.products.view({1, o.step * o.d, o.c * o.padded});
+    const auto own = [&](const Tensor& t) {
+      return flat(t).narrow(2, k * o.step * o.d, o.step * o.d);
+    };
+    matmul(w_t, g.transpose(1, 2), outer.view({o.step, o.d * o.c, o.padded}));
+    if (dright.defined()) matmul(flat(o.left_t), outer.transpose(1, 2), own(to_right));
     if (dleft.defined())
-      matmul(r.right_t.view({1, r.n_seq, r.d * r.padded}), outer.transpose(1, 2),
-             dleft_flat.narrow(2, i * r.c, n * r.c));
+      linear(own(o.right_flat), outer, {}, Activation::kNone, k ? flat(to_left) : Tensor(),
+             flat(to_left));
   }
-  if (dleft.defined()) add(dleft_flat.view(left.shape()), dleft);
-  if (dw.defined()) add(dw_t.view({r.d, r.c, r.c_z}).transpose(0, 1), dw);
-  if (dright.defined())
-    add(dright_t.view(r.right_t.shape()).narrow(2, 0, r.n_j).transpose(1, 2).contiguous(), dright);
+  by_type(left, [&](auto zero) {
+    using T = decltype(zero);
+    const auto leave = [&](auto sum) {
+      launch_turns<T, decltype(sum)>({to_left, dleft, {}}, {to_right, {}, dright});
+    };
+    o.ranges == 1 ? leave(zero) : leave(float());
+  });
 }
 
 }  // namespace ff::cuda

@@ -76,13 +76,14 @@ class Forms {
   ModuleMemory outer_product_mean(int64_t s, int64_t n, int64_t c_m, int64_t c, int64_t c_z) const {
     const int64_t rows = own(n), x = e * s * rows * c_m, left = e * s * rows * c,
                   right = e * s * n * c, z = e * rows * n * c_z, norm = f * rows * n,
-                  // The CPU's products of one row; the GPU's of many, with the sides' copies.
+                  most = int64_t(1) << 26, all = rows * n * c * c,
+                  // The CPU's products of one row and one side's sums; the GPU's of many, the
+                  // sides' copies, and their gradients' as products leave them.
         products =
-            gpu ? e * std::min<int64_t>(rows * n * c * c, int64_t(1) << 26) + left + 3 * right
-                : e * n * c * c + norm;
-    const int64_t wide = e == 2 ? 2 * right : 0;
+            gpu ? e * std::min(all, most) + 2 * left + 3 * right + (e == 2 && all > most ? left : 0)
+                : e * n * c * c + norm + (e == 2 ? 2 : 1) * right;
     return {"outer_product_mean", true, x + left + right + norm + z,
-            x + 2 * left + 2 * right + wide + norm + 2 * z + products + converted(right, 0)};
+            x + 2 * left + 2 * right + norm + 2 * z + products + converted(right, 0)};
   }
 
   /// Of `rows` x n pairs of c channels, t in the product. Keeps three times the norm, the gate and

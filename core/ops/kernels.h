@@ -167,7 +167,7 @@ struct Kernels {
   void (*outer_product_mean)(const Tensor& left, const Tensor& right, const Tensor& w,
                              const Tensor& b, const Tensor& norm, const Tensor& residual,
                              const Tensor& z);
-  /// Its gradients, added; each of the last four may be undefined.
+  /// Its gradients, the sides' written, the others added; each of the last four may be undefined.
   void (*outer_product_mean_backward)(const Tensor& left, const Tensor& right, const Tensor& w,
                                       const Tensor& norm, const Tensor& dz, const Tensor& dleft,
                                       const Tensor& dright, const Tensor& dw, const Tensor& db);

@@ -21,11 +21,18 @@ Var outer_product_mean(const Var& residual, const Var& left, const Var& right, c
   return result("outer_product_mean", z, {&residual, &left, &right, &w, &b},
                 [left, right, w, b, norm, r = residual.gradient_only()](const Tensor& dz) {
                   hand_over(r, dz);
-                  const Gradient dright(right);  // of which every row i adds to all
+                  const auto room = [](const Var& x) {
+                    const Tensor& like = x.value();
+                    return x.requires_grad()
+                               ? Tensor::empty(like.shape(), like.dtype(), like.device())
+                               : Tensor();
+                  };
+                  const Tensor dleft = room(left), dright = room(right);
                   kernels(dz.device())
                       .outer_product_mean_backward(left.value(), right.value(), w.value(), norm, dz,
-                                                   left.grad_into(), dright, w.grad_into(),
-                                                   b.grad_into());
+                                                   dleft, dright, w.grad_into(), b.grad_into());
+                  hand_over(left, dleft);
+                  hand_over(right, dright);
                 });
 }
 

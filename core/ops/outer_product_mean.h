@@ -6,10 +6,11 @@
 namespace ff {
 
 /// residual[i,j,:] + (sum_{c,d} (sum_s left[s,i,c] right[s,j,d]) w[c,d,:] + b) / (1e-3 + norm[i,j])
-/// left      [n_seq, n_i, c]   right [n_seq, n_j, d]   already masked, contiguous but for a
-/// narrowed n_i w         [c, d, c_z]       same dtype;  b [c_z] f32 norm      [n_i, n_j] f32
-/// (f64): sum_s mask[s,i] mask[s,j] residual  [n_i, n_j, c_z]   under NoGrad overwritten The [n_i,
-/// n_j, c, d] product exists a few rows at a time.
+/// left      [n_seq, n_i, c]   right [n_seq, n_j, d]   already masked
+/// w         [c, d, c_z]       same dtype;  b [c_z] f32
+/// norm      [n_i, n_j]        f32 (f64): sum_s mask[s,i] mask[s,j]
+/// residual  [n_i, n_j, c_z]   under NoGrad overwritten
+/// The [n_i, n_j, c, d] product exists a few rows, on a GPU columns, at a time.
 Var outer_product_mean(const Var& residual, const Var& left, const Var& right, const Var& w,
                        const Var& b, const Tensor& norm);
 

@@ -18,13 +18,17 @@ void outer_product_mean(const Tensor& left, const Tensor& right, const Tensor& w
     const Tensor outer = Tensor::empty({block * c, n_j * d}, left.dtype());
     const Tensor ordered = Tensor::empty({block * n_j, c * d}, left.dtype());
     const Tensor update = Tensor::empty({block * n_j, c_z}, left.dtype());
-    const Tensor right_2d = right.view({n_seq, n_j * d}).unsqueeze(0);
+    const Tensor right_2d = right.contiguous().view({n_seq, n_j * d}).unsqueeze(0);
     const Tensor weights = w.view({c * d, c_z}).unsqueeze(0);
     for (int64_t i0 = 0; i0 < n_i; i0 += block) {
       const int64_t rows = n_i - i0 < block ? n_i - i0 : block;
       const Tensor o = outer.narrow(0, 0, rows * c);
-      gemm(left.narrow(1, i0, rows).view({n_seq, rows * c}).transpose(0, 1).unsqueeze(0), right_2d,
-           {}, o.unsqueeze(0));
+      gemm(left.narrow(1, i0, rows)
+               .contiguous()
+               .view({n_seq, rows * c})
+               .transpose(0, 1)
+               .unsqueeze(0),
+           right_2d, {}, o.unsqueeze(0));
       // [i, c, j, d] -> [i, j, c, d]
       const T* from = o.data<T>();
       T* to = ordered.data<T>();
@@ -74,6 +78,11 @@ void outer_product_mean_backward(const Tensor& left, const Tensor& right, const 
   const auto add_product = [&](const Tensor& x, const Tensor& y, const Tensor& to) {
     gemm(x, y, {}, to, Activation::kNone, true);
   };
+  // To which every row i adds.
+  const Tensor dright_sum =
+      dright.defined()
+          ? Tensor::zeros(right.shape(), right.dtype() == Dtype::bf16 ? Dtype::f32 : right.dtype())
+          : Tensor();
   for (int64_t i = 0; i < left.size(1); ++i) {
     const Tensor li = left.select(1, i), g = dz.narrow(0, i, 1);  // [n_seq, c], [1, n_j, c_z]
     if (dw.defined()) {
@@ -83,11 +92,12 @@ void outer_product_mean_backward(const Tensor& left, const Tensor& right, const 
     if (!dleft.defined() && !dright.defined()) continue;
     gemm(g, w.transpose(1, 2), {}, product);
     if (dleft.defined())
-      add_product(rows.unsqueeze(0), flat.transpose(0, 1).unsqueeze(0),
-                  dleft.select(1, i).unsqueeze(0));
+      gemm(rows.unsqueeze(0), flat.transpose(0, 1).unsqueeze(0), {},
+           dleft.select(1, i).unsqueeze(0));
     if (dright.defined())
-      add_product(li.unsqueeze(0), flat.unsqueeze(0), dright.view({1, n_seq, n_j * d}));
+      add_product(li.unsqueeze(0), flat.unsqueeze(0), dright_sum.view({1, n_seq, n_j * d}));
   }
+  if (dright.defined()) dright.copy_from(dright_sum);
 }
 
 }  // namespace ff::cpu::FF_ISA
