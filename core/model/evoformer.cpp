@@ -116,9 +116,10 @@ Var attention_add(const Scope& scope, const Var& residual, Var x_q, const Var& x
   };
   Var o;
   if (scope.has("qkvg_w")) {
-    const Var all = linear_joined(
-        x_q, scope["qkvg_w"].value(), scope["qkvg_b"].value(),
-        {scope["query_w"], scope["key_w"], scope["value_w"], scope["gating_w"]}, scope["gating_b"]);
+    const Var all =
+        linear_joined(x_q, scope["qkvg_w"].value(), scope["qkvg_b"].value(),
+                      {scope["query_w"], scope["key_w"], scope["value_w"], scope["gating_w"]},
+                      {scope["gating_b"]});
     o = attention(all, awaited(), mask, along);
   } else {
     const Var &from = x_m ? x_m : x_q, q = heads(x_q, scope["query_w"]),

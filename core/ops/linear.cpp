@@ -96,25 +96,43 @@ Var linear(const Var& x, const Var& w, const Var& b, Activation act) {
 }
 
 Var linear_joined(const Var& x, const Tensor& w, const Tensor& b, const Vars& parts,
-                  const Var& last_b) {
+                  const Vars& biases, const Tensor& mask) {
   const int64_t c = x.size(-1), n = w.numel() / c;
   Dims shape;
   for (int i = 0; i + 1 < x.rank(); ++i) shape.push_back(x.size(i));
   for (int i = 1; i < w.rank(); ++i) shape.push_back(w.size(i));
   const Tensor y = linear(x.value(), w.view({c, n}), b.view({n})).value().view(shape);
-  bool record = recording({&x, &last_b});
-  for (const Var& part : parts) record = record || recording({&part});
+  const auto scale = [mask, n](const Tensor& t) {
+    if (!mask) return;
+    Dims rows = mask.shape();
+    rows.push_back(n);
+    kernels(t.device()).scale_rows(mask, t.view(rows));
+  };
+  scale(y);
+  bool record = recording({&x});
+  for (const Vars* leaves : {&parts, &biases})
+    for (const Var& leaf : *leaves) record = record || recording({&leaf});
   Vars out{Var(y)};
   if (record)
     Tape::current()->record(
         out,
-        [kept = Kept(x), w, parts, last_b, n](const std::vector<Tensor>& given) {
+        [kept = Kept(x), w, parts, biases, scale, n](const std::vector<Tensor>& given) {
           const Var x = kept.get();
+          scale(given[0]);  // the node's own: nobody reads it afterwards
           const Tensor dy = given[0].view({-1, n});
           input_backward(x, w, dy);
-          std::vector<Tensor> dws;
+          const Kernels& k = kernels(dy.device());
+          const int64_t width = n / int64_t(parts.size()), count = int64_t(biases.size());
+          std::vector<Tensor> dws, dbs;
           for (const Var& part : parts) dws.push_back(part.grad_into());
-          kernels(dy.device()).weight_gradient(x.value(), dy, dws, last_b.grad_into());
+          for (const Var& bias : biases) {
+            const Tensor db = bias.grad_into();
+            dbs.push_back(db ? db.view({1, width}) : db);
+          }
+          const Tensor sums =
+              count == 1 ? dbs[0] : Tensor::zeros({1, count * width}, Dtype::f32, dy.device());
+          k.weight_gradient(x.value(), dy, dws, sums);
+          if (count > 1) k.add_columns(sums, dbs);
         },
         "linear_joined");
   return out[0];

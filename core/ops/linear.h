@@ -14,11 +14,11 @@ namespace ff {
 /// Throws ff::Error on shape or dtype mismatch.
 Var linear(const Var& x, const Var& w, const Var& b = {}, Activation act = Activation::kNone);
 
-/// x w + b of layers that lie beside each other: w [c_in, n, ...], b [n, ...], y [..., n, ...].
-/// Gradients are those of the layers' own weights [c_in, ...], n `parts`, and of the last one's
-/// bias.
+/// mask (x w + b) of layers that lie beside each other: w [c_in, n, ...], b [n, ...], y [..., n,
+/// ...]; mask [...] f32 or undefined. Gradients are those of the layers' own weights [c_in, ...], n
+/// `parts`, and of the last ones' biases.
 Var linear_joined(const Var& x, const Tensor& w, const Tensor& b, const Vars& parts,
-                  const Var& last_b);
+                  const Vars& biases, const Tensor& mask = {});
 
 /// residual + linear(x, w, b); under NoGrad written into residual itself. w may have further
 /// leading axes ([n_head, c, c_out]) that count as one c_in.
