@@ -201,17 +201,31 @@ Var outer_product_mean(const Scope& scope, const Var& m, const Var& z, const Ten
   const Range own = dap.mine(z.size(1));
   const Tensor mask = msa_mask.narrow(1, own.start, own.count);
   const auto normed = [&](const Var& rows) { return layer_norm(scope / "layer_norm_input", rows); };
+  const Scope left = scope / "left_projection", right = scope / "right_projection";
+  const Tensor norm = pair_count(mask, msa_mask, m.value().dtype());
+  const auto update = [&](const Vars& sides) {
+    return outer_product_mean(z, sides, scope["output_w"], scope["output_b"], norm);
+  };
+  const auto gathering = [&](const Var& own) { return Gathering(dap, own, 1, z.size(1)); };
+  if (scope.has("sides_w")) {
+    const Var sides = map_rows(m, 0, [&](const Var& rows, int64_t start) {
+      return linear_joined(normed(rows), scope["sides_w"].value(), scope["sides_b"].value(),
+                           {left["weights"], right["weights"]}, {left["bias"], right["bias"]},
+                           mask.narrow(0, start, rows.size(0)));
+    });
+    if (dap.single()) return update({sides});
+    return update({select(sides, 2, 0), gathering(select(sides, 2, 1)).await()});
+  }
   const Var x = at_once(m) ? normed(m) : Var();  // of both sides
-  const auto side = [&](const char* name) {
+  const auto side = [&](const Scope& projection) {
     const auto project = [&](const Var& rows, int64_t) {
-      return linear(scope / name, x ? x : normed(rows));
+      return linear(projection, x ? x : normed(rows));
     };
     return scale_rows(map_rows(m, 0, project), mask);
   };
-  const Gathering right(dap, side("right_projection"), 1, z.size(1));
-  const Var left = side("left_projection");
-  const Tensor norm = pair_count(mask, msa_mask, m.value().dtype());
-  return outer_product_mean(z, left, right.await(), scope["output_w"], scope["output_b"], norm);
+  const Gathering rights = gathering(side(right));
+  const Var lefts = side(left);
+  return update({lefts, rights.await()});
 }
 
 Var triangle_multiplication(const Scope& scope, const Var& z, const Tensor& pair_mask,

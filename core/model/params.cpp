@@ -428,36 +428,51 @@ Params Params::in_precision(Dtype activations) const {
   return out;
 }
 
-void Params::join_projections(const Params& given) {
-  const char* const parts[] = {"query_w", "key_w", "value_w", "gating_w"};
-  for (const auto& [name, query] : given.vars_) {
-    if (!name.ends_with("//query_w") || !is_self_attention(name)) continue;
-    const std::string path = name.substr(0, name.size() - std::string("query_w").size());
-    const Dims& own = query.shape();
-    if (!std::all_of(std::begin(parts), std::end(parts), [&](const char* part) {
-          return given.has(path + part) && given.at(path + part).shape() == own;
-        }))
-      continue;
-    Dims shape, bias_shape;
-    const int before = own.size() - 2;  // [n_head, c]
+void Params::join(const Params& given, const std::string& path, const std::string& name,
+                  const std::vector<std::string>& weights, const std::vector<std::string>& biases,
+                  int axes) {
+  if (!std::all_of(weights.begin(), weights.end(), [&](const std::string& part) {
+        return given.has(path + part) &&
+               given.at(path + part).shape() == given.at(path + weights[0]).shape();
+      }))
+    return;
+  const int64_t count = int64_t(weights.size()), first = count - int64_t(biases.size());
+  const auto beside = [&](Dims own) {
+    Dims shape;
     for (int i = 0; i < own.size(); ++i) {
-      if (i == before) {
-        shape.push_back(4);
-        bias_shape.push_back(4);
-      }
+      if (i == own.size() - axes) shape.push_back(count);
       shape.push_back(own[i]);
-      if (i != before - 1) bias_shape.push_back(own[i]);
     }
-    const Tensor w = Tensor::empty(shape, Dtype::bf16, given.device()),
-                 b = Tensor::zeros(bias_shape, Dtype::bf16, given.device());
-    for (int i = 0; i < 4; ++i) {
-      const Var& part = given.at(path + parts[i]);
-      w.select(before, i).copy_from(part.value());
-      vars_.emplace(path + parts[i], Var(w.select(before, i), part.slot()));
+    return shape;
+  };
+  const auto fill = [&](const Tensor& all, const std::vector<std::string>& parts, int64_t at) {
+    for (const std::string& part : parts) {
+      const Var& own = given.at(path + part);
+      const Tensor view = all.select(all.rank() - axes - 1, at++);
+      view.copy_from(own.value());
+      vars_.emplace(path + part, Var(view, own.slot()));
     }
-    b.select(before - 1, 3).copy_from(given.at(path + "gating_b").value());
-    vars_.emplace(path + "qkvg_w", w);
-    vars_.emplace(path + "qkvg_b", b);
+  };
+  const Device where = given.device();
+  const Tensor w = Tensor::empty(beside(given.at(path + weights[0]).shape()), Dtype::bf16, where),
+               b = Tensor::zeros(beside(given.at(path + biases[0]).shape()), Dtype::bf16, where);
+  fill(w, weights, 0);
+  fill(b, biases, first);
+  vars_.emplace(path + name + "_w", w);
+  vars_.emplace(path + name + "_b", b);
+}
+
+void Params::join_projections(const Params& given) {
+  const std::string query = "query_w", left = "/left_projection//weights";
+  for (const auto& [name, var] : given.vars_) {
+    const auto before = [&](const std::string& end) {
+      return name.substr(0, name.size() - end.size());
+    };
+    if (name.ends_with("//" + query) && is_self_attention(name))
+      join(given, before(query), "qkvg", {query, "key_w", "value_w", "gating_w"}, {"gating_b"}, 2);
+    if (name.ends_with("/outer_product_mean" + left))
+      join(given, before(left), "//sides", {left, "/right_projection//weights"},
+           {"/left_projection//bias", "/right_projection//bias"}, 1);
   }
 }
 

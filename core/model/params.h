@@ -46,7 +46,8 @@ class Params {
   /// in bf16 and everything else in f32. Copies of now, whose gradients are summed in these
   /// parameters' own precision and place. For bf16 on a GPU with what one product wants together:
   /// self-attention's projections [.., c, 4, n_head, c_head] as "qkvg_w", of which "query_w" ...
-  /// are views, and their biases as "qkvg_b".
+  /// are views, and their biases as "qkvg_b"; the outer product mean's as "sides_w" [.., c, 2, n]
+  /// and "sides_b".
   Params in_precision(Dtype activations) const;
   /// The same parameters on another device; before their gradients are asked for.
   Params on(Device device) const;
@@ -56,8 +57,14 @@ class Params {
 
  private:
   Params() = default;
-  /// Of self-attention's projections: all four at once, in bf16.
+  /// What in_precision joins, in bf16.
   void join_projections(const Params& given);
+  /// Layers beside each other: their `weights`, whose outputs have so many axes, and the last ones'
+  /// `biases`, all of them at path + .., as path + name + "_w" and "_b"; nothing where a layer is
+  /// absent or of another shape.
+  void join(const Params& given, const std::string& path, const std::string& name,
+            const std::vector<std::string>& weights, const std::vector<std::string>& biases,
+            int axes);
   std::map<std::string, Var> vars_;
 };
 

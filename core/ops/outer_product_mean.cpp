@@ -5,8 +5,20 @@
 #include "core/ops/linear.h"
 
 namespace ff {
-Var outer_product_mean(const Var& residual, const Var& left, const Var& right, const Var& w,
-                       const Var& b, const Tensor& norm) {
+namespace {
+
+/// Left (0) or right (1) of two tensors, or of one that holds both; undefined for undefined ones.
+Tensor side(const std::vector<Tensor>& of, size_t i) {
+  return of.size() == 2 ? of[i] : of[0] ? of[0].select(2, int64_t(i)) : of[0];
+}
+
+}  // namespace
+
+Var outer_product_mean(const Var& residual, const Vars& sides, const Var& w, const Var& b,
+                       const Tensor& norm) {
+  std::vector<Tensor> values;
+  for (const Var& v : sides) values.push_back(v.value());
+  const Tensor left = side(values, 0), right = side(values, 1);
   check(left.rank() == 3 && right.rank() == 3 && left.size(0) == right.size(0) &&
             w.shape() == Dims{left.size(2), right.size(2), residual.size(2)} &&
             residual.shape() == Dims{left.size(1), right.size(1), w.size(2)} &&
@@ -16,23 +28,19 @@ Var outer_product_mean(const Var& residual, const Var& left, const Var& right, c
   check(!NoGrad::active() || !residual.requires_grad(), "a recorded tensor would be overwritten");
   const Tensor& old = residual.value();
   const Tensor z = NoGrad::active() ? old : Tensor::empty(old.shape(), old.dtype(), old.device());
-  kernels(z.device())
-      .outer_product_mean(left.value(), right.value(), w.value(), b.value(), norm, old, z);
-  return result("outer_product_mean", z, {&residual, &left, &right, &w, &b},
-                [left, right, w, b, norm, r = residual.gradient_only()](const Tensor& dz) {
+  kernels(z.device()).outer_product_mean(left, right, w.value(), b.value(), norm, old, z);
+  return result("outer_product_mean", z, {&residual, &sides.front(), &sides.back(), &w, &b},
+                [sides, left, right, w, b, norm, r = residual.gradient_only()](const Tensor& dz) {
                   hand_over(r, dz);
-                  const auto room = [](const Var& x) {
-                    const Tensor& like = x.value();
-                    return x.requires_grad()
-                               ? Tensor::empty(like.shape(), like.dtype(), like.device())
-                               : Tensor();
-                  };
-                  const Tensor dleft = room(left), dright = room(right);
+                  std::vector<Tensor> made;
+                  for (const Var& v : sides)
+                    made.push_back(v.requires_grad() ? Tensor::empty(v.shape(), v.value().dtype(),
+                                                                     v.value().device())
+                                                     : Tensor());
                   kernels(dz.device())
-                      .outer_product_mean_backward(left.value(), right.value(), w.value(), norm, dz,
-                                                   dleft, dright, w.grad_into(), b.grad_into());
-                  hand_over(left, dleft);
-                  hand_over(right, dright);
+                      .outer_product_mean_backward(left, right, w.value(), norm, dz, side(made, 0),
+                                                   side(made, 1), w.grad_into(), b.grad_into());
+                  for (size_t i = 0; i < sides.size(); ++i) hand_over(sides[i], made[i]);
                 });
 }
 

@@ -10,9 +10,10 @@ namespace ff {
 /// w         [c, d, c_z]       same dtype;  b [c_z] f32
 /// norm      [n_i, n_j]        f32 (f64): sum_s mask[s,i] mask[s,j]
 /// residual  [n_i, n_j, c_z]   under NoGrad overwritten
+/// The sides are both or, in one tensor, [n_seq, n, 2, c].
 /// The [n_i, n_j, c, d] product exists a few rows, on a GPU columns, at a time.
-Var outer_product_mean(const Var& residual, const Var& left, const Var& right, const Var& w,
-                       const Var& b, const Tensor& norm);
+Var outer_product_mean(const Var& residual, const Vars& sides, const Var& w, const Var& b,
+                       const Tensor& norm);
 
 /// sum_s left[s,i] right[s,j]: [n_i, n_j] of masks [n_seq, n_i] and [n_seq, n_j], in f32 (f64 where
 /// `dtype` is f64).

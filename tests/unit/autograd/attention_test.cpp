@@ -65,9 +65,16 @@ TEST_CASE("triangle multiplication") {
 TEST_CASE("outer product mean, relu and symmetrisation") {
   const Tensor norm = Tensor::zeros({3, 4}, Dtype::f64);
   for (int64_t i = 0; i < 12; ++i) norm.data<double>()[i] = double(i % 4);
-  gradcheck([=](const Vars& v) { return outer_product_mean(v[0], v[1], v[2], v[3], v[4], norm); },
-            {random_f64({3, 4, 2}, 1), random_f64({5, 3, 2}, 2), random_f64({5, 4, 3}, 3),
-             random_f64({2, 3, 2}, 4), random_f64({2}, 5)});
+  gradcheck(
+      [=](const Vars& v) {
+        return outer_product_mean(v[0], {v[1], v[2]}, v[3], v[4], norm);
+      },
+      {random_f64({3, 4, 2}, 1), random_f64({5, 3, 2}, 2), random_f64({5, 4, 3}, 3),
+       random_f64({2, 3, 2}, 4), random_f64({2}, 5)});
+  const Tensor square = norm.narrow(1, 0, 3);
+  gradcheck([=](const Vars& v) { return outer_product_mean(v[0], {v[1]}, v[2], v[3], square); },
+            {random_f64({3, 3, 2}, 1), random_f64({5, 3, 2, 2}, 2), random_f64({2, 2, 2}, 4),
+             random_f64({2}, 5)});
   gradcheck([](const Vars& v) { return relu(v[0]); }, {random_f64({3, 5}, 1)});
   gradcheck([](const Vars& v) { return symmetrize(v[0]); }, {random_f64({3, 3, 2}, 1)});
 }

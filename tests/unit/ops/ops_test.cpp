@@ -288,7 +288,7 @@ TEST_CASE("outer product mean equals its definition", "[ops]") {
           want.data<double>()[(i * n + j) * c_z + o] += y / (1e-3 + at(norm, {i, j}));
         }
     // A pair that no sequence covers divides by 1e-3: compare on the scale of the result.
-    require_close(outer_product_mean(z.to(type), left.to(type), right.to(type), w.to(type),
+    require_close(outer_product_mean(z.to(type), {left.to(type), right.to(type)}, w.to(type),
                                      b.to(wide(type)), norm)
                       .value(),
                   want, tolerance(type) * 4);
