@@ -4,6 +4,7 @@
 // over c and i.
 #include <algorithm>
 
+#include "cuda/sums.h"
 #include "cuda/table.h"
 #include "cuda/walk.cuh"
 
@@ -28,18 +29,84 @@ struct AddMean {
   }
 };
 
-/// Of the update, of z.
-struct DivideByNorm {
-  static constexpr bool kByRow = true;
-  View<float> norm;
-  __device__ float of_row(int64_t r) const { return *norm.row(r); }
-  template <int V>
-  __device__ void operator()(float (&v)[2][V], float norm_of_row) const {
-    const float factor = 1 / (1e-3f + norm_of_row);
+constexpr int kThreads = 256, kBlocks = 3;  ///< of a processor
+
+/// The update's gradient from z's, and the sums of its columns on the way, partial [blocks, c].
+/// Block: packs of columns, and interleaved runs of its rows.
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    divide_kernel(const __grid_constant__ View<T> update, const __grid_constant__ View<T> z,
+                  const __grid_constant__ View<float> norm, float* partial) {
+  after_earlier();
+  constexpr int kRows = 4;  // in flight
+  __shared__ float room[kThreads][V];
+  const int64_t n = z.rows.n, c = z.rows.c, first = n * blockIdx.x / gridDim.x,
+                last = n * (blockIdx.x + 1) / gridDim.x;
+  const int64_t j = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * V;
+  float sum[V] = {};
+  for (int64_t r = first + threadIdx.y; r < last && j < c; r += kRows * blockDim.y) {
+    const auto row = [&](int k) { return r + k * blockDim.y; };
+    Raw<T, V> raw[kRows];
+    float norms[kRows];
 #pragma unroll
-    for (int i = 0; i < V; ++i) v[0][i] = v[1][i] * factor;
+    for (int k = 0; k < kRows; ++k) {
+      const int64_t at = row(k) < last ? row(k) : r;
+      raw[k] = load_raw<V>(z.row(at) + j);
+      norms[k] = *norm.row(at);
+    }
+#pragma unroll
+    for (int k = 0; k < kRows; ++k) {
+      if (row(k) >= last) continue;
+      const float factor = 1 / (1e-3f + norms[k]);
+      float v[V];
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+        v[i] = unpacked<T, V>(raw[k], i) * factor;
+        sum[i] += v[i];
+      }
+      store_floats<V>(update.row(row(k)) + j, v);
+    }
   }
-};
+  float* mine = room[threadIdx.y * blockDim.x + threadIdx.x];
+#pragma unroll
+  for (int i = 0; i < V; ++i) mine[i] = sum[i];
+  for (int half = blockDim.y / 2; half; half /= 2) {
+    __syncthreads();
+    if (threadIdx.y < half)
+#pragma unroll
+      for (int i = 0; i < V; ++i) mine[i] += mine[half * blockDim.x * V + i];
+  }
+  if (threadIdx.y || j >= c) return;
+#pragma unroll
+  for (int i = 0; i < V; ++i) partial[blockIdx.x * c + j + i] = mine[i];
+}
+
+/// update = z / (1e-3 + norm), of pairs' channels; db += the sums of its columns, where it is
+/// defined.
+void divide_by_norm(const Tensor& update, const Tensor& z, const Tensor& norm, const Tensor& db) {
+  const auto go = [&](auto zero, auto width) {
+    using T = decltype(zero);
+    constexpr int V = decltype(width)::value;
+    const View<T> from(z);
+    const int64_t c = from.rows.c, packs = c / V;
+    int across = 1;
+    while (across < 32 && across < packs) across *= 2;
+    const int64_t blocks = std::clamp<int64_t>(from.rows.n / (4 * (kThreads / across)), 1,
+                                               device_info().sm_count * kBlocks);
+    const Scratch partial(blocks * c * 4);
+    start_kernel(divide_kernel<T, V>, dim3(unsigned(blocks), unsigned(ceil_div(packs, across))),
+                 dim3(unsigned(across), unsigned(kThreads / across)), 0, View<T>(update), from,
+                 View<float>(norm.unsqueeze(-1)), partial.data<float>());
+    check_launch("outer_product_mean_backward", z.shape());
+    add_partials(partial.data<float>(), blocks, c, c, db);
+  };
+  by_type(z, [&](auto zero) {
+    if (in_packs(z) && in_packs(update))
+      go(zero, std::integral_constant<int, 16 / int(sizeof(zero))>());
+    else
+      go(zero, std::integral_constant<int, 1>());
+  });
+}
 
 constexpr int kTile = 32, kTurnThreads = 128;
 
@@ -221,10 +288,7 @@ void outer_product_mean_backward(const Tensor& left, const Tensor& right, const 
   const Dims pairs{columns, o.padded, o.c_z};
   const Tensor dz =
       columns == o.n_j && o.padded == o.n_i ? o.like(dout, pairs) : o.zeros(dout, pairs);
-  walk<1, 1, DivideByNorm, 2>("outer_product_mean_backward",
-                              {dz.narrow(0, 0, o.n_j).narrow(1, 0, o.n_i).transpose(0, 1), dout},
-                              {View<float>(norm.unsqueeze(-1))});
-  if (db.defined()) add_column_sums(dz.view({-1, o.c_z}), db);
+  divide_by_norm(dz.narrow(0, 0, o.n_j).narrow(1, 0, o.n_i).transpose(0, 1), dout, norm, db);
   const Tensor w_t = w.transpose(0, 1).contiguous().view({1, o.d * o.c, o.c_z});
   // As the products leave them; in f32 where several ranges are summed.
   const Tensor to_left = Tensor::empty({o.n_seq, o.c, o.padded},
