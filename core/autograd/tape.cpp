@@ -38,8 +38,9 @@ bool recording(std::initializer_list<const Var*> inputs) {
 
 void Var::add_grad(const Tensor& dy) const {
   if (!slot_) return;
-  if (!slot_->base && !slot_->grad.defined() && dy.is_contiguous()) {
-    slot_->grad = dy;
+  GradSlot& owner = slot_->owner();
+  if (!owner.base && !owner.grad.defined() && dy.is_contiguous()) {
+    owner.grad = dy.view(owner.shape);
     if (FiniteWatch* watch = FiniteWatch::active()) watch->adds_into(dy);
   } else {
     accumulate(dy, slot_->into());

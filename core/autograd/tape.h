@@ -25,9 +25,12 @@ struct GradSlot {
   Tensor grad;                                ///< undefined as long as nothing was added
   std::shared_ptr<GradSlot> base;             ///< of a view
   std::function<Tensor(const Tensor&)> view;  ///< of the base's gradient
+  bool reshaped = false;                      ///< a view of all of its base, in the same order
   std::function<Tensor()> again;              ///< makes the value once more; empty: it is kept
   Tensor made;                                ///< what that gave, from its first use on
 
+  /// Whose gradient it is, if only in another shape.
+  GradSlot& owner() { return reshaped ? base->owner() : *this; }
   /// Whether nothing was added yet.
   bool untouched() const { return base ? base->untouched() : !grad.defined(); }
   /// The gradient to add into, zeros at first.

@@ -6,9 +6,9 @@
 
 namespace ff {
 
-/// Whether x's gradient is wanted, a tensor of its own, and nothing was added to it yet.
+/// Whether x's gradient is wanted, all of a tensor, and nothing was added to it yet.
 inline bool has_room(const Var& x) {
-  return x.requires_grad() && !x.slot()->base && x.slot()->untouched();
+  return x.requires_grad() && !x.slot()->owner().base && x.slot()->untouched();
 }
 
 /// Adds dy, a backward function's own that nobody reads afterwards, where x's gradient is wanted:
@@ -30,9 +30,8 @@ template <class F>
 void into_gradient(const Var& x, F f) {
   const bool wanted = x.requires_grad();
   const Tensor dx = wanted && !has_room(x) ? x.grad_into() : Tensor();
-  if (!wanted || (dx && dx.is_contiguous() && dx.dtype() == x.value().dtype()))
-    return f(dx, wanted);
-  const Tensor own = Tensor::empty(x.shape(), x.value().dtype(), x.value().device());
+  if (!wanted || (dx && dx.is_contiguous())) return f(dx, wanted);
+  const Tensor own = Tensor::empty(x.slot()->shape, x.slot()->dtype, x.slot()->device);
   f(own, false);
   x.add_grad(own);
 }

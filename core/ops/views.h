@@ -19,7 +19,9 @@ inline Var transpose(const Var& x, int a, int b) {
   return view_of(x, [=](const Tensor& t) { return t.transpose(a, b); });
 }
 inline Var view(const Var& x, const Dims& shape) {
-  return view_of(x, [=](const Tensor& t) { return t.view(shape); });
+  const Var y = view_of(x, [=](const Tensor& t) { return t.view(shape); });
+  if (y.requires_grad()) y.slot()->reshaped = true;
+  return y;
 }
 /// x with a new leading axis of size n along which it repeats (stride 0).
 Var repeat(const Var& x, int64_t n);
