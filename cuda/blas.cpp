@@ -88,6 +88,7 @@ struct Plan {
 };
 
 constexpr uint64_t kMostWorkspace = uint64_t(32) << 20;
+constexpr int kTile = 128;  ///< rows and columns that a multiprocessor makes at a time
 
 template <class T>
 void set(cublasLtMatmulDesc_t desc, cublasLtMatmulDescAttributes_t name, const T& value) {
@@ -106,15 +107,16 @@ cublasLtMatrixLayout_t layout(const Matrix& m, cudaDataType_t type, int32_t batc
   return made;
 }
 
-/// Chooses an algorithm. With a bias of another type than the library takes: false.
-bool choose(Plan& plan, const std::array<uint32_t, 4>& aligned) {
+/// Chooses an algorithm that needs at most so much memory. With a bias of another type than the
+/// library takes: false.
+bool choose(Plan& plan, const std::array<uint32_t, 4>& aligned, uint64_t workspace) {
   cublasLtMatmulPreference_t preference;
   check_lt(g_lt.preference_create(&preference), "cublasLtMatmulPreferenceCreate");
   const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t name, const auto& value) {
     check_lt(g_lt.preference_set(preference, name, &value, sizeof value),
              "cublasLtMatmulPreferenceSetAttribute");
   };
-  prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kMostWorkspace);
+  prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, workspace);
   // Sums that are split are joined in f32 and in order: the same bits every time.
   prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
          uint32_t(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
@@ -198,11 +200,14 @@ const Plan& plan_for(const Tensor& a, const Tensor& w, const Tensor& bias, Activ
     plan.bias_type = bias.dtype();
     set(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, type_of(bias));
   }
-  bool chosen = choose(plan, aligned);
+  // The library fills its memory before it multiplies: a launch more, of which nothing can begin
+  // early. What makes enough tiles for all multiprocessors needs none.
+  const bool many = c.numel() >= device_info().sm_count * int64_t(kTile) * kTile;
+  bool chosen = (many && choose(plan, aligned, 0)) || choose(plan, aligned, kMostWorkspace);
   if (!chosen && bias && bias.dtype() != c.dtype()) {
     plan.bias_type = c.dtype();
     set(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, type_of(c));
-    chosen = choose(plan, aligned);
+    chosen = choose(plan, aligned, kMostWorkspace);
   }
   if (!chosen) fail(Exit::kDevice, "cuBLASLt has no algorithm for ", describe(a, w, c));
   return plans.emplace(key, plan).first->second;
