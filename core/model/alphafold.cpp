@@ -80,9 +80,10 @@ Var dense(const Scope& scope, const Tensor& x, const Pass& p) {
 Tensor outer(const Tensor& mask, Range rows) {
   const int64_t n = mask.numel();
   const Tensor m = mask.to(Dtype::f32).contiguous(), out = Tensor::empty({rows.count, n});
+  const float* const from = m.data<float>();
+  float* const to = out.data<float>();
   for (int64_t i = 0; i < rows.count; ++i)
-    for (int64_t j = 0; j < n; ++j)
-      out.data<float>()[i * n + j] = m.data<float>()[rows.start + i] * m.data<float>()[j];
+    for (int64_t j = 0; j < n; ++j) to[i * n + j] = from[rows.start + i] * from[j];
   return out;
 }
 
@@ -220,11 +221,9 @@ Var embed_extra_msa(const Pass& p, const Arrays& f) {
   const int64_t n = msa.size(1), c = p.config.extra_msa_channel;
   const Range own = p.dap.mine(msa.size(0));
   const Scope scope = p.scope / "extra_msa_activations";
-  for (int64_t i = own.start * n; i < own.end() * n; ++i) {
-    const int32_t letter = msa.data<int32_t>()[i];
+  for (const int32_t letter : std::span(msa.data<int32_t>() + own.start * n, size_t(own.count * n)))
     check_input(letter >= 0 && letter < 23, "extra_msa holds ", letter,
                 "; residue types are 0 to 22");
-  }
   const auto rows_of = [&](int64_t first, int64_t rows) {
     const Tensor x = Tensor::empty({rows, n, 25}, p.dtype, p.device);
     const auto part = [&](const Tensor& t) { return p.there(t.narrow(0, first, rows)); };

@@ -292,9 +292,10 @@ StepReport Trainer::step(const std::vector<TrainingSample>& samples) {
   Arrays sum = zeros_like(state_.params, precision_ == Dtype::f64 ? Dtype::f64 : Dtype::f32);
   Totals all{};
   const size_t wave = workers_.size();
+  std::vector<Result> results;  // the last gradients are freed after Adam, which would wait for it
   for (size_t first = 0; first < samples.size(); first += wave) {
     const size_t count = std::min(wave, samples.size() - first);
-    std::vector<Result> results(count);
+    results = std::vector<Result>(count);
     std::vector<std::exception_ptr> errors(count);
     std::vector<std::thread> threads;
     for (size_t i = 0; i < count; ++i)
