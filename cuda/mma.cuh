@@ -198,6 +198,12 @@ __device__ __forceinline__ void load_a_rows(uint32_t (&r)[4], uint32_t tile, int
   load_matrices(r, tile + chunk_offset<kC>(m0 + (lane & 15), 2 * k + (lane >> 4)));
 }
 
+/// The channel at place k = 16 s + 8 half + 2 t + e of fragments whose thread t has 8 neighbours of
+/// every 32 channels.
+__device__ __forceinline__ int channel_at(int k) {
+  return k / 32 * 32 + k / 2 % 4 * 8 + k / 16 % 2 * 4 + k / 8 % 2 * 2 + k % 2;
+}
+
 /// Sum over the four threads that have a row of a fragment.
 __device__ __forceinline__ float quad_sum(float x) {
   x += __shfl_xor_sync(~0u, x, 1);

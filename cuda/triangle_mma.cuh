@@ -19,23 +19,6 @@ namespace ff::cuda {
 
 using Bf16 = __nv_bfloat16;
 
-/// Of the kernels' two variants only that of the architecture is compiled.
-#if !defined(__CUDA_ARCH__)
-template <bool kHopper>
-constexpr bool kCompiled = true;
-#elif defined(__CUDA_ARCH_FEAT_SM90_ALL)
-template <bool kHopper>
-constexpr bool kCompiled = kHopper;
-#else
-template <bool kHopper>
-constexpr bool kCompiled = !kHopper;
-#endif
-
-/// The channel at place k = 16 s + 8 half + 2 t + e of a fragment.
-__device__ __forceinline__ int channel_at(int k) {
-  return k / 32 * 32 + k / 2 % 4 * 8 + k / 16 % 2 * 4 + k / 8 % 2 * 2 + k % 2;
-}
-
 /// One of the layers of a kernel: LN(x; scale, offset) w + b.
 struct Layer {
   const float *scale, *offset;

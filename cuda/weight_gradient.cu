@@ -3,7 +3,6 @@
 // ranges are then added in their order.
 #include <algorithm>
 
-#include "core/ops/linear.h"
 #include "cuda/table.h"
 #include "cuda/walk.cuh"
 #include "cuda/wgmma.cuh"

@@ -7,6 +7,19 @@
 
 namespace ff::cuda {
 
+/// Of a kernel's two variants, Hopper's and that of sm_80, only that of the architecture is
+/// compiled.
+#if !defined(__CUDA_ARCH__)
+template <bool kHopper>
+constexpr bool kCompiled = true;
+#elif defined(__CUDA_ARCH_FEAT_SM90_ALL)
+template <bool kHopper>
+constexpr bool kCompiled = kHopper;
+#else
+template <bool kHopper>
+constexpr bool kCompiled = !kHopper;
+#endif
+
 /// A tile of bf16 rows of kC channels in shared memory, laid out by chunk_offset, as an operand:
 /// begins at a multiple of 1,024 bytes. The channels' next tile is `next` bytes further, where an
 /// operand has more than kC.

@@ -187,11 +187,11 @@ Var msa_column_global_attention(const Scope& scope, const Var& m, const Tensor& 
 
 Var transition(const Scope& scope, const Var& x) {
   const Span span("transition");
-  const Scope second = scope / "transition2";
+  const Scope first = scope / "transition1", second = scope / "transition2";
   return by_rows(x, [&](const Var& rows, int64_t) {
-    const Var hidden = linear(scope / "transition1", layer_norm(scope / "input_layer_norm", rows),
-                              Activation::kRelu);
-    return linear_add(rows, hidden, second["weights"], second["bias"]);
+    const Var normed = layer_norm(scope / "input_layer_norm", rows), w1 = first["weights"],
+              b1 = first["bias"], w2 = second["weights"], b2 = second["bias"];
+    return transition(rows, normed, w1, b1, w2, b2);
   });
 }
 

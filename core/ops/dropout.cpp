@@ -7,17 +7,21 @@
 namespace ff {
 namespace {
 
-/// y += x times factors, [n, c] of the last two axes, or where `along` is 0 of the first and last.
-void add_dropped(const Tensor& x, const Tensor& factors, int along, const Tensor& y) {
-  const auto turn = [along](const Tensor& t) { return along == 0 ? t.transpose(0, 1) : t; };
+/// y = base, if any, + x times factors, [n, c] of the last two axes, or where `along` is 0 of the
+/// first and last.
+void add_dropped(const Tensor& x, const Tensor& factors, int along, const Tensor& base,
+                 const Tensor& y) {
+  const auto turn = [along](const Tensor& t) { return along == 0 && t ? t.transpose(0, 1) : t; };
   check(x.rank() >= 2 && factors.shape() == Dims{x.size(along == 0 ? 0 : -2), x.size(-1)},
         "dropout of ", x.shape(), " with factors ", factors.shape());
-  kernels(y.device()).add_dropped(turn(x), factors, turn(y));
+  kernels(y.device()).add_dropped(turn(x), factors, turn(base), turn(y));
 }
 
 /// The backward of x's side: dx += dy times factors.
 void dropout_backward(const Var& x, const Tensor& factors, int along, const Tensor& dy) {
-  if (const Tensor dx = x.grad_into()) add_dropped(dy, factors, along, dx);
+  into_gradient(x, [&](const Tensor& dx, bool add) {
+    if (dx) add_dropped(dy, factors, along, add ? dx : Tensor(), dx);
+  });
 }
 
 }  // namespace
@@ -33,8 +37,8 @@ Tensor DropoutStream::factors(double rate, uint64_t place, int64_t n, int64_t c,
 
 Var dropout(const Var& x, const Tensor& factors) {
   if (!factors.defined()) return x;
-  const Tensor y = Tensor::zeros(x.shape(), x.value().dtype(), x.value().device());
-  add_dropped(x.value(), factors, 1, y);
+  const Tensor y = Tensor::empty(x.shape(), x.value().dtype(), x.value().device());
+  add_dropped(x.value(), factors, 1, {}, y);
   return result("dropout", y, {&x}, [factors, to = x.gradient_only()](const Tensor& dy) {
     dropout_backward(to, factors, 1, dy);
   });
@@ -43,8 +47,9 @@ Var dropout(const Var& x, const Tensor& factors) {
 Var dropout_add(const Var& residual, const Var& x, const Tensor& factors, int along) {
   check(residual.shape() == x.shape(), "add ", x.shape(), " to ", residual.shape());
   check(!NoGrad::active() || !residual.requires_grad(), "a recorded tensor would be overwritten");
-  const Tensor y = NoGrad::active() ? residual.value() : residual.value().clone();
-  add_dropped(x.value(), factors, along, y);
+  const Tensor& old = residual.value();
+  const Tensor y = NoGrad::active() ? old : Tensor::empty(old.shape(), old.dtype(), old.device());
+  add_dropped(x.value(), factors, along, old, y);
   return result(
       "dropout_add", y, {&residual, &x},
       [factors, along, r = residual.gradient_only(), to = x.gradient_only()](const Tensor& dy) {

@@ -90,6 +90,9 @@ struct Kernels {
   /// (it may be y); y may be f32 where x and w are bf16. bias is f32, or on a GPU of y's dtype.
   void (*linear)(const Tensor& x, const Tensor& w, const Tensor& bias, Activation act,
                  const Tensor& base, const Tensor& y);
+  /// y [1, m, n] = x w where kept > 0, else 0: the gradient of what relu gave `kept` of.
+  void (*linear_where_positive)(const Tensor& x, const Tensor& w, const Tensor& kept,
+                                const Tensor& y);
   /// dy *= act'(x), from y = act(x).
   void (*activation_backward)(const Tensor& y, Activation act, const Tensor& dy);
   /// sums[c] += sum_r x[r, c], in a fixed order.
@@ -158,8 +161,8 @@ struct Kernels {
   /// dx += dy sigmoid(gate), dgate += dy x sigmoid'(gate); either may be undefined.
   void (*add_gated_backward)(const Tensor& x, const Tensor& gate, const Tensor& dy,
                              const Tensor& dx, const Tensor& dgate);
-  /// y [.., n, c] += x factors [n, c].
-  void (*add_dropped)(const Tensor& x, const Tensor& factors, const Tensor& y);
+  /// y [.., n, c] = base + x factors [n, c], without a base where it is undefined; it may be y.
+  void (*add_dropped)(const Tensor& x, const Tensor& factors, const Tensor& base, const Tensor& y);
   /// y *= mask, one factor for each row of the last axis.
   void (*scale_rows)(const Tensor& mask, const Tensor& y);
   /// z[i, j] = residual[i, j] + (sum_{c,d} (sum_s left[s,i,c] right[s,j,d]) w[c,d] + b) /
@@ -278,6 +281,10 @@ struct Kernels {
   void (*add_clipped)(TensorList gradient, const Tensor& norm, double limit, TensorList sum);
   void (*adam_step)(const AdamNumbers& numbers, const AdamLists& lists);
 };
+
+/// Kernels::weight_gradient by the other kernels of dy's device.
+void weight_gradient_by_products(const Tensor& x, const Tensor& dy, TensorList parts,
+                                 const Tensor& sums);
 
 /// The table for a device. The CPU's is chosen once by what the processor has; FASTFOLD_ISA=v3 in
 /// the environment forces the AVX2 one.

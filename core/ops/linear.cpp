@@ -43,11 +43,15 @@ void input_backward(const Var& x, const Tensor& w, const Tensor& dy) {
   }
 }
 
-/// dx, dw and db (the sum of dy's rows) are added to where they are wanted.
+/// dw and db (the sum of dy's rows) are added to where they are wanted.
+void weights_backward(const Tensor& x, const Var& w, const Var& b, const Tensor& dy) {
+  const Tensor dw = w.grad_into(), db = b ? b.grad_into() : Tensor();
+  if (dw || db) kernels(dy.device()).weight_gradient(x, dy, {&dw, 1}, db);
+}
+
 void products_backward(const Var& x, const Var& w, const Var& b, const Tensor& dy) {
   input_backward(x, w.value(), dy);
-  const Tensor dw = w.grad_into(), db = b ? b.grad_into() : Tensor();
-  if (dw || db) kernels(dy.device()).weight_gradient(x.value(), dy, {&dw, 1}, db);
+  weights_backward(x.value(), w, b, dy);
 }
 
 }  // namespace
@@ -158,6 +162,25 @@ Var linear_add(const Var& residual, const Var& x, const Var& w, const Var& b) {
                   products_backward(x, w, b, dy);
                   hand_over(r, dy);
                 });
+}
+
+Var transition(const Var& residual, const Var& x, const Var& w1, const Var& b1, const Var& w2,
+               const Var& b2) {
+  const Tensor hidden = linear(x.value(), w1.value(), b1.value(), Activation::kRelu).value(),
+               y = linear_add(residual.value(), hidden, w2.value(), b2.value()).value();
+  return result(
+      "transition", y, {&residual, &x, &w1, &b1, &w2, &b2},
+      [x = Kept(x), w1, b1, w2, b2, hidden, r = residual.gradient_only()](const Tensor& dy) {
+        const Tensor dh = Tensor::empty(hidden.shape(), dy.dtype(), dy.device());
+        const auto rows = [](const Tensor& t) { return t.view({1, -1, t.size(-1)}); };
+        kernels(dy.device())
+            .linear_where_positive(rows(dy), w2.value().transpose(0, 1).unsqueeze(0), rows(hidden),
+                                   rows(dh));
+        weights_backward(hidden, w2, b2, dy);
+        input_backward(x.get(), w1.value(), dh);
+        weights_backward(x.get().value(), w1, b1, dh);
+        hand_over(r, dy);
+      });
 }
 
 Var linear_channels_first(const Var& x, const Var& w) {

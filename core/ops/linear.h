@@ -24,12 +24,12 @@ Var linear_joined(const Var& x, const Tensor& w, const Tensor& b, const Vars& pa
 /// leading axes ([n_head, c, c_out]) that count as one c_in.
 Var linear_add(const Var& residual, const Var& x, const Var& w, const Var& b);
 
+/// residual + relu(x w1 + b1) w2 + b2; under NoGrad written into residual itself.
+Var transition(const Var& residual, const Var& x, const Var& w1, const Var& b1, const Var& w2,
+               const Var& b2);
+
 /// y[o, r] = sum_c x[r, c] w[c, o] with channels first: [c_out, rows] of x [..., c_in] contiguous,
 /// without bias.
 Var linear_channels_first(const Var& x, const Var& w);
-
-/// Kernels::weight_gradient by the other kernels of dy's device.
-void weight_gradient_by_products(const Tensor& x, const Tensor& dy, TensorList parts,
-                                 const Tensor& sums);
 
 }  // namespace ff

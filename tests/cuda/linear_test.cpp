@@ -71,6 +71,39 @@ TEST_CASE("GPU: linear layers of every size, layout and epilogue") {
             }
 }
 
+TEST_CASE("GPU: linear layers whose result counts where another tensor is positive") {
+  if (!have_gpu()) return;
+  for (const Dtype dtype : {Dtype::bf16, Dtype::f32})
+    for (const Case c : {Case{1, 37, 41, 29}, Case{1, 4133, 16, 16}, Case{1, 60001, 64, 24},
+                         Case{31, 133, 64, 264}, Case{1, 4200, 256, 512}, Case{1, 4097, 128, 520},
+                         Case{65, 64, 136, 72}, Case{1, 4099, 520, 128}, Case{3, 1400, 96, 656}})
+      for (const bool strided : {false, true}) {
+        if (c.m > 10000 && strided) continue;  // rows enough for second turns
+        const Tensor x = random({c.b, c.m, c.k}, 1), w = random({1, c.k, c.n}, 2),
+                     kept = random({c.b, c.m, c.n}, 4),
+                     want = Tensor::zeros(kept.shape(), Dtype::f64);
+        cpu::gemm(exact(x, dtype), exact(w, dtype), {}, want);
+        kernels(Device{}).activation_backward(exact(kept, dtype), Activation::kRelu, want);
+        // Packs of 16 bytes of wider rows, the batches between them.
+        const Tensor wide = Tensor::zeros({c.m, c.b, c.n + 16}, dtype, kGpu);
+        const auto lay = [&](const Tensor& t, Tensor to) {
+          if (!strided) return laid_out(t, 0, dtype);
+          if (!to) to = poisoned({c.m, c.b, t.size(2) + 16}, dtype);
+          const Tensor inner = to.narrow(2, 8, t.size(2)).transpose(0, 1);
+          inner.copy_from(t.to(dtype));
+          return inner;
+        };
+        const Tensor there = lay(kept, {}), y = lay(poisoned(kept.shape(), dtype), wide);
+        kernels(kGpu).linear_where_positive(lay(x, {}), laid_out(w, 1, dtype), there, y);
+        INFO(name_of(dtype) << " " << c.b << " x [" << c.m << ", " << c.k << "] x " << c.n
+                            << ", strided " << strided);
+        CHECK(norm_error(y, want) < tolerance(dtype));
+        CHECK(norm_error(there, exact(kept, dtype)) == 0);
+        for (const Tensor& beside : {wide.narrow(2, 0, 8), wide.narrow(2, c.n + 8, 8)})
+          CHECK(norm_error(beside, Tensor::zeros(beside.shape())) == 0);
+      }
+}
+
 TEST_CASE("GPU: products of bf16 into f32, as gradients of parameters are summed") {
   if (!have_gpu()) return;
   for (const int layout : {0, 1, 2, 3}) {

@@ -168,9 +168,15 @@ TEST_CASE("GPU: element-wise operations") {
           agree("activation_backward", d, Tolerance::of(type));
         }
         {
-          const Twin y = any(), factors = twins.normal({shape[1], shape[2]});
-          twins.run([&](const Kernels& k, auto at) { k.add_dropped(at(x), at(factors), at(y)); });
-          agree("add_dropped", y, Tolerance::of(type));
+          const Twin factors = twins.normal({shape[1], shape[2]});
+          for (const Twin& base : {Twin(), any()})
+            for (const Twin& y : {any(), base}) {
+              if (!y.cpu) continue;
+              twins.run([&](const Kernels& k, auto at) {
+                k.add_dropped(at(x), at(factors), at(base), at(y));
+              });
+              agree("add_dropped", y, Tolerance::of(type));
+            }
         }
         {
           const Twin y = any(), mask = twins.mask({shape[1], shape[0]}).view([](const Tensor&t) {

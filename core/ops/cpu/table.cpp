@@ -1,8 +1,6 @@
 // The table of one instruction set's CPU kernels.
 #include "core/ops/cpu/table.h"
 
-#include "core/ops/linear.h"
-
 namespace ff::cpu::FF_ISA {
 namespace {
 
@@ -10,6 +8,10 @@ void linear(const Tensor& x, const Tensor& w, const Tensor& bias, Activation act
             const Tensor& base, const Tensor& y) {
   if (base && base.raw() != y.raw()) y.copy_from(base);
   gemm(x, w, bias, y, act, base.defined());
+}
+void linear_where_positive(const Tensor& x, const Tensor& w, const Tensor& kept, const Tensor& y) {
+  gemm(x, w, {}, y);
+  activation_backward(kept, Activation::kRelu, y);
 }
 void matmul(const Tensor& a, const Tensor& b, const Tensor& c) { gemm(a, b, {}, c); }
 
@@ -28,6 +30,7 @@ const Kernels kTable = {
     .pair_bias = nullptr,
     .pair_bias_backward = nullptr,
     .linear = linear,
+    .linear_where_positive = linear_where_positive,
     .activation_backward = activation_backward,
     .add_column_sums = add_column_sums,
     .weight_gradient = weight_gradient_by_products,

@@ -44,7 +44,7 @@ void triangle_gate(const Tensor& proj, const Tensor& proj_bias, const Tensor& ga
                    const Tensor& gate_bias, const Tensor& mask, const Tensor& a);
 void add(const Tensor& x, const Tensor& y);
 void add_gated(const Tensor& x, const Tensor& gate, const Tensor& y);
-void add_dropped(const Tensor& x, const Tensor& factors, const Tensor& y);
+void add_dropped(const Tensor& x, const Tensor& factors, const Tensor& base, const Tensor& y);
 void scale_rows(const Tensor& mask, const Tensor& y);
 void outer_product_mean(const Tensor& left, const Tensor& right, const Tensor& w, const Tensor& b,
                         const Tensor& norm, const Tensor& residual, const Tensor& z);

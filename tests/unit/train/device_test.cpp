@@ -178,8 +178,8 @@ void use_locked_device() {
   static const Kernels kernels = table<
       &K::layer_norm, &K::layer_norm_backward, &K::layer_norm_channels_first,
       &K::layer_norm_channels_first_backward, &K::pair_bias, &K::pair_bias_backward, &K::linear,
-      &K::activation_backward, &K::add_column_sums, &K::weight_gradient, &K::add_columns,
-      &K::matmul, &K::attention, &K::global_attention, &K::attention_backward,
+      &K::linear_where_positive, &K::activation_backward, &K::add_column_sums, &K::weight_gradient,
+      &K::add_columns, &K::matmul, &K::attention, &K::global_attention, &K::attention_backward,
       &K::global_attention_backward, &K::masked_mean_backward, &K::masked_mean, &K::triangle_gate,
       &K::triangle_gate_backward, &K::triangle_sides, &K::triangle_end, &K::triangle_sides_backward,
       &K::triangle_end_backward, &K::add, &K::add_gated, &K::add_gated_backward, &K::add_dropped,
