@@ -72,6 +72,29 @@ TEST_CASE("linear, with activations, bias and strided inputs") {
         return linear_add(transpose(v[0], 0, 1), transpose(v[1], 0, 1), v[2], {});
       },
       {random_f64({3, 5, 4}, 1), random_f64({3, 5, 6}, 2), random_f64({6, 4}, 3)});
+  const auto of_transition = [](const Var& residual, const Var& x, const Vars& v) {
+    return transition(residual, x, v[2], v[3], v[4], v[5]);
+  };
+  const std::vector<Tensor> inputs = {random_f64({3, 5, 4}, 1), random_f64({3, 5, 6}, 2),
+                                      random_f64({6, 8}, 3),    random_f64({8}, 4),
+                                      random_f64({8, 4}, 5),    random_f64({4}, 6)};
+  gradcheck([&](const Vars& v) { return of_transition(v[0], v[1], v); }, inputs);
+  gradcheck([&](const Vars& v) { return of_transition(v[0], linear(v[1], v[6], {}), v); },
+            {inputs[0], random_f64({3, 5, 7}, 8), inputs[2], inputs[3], inputs[4], inputs[5],
+             random_f64({7, 6}, 9)});
+}
+
+TEST_CASE("a tensor and itself in another shape have one gradient, whichever is written first") {
+  for (const bool first : {false, true})
+    gradcheck(
+        [=](const Vars& v) {
+          const Var x = linear(v[0], v[1]), flat = view(view(x, {5, 3, 4}), {15, 4}),
+                    a = view(linear(first ? flat : x, v[2]), {15, 2}),
+                    b = view(linear(first ? x : flat, v[3]), {15, 2});
+          return add(a, b);
+        },
+        {random_f64({3, 5, 7}, 1), random_f64({7, 4}, 2), random_f64({4, 2}, 3),
+         random_f64({4, 2}, 4)});
 }
 
 TEST_CASE("layer norm") {
