@@ -47,7 +47,6 @@ __global__ void __launch_bounds__(kThreads)
     columns_kernel(const __grid_constant__ View<T> x, float* partial) {
   after_earlier();
   constexpr int kRows = 8;  // in flight
-  __shared__ float room[kThreads][V];
   const int64_t n = x.rows.n, c = x.rows.c;
   const int64_t first = n * blockIdx.y / gridDim.y, last = n * (blockIdx.y + 1) / gridDim.y;
   const int64_t j = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) * V;
@@ -65,19 +64,10 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
           for (int i = 0; i < V; ++i) sum[i] += unpacked<T, V>(xs[k], i);
     }
-  // In pairs of runs: a chain of 256 of them would cost f32 as much as all its rows.
-  float* mine = room[threadIdx.y * blockDim.x + threadIdx.x];
-#pragma unroll
-  for (int i = 0; i < V; ++i) mine[i] = sum[i];
-  for (int half = blockDim.y / 2; half; half /= 2) {
-    __syncthreads();
-    if (threadIdx.y < half)
-#pragma unroll
-      for (int i = 0; i < V; ++i) mine[i] += mine[half * blockDim.x * V + i];
-  }
+  sum_over_y<kThreads>(sum);
   if (threadIdx.y || j >= c) return;
 #pragma unroll
-  for (int i = 0; i < V; ++i) partial[int64_t(blockIdx.y) * c + j + i] = mine[i];
+  for (int i = 0; i < V; ++i) partial[int64_t(blockIdx.y) * c + j + i] = sum[i];
 }
 
 }  // namespace

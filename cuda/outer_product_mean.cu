@@ -39,7 +39,6 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
                   const __grid_constant__ View<float> norm, float* partial) {
   after_earlier();
   constexpr int kRows = 4;  // in flight
-  __shared__ float room[kThreads][V];
   const int64_t n = z.rows.n, c = z.rows.c, first = n * blockIdx.x / gridDim.x,
                 last = n * (blockIdx.x + 1) / gridDim.x;
   const int64_t j = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * V;
@@ -67,18 +66,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       store_floats<V>(update.row(row(k)) + j, v);
     }
   }
-  float* mine = room[threadIdx.y * blockDim.x + threadIdx.x];
-#pragma unroll
-  for (int i = 0; i < V; ++i) mine[i] = sum[i];
-  for (int half = blockDim.y / 2; half; half /= 2) {
-    __syncthreads();
-    if (threadIdx.y < half)
-#pragma unroll
-      for (int i = 0; i < V; ++i) mine[i] += mine[half * blockDim.x * V + i];
-  }
+  sum_over_y<kThreads>(sum);
   if (threadIdx.y || j >= c) return;
 #pragma unroll
-  for (int i = 0; i < V; ++i) partial[blockIdx.x * c + j + i] = mine[i];
+  for (int i = 0; i < V; ++i) partial[blockIdx.x * c + j + i] = sum[i];
 }
 
 /// update = z / (1e-3 + norm), of pairs' channels; db += the sums of its columns, where it is

@@ -80,6 +80,24 @@ __device__ __forceinline__ double block_sum(double x) {
   return x;
 }
 
+/// In threads (x, 0) the sum over the block's threads (x, y), at most kThreads in all. In pairs: a
+/// chain of 256 rows' sums would cost f32 as much as all its rows.
+template <int kThreads, int V>
+__device__ __forceinline__ void sum_over_y(float (&sum)[V]) {
+  __shared__ float room[kThreads][V];
+  float* const mine = room[threadIdx.y * blockDim.x + threadIdx.x];
+#pragma unroll
+  for (int i = 0; i < V; ++i) mine[i] = sum[i];
+  for (int half = blockDim.y / 2; half; half /= 2) {
+    __syncthreads();
+    if (threadIdx.y < half)
+#pragma unroll
+      for (int i = 0; i < V; ++i) mine[i] += mine[half * blockDim.x * V + i];
+  }
+#pragma unroll
+  for (int i = 0; i < V; ++i) sum[i] = mine[i];
+}
+
 /// Whether every row of t starts on 16 bytes and is a whole number of them long.
 inline bool in_packs(const Tensor& t) {
   if (!t.defined() || t.rank() == 0) return !t.defined();
