@@ -8,7 +8,7 @@
 
 namespace ff::cuda {
 
-constexpr int kTileRows = 64, kGroupThreads = 128;  ///< of a warpgroup
+constexpr int kTileRows = 64;  ///< of a warpgroup
 
 constexpr int kRows = 2;  ///< of the batch, of a block: they share the bias
 

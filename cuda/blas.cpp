@@ -203,11 +203,14 @@ const Plan& plan_for(const Tensor& a, const Tensor& w, const Tensor& bias, Activ
   // The library fills its memory before it multiplies: a launch more, of which nothing can begin
   // early. What makes enough tiles for all multiprocessors needs none.
   const bool many = c.numel() >= device_info().sm_count * int64_t(kTile) * kTile;
-  bool chosen = (many && choose(plan, aligned, 0)) || choose(plan, aligned, kMostWorkspace);
+  const auto found = [&] {
+    return (many && choose(plan, aligned, 0)) || choose(plan, aligned, kMostWorkspace);
+  };
+  bool chosen = found();
   if (!chosen && bias && bias.dtype() != c.dtype()) {
     plan.bias_type = c.dtype();
     set(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, type_of(c));
-    chosen = choose(plan, aligned, kMostWorkspace);
+    chosen = found();
   }
   if (!chosen) fail(Exit::kDevice, "cuBLASLt has no algorithm for ", describe(a, w, c));
   return plans.emplace(key, plan).first->second;

@@ -451,7 +451,7 @@ struct Finish {
   int64_t blocks;
 };
 
-constexpr int kColumns = 4;  ///< of the products, a block's: enough blocks to read 8 MB in 2 us
+constexpr int kColumns = 4;  ///< of the products, a block's: 64 or 128 blocks for 128 channels
 
 /// With q = x^T d less its means over the channels of x, w's gradient is scale q + offset sum d,
 /// and those of scale and offset are the sums over w's rows of w q and w sum d: the block that is

@@ -10,8 +10,9 @@
 namespace ff::cuda {
 namespace {
 
-constexpr int kThreads = 256, kGroups = 2, kStep = 64;  ///< rows that are multiplied at a time
-constexpr int kBlock = 64;                              ///< channels of a tile in shared memory
+constexpr int kGroups = 2, kThreads = kGroups * kGroupThreads;
+constexpr int kStep = 64;   ///< rows that are multiplied at a time
+constexpr int kBlock = 64;  ///< channels of a tile in shared memory
 constexpr int kBlockBytes = kStep * kBlock * 2;
 constexpr int kMostParts = 8;
 
@@ -64,7 +65,7 @@ struct Copy {
 template <int kX, int kY>
 __global__ void __launch_bounds__(kThreads, 1) products_kernel(const __grid_constant__ Products p) {
   after_earlier();
-#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  if (!kCompiled<true>) return;
   using S = Shape<kX, kY>;
   constexpr int kMine = kX / kGroups, kWide = kY == 1 ? 1 : 2, kAcross = kY / kWide;
   extern __shared__ __align__(1024) unsigned char shared[];
@@ -170,7 +171,6 @@ __global__ void __launch_bounds__(kThreads, 1) products_kernel(const __grid_cons
 #pragma unroll
   for (int r = 0; r < copy_dy.kRows; ++r) total += room[r * kChannels + threadIdx.x];
   partial[c * n + n0 + threadIdx.x] = total;
-#endif
 }
 
 struct Finish {

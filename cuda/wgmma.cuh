@@ -7,6 +7,8 @@
 
 namespace ff::cuda {
 
+constexpr int kGroupThreads = 128;  ///< of a warpgroup
+
 /// Of a kernel's two variants, Hopper's and that of sm_80, only that of the architecture is
 /// compiled.
 #if !defined(__CUDA_ARCH__)

@@ -206,7 +206,7 @@ Var outer_product_mean(const Scope& scope, const Var& m, const Var& z, const Ten
   const auto update = [&](const Vars& sides) {
     return outer_product_mean(z, sides, scope["output_w"], scope["output_b"], norm);
   };
-  const auto gathering = [&](const Var& own) { return Gathering(dap, own, 1, z.size(1)); };
+  const auto gathering = [&](const Var& side) { return Gathering(dap, side, 1, z.size(1)); };
   if (scope.has("sides_w")) {
     const Var sides = map_rows(m, 0, [&](const Var& rows, int64_t start) {
       return linear_joined(normed(rows), scope["sides_w"].value(), scope["sides_b"].value(),

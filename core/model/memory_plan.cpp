@@ -76,14 +76,14 @@ class Forms {
   ModuleMemory outer_product_mean(int64_t s, int64_t n, int64_t c_m, int64_t c, int64_t c_z) const {
     const int64_t rows = own(n), x = e * s * rows * c_m, left = e * s * rows * c,
                   right = e * s * n * c, z = e * rows * n * c_z, norm = f * rows * n,
-                  most = int64_t(1) << 26, all = rows * n * c * c,
-                  // Of the right side, gathered of what one product made with the left one's.
-        own_right = gpu && e == 2 && dap > 1 ? left : 0,
-                  // The CPU's products of one row and one side's sums; the GPU's of many, the
-                  // sides' copies, and their gradients' as products leave them.
-        products =
-            gpu ? e * std::min(all, most) + 2 * left + 3 * right + (e == 2 && all > most ? left : 0)
-                : e * n * c * c + norm + (e == 2 ? 2 : 1) * right;
+                  most = int64_t(1) << 26, all = rows * n * c * c;
+    // Of the right side, gathered of what one product made with the left one's.
+    const int64_t own_right = gpu && e == 2 && dap > 1 ? left : 0;
+    // The CPU's products of one row and one side's sums; the GPU's of many, the sides' copies, and
+    // their gradients' as products leave them.
+    const int64_t products =
+        gpu ? e * std::min(all, most) + 2 * left + 3 * right + (e == 2 && all > most ? left : 0)
+            : e * n * c * c + norm + (e == 2 ? 2 : 1) * right;
     return {
         "outer_product_mean", true, x + left + own_right + right + norm + z,
         x + 2 * left + 2 * own_right + 2 * right + norm + 2 * z + products + converted(right, 0)};

@@ -13,7 +13,7 @@ namespace {
 /// device.
 std::vector<Tensor> list(const Arrays& arrays, const Arrays& like) {
   std::vector<Tensor> out;
-  // Names mostly come in the same order; looking for hundreds of long ones takes a millisecond.
+  // Names mostly come in the same order: hundreds of long ones need not be looked for.
   auto next = arrays.begin();
   for (const auto& [name, t] : like) {
     const auto found = next != arrays.end() && next->first == name ? next : arrays.find(name);
