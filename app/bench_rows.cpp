@@ -165,7 +165,7 @@ bool Bench::row(const std::string& name, const Work& work, const std::function<V
     both -= copies;
   } else {
     const NoGrad no_grad;
-    forward = both = median_seconds(device, n.repeat, all);
+    forward = both = median_seconds(device, n.repeat, all, calls);
   }
   const double flop = work.flop + (training ? work.backward_flop : 0),
                bytes = work.bytes * (training ? 1 + work.backward : 1),

@@ -46,6 +46,7 @@ struct Bench {
   const std::vector<std::string>& only;  ///< names of rows; empty: all
   nlohmann::json rows = nlohmann::json::array();
   std::vector<std::shared_ptr<GradSlot>> leaves = {};
+  int calls = 1;  ///< the fewest in a row of those that are timed as one
 
   /// The table's head.
   void head() const;

@@ -40,9 +40,9 @@ inline Tensor ones(const Dims& shape) {
 }
 
 /// Median seconds of f, of the lower half for an even count. On a GPU f is warm, and a sample is as
-/// many calls, one behind the other, as take ten milliseconds or more.
+/// many calls, one behind the other, as take ten milliseconds or more, and no fewer than `fewest`.
 template <class F>
-double median_seconds(Device device, int64_t repetitions, F f) {
+double median_seconds(Device device, int64_t repetitions, F f, int fewest = 1) {
   const auto run = [&](int calls) {
     synchronize(device);
     const double start = seconds();
@@ -53,7 +53,7 @@ double median_seconds(Device device, int64_t repetitions, F f) {
   int calls = 1;
   if (device.kind != Device::cpu) {
     run(1);
-    calls = int(std::clamp(10e-3 / run(1), 1.0, 200.0));
+    calls = int(std::clamp(10e-3 / run(1), double(fewest), 200.0));
   }
   std::vector<double> samples;
   for (int64_t i = 0; i < repetitions; ++i) samples.push_back(run(calls));

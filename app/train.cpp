@@ -129,30 +129,43 @@ class Run {
     Counts now, logged;
     const auto start = Clock::now();
     int skipped = 0;
-    while (state.step < run.max_steps) {
-      if (any_stopped()) return stopped();
-      std::vector<TrainingSample> samples;
-      for (int64_t i = 0; i < own.count; ++i) samples.push_back(loader.next());
-      const StepReport report = trainer_.step(samples);
-      skipped = report.skipped ? skipped + 1 : 0;
-      if (report.blamed) leave_out(report, samples[*report.blamed]);
+    // Of the last step that is finished.
+    const auto tell = [&](const std::optional<StepReport>& report) {
+      if (!report) return;
+      skipped = report->skipped ? skipped + 1 : 0;
+      if (report->blamed) leave_out(*report);
       if (skipped == kMostSkipped) give_up();
-      now = {seconds_since(start), now.samples + double(run.global_batch), now.flops + report.flops,
-             loader.stalled_seconds()};
+      now = {seconds_since(start), now.samples + double(run.global_batch),
+             now.flops + report->flops, loader.stalled_seconds()};
       if (state.step % run.log_every == 0) {
-        log(report.scalars, now, logged);
+        log(report->scalars, now, logged);
         logged = now;
       }
-      const std::string line = describe(report, now.samples / now.seconds);
+      const std::string line = describe(*report, now.samples / now.seconds);
       progress.update(line, double(state.step) / double(run.max_steps));
       if (seconds_since(told) > kTellEvery) {
         told = Clock::now();
         log_notice(line);
       }
-      const bool validates = validation_ && run.val_every > 0 &&
-                             (state.step % run.val_every == 0 || state.step == run.max_steps);
+    };
+    while (state.step < run.max_steps) {
+      if (any_stopped()) {
+        tell(trainer_.finish());
+        return stopped();
+      }
+      std::vector<TrainingSample> samples;
+      for (int64_t i = 0; i < own.count; ++i) samples.push_back(loader.next());
+      trainer_.gradients(std::move(samples));
+      tell(trainer_.finish());
+      trainer_.update();
+      const bool last = state.step == run.max_steps,
+                 validates =
+                     validation_ && run.val_every > 0 && (state.step % run.val_every == 0 || last),
+                 saves = state.step % run.checkpoint_every == 0 || last;
+      if (!validates && !saves) continue;
+      tell(trainer_.finish());
       const bool best = validates && validate();
-      if (best || state.step % run.checkpoint_every == 0 || state.step == run.max_steps) save(best);
+      if (best || saves) save(best);
     }
     log_notice(run.logdir, ": ", state.step, " steps, ", state.samples, " samples, ",
                loader.skipped(), " damaged samples replaced, ", state.skipped, " steps left out; ",
@@ -216,8 +229,9 @@ class Run {
   }
 
   /// Tells of a sample whose step was not finite, and keeps it.
-  void leave_out(const StepReport& report, const TrainingSample& sample) {
+  void leave_out(const StepReport& report) {
     if (grid_.dap.rank() != 0) return;
+    const TrainingSample& sample = *report.blamed;
     const TrainState& state = trainer_.state();
     std::string kept;
     if (replays_ < kMostReplays) try {

@@ -32,10 +32,14 @@ __global__ void __launch_bounds__(1024)
 }
 
 __global__ void __launch_bounds__(kListThreads)
-    add_clipped_kernel(const __grid_constant__ Lists<2> lists, const double* norm, double limit) {
+    add_clipped_kernel(const __grid_constant__ Lists<2> lists, const double* norm,
+                       const float* loss, double limit, float* skipped, bool counts) {
   after_earlier();
   const double length = *norm;
-  if (!isfinite(length)) return;
+  if (!isfinite(length) || !isfinite(*loss)) {
+    if (counts && blockIdx.x == 0 && threadIdx.x == 0) *skipped += 1;
+    return;
+  }
   const float scale = limit > 0 && length > limit ? float(limit / length) : 1.0f;
   each_pack(lists, [&](float* const* p, int64_t i, auto width) {
     constexpr int V = decltype(width)::value;
@@ -49,8 +53,10 @@ __global__ void __launch_bounds__(kListThreads)
 }
 
 __global__ void __launch_bounds__(kListThreads)
-    adam_kernel(const __grid_constant__ Lists<5> lists, const __grid_constant__ AdamNumbers c) {
+    adam_kernel(const __grid_constant__ Lists<5> lists, const __grid_constant__ AdamNumbers c,
+                const float* skipped) {
   after_earlier();
+  if (*skipped != 0) return;
   each_pack(lists, [&](float* const* p, int64_t i, auto width) {
     constexpr int V = decltype(width)::value;
     float g[V], x[V], m[V], v[V], average[V];
@@ -89,18 +95,22 @@ void global_norm(TensorList arrays, const Tensor& norm) {
   check_launch("global_norm", arrays.size(), " arrays");
 }
 
-void add_clipped(TensorList gradient, const Tensor& norm, double limit, TensorList sum) {
+void add_clipped(TensorList gradient, const Tensor& norm, const Tensor& loss, double limit,
+                 TensorList sum, const Tensor& skipped) {
+  bool first = true;
   each_launch<2>({gradient, sum}, [&](const Lists<2>& lists, int64_t blocks) {
-    start_kernel(add_clipped_kernel, blocks, kListThreads, 0, lists, norm.data<double>(), limit);
+    start_kernel(add_clipped_kernel, blocks, kListThreads, 0, lists, norm.data<double>(),
+                 loss.data<float>(), limit, skipped.data<float>(), first);
+    first = false;
   });
   check_launch("add_clipped", gradient.size(), " arrays");
 }
 
-void adam_step(const AdamNumbers& numbers, const AdamLists& a) {
-  each_launch<5>({a.gradient, a.params, a.m, a.v, a.ema},
-                 [&](const Lists<5>& lists, int64_t blocks) {
-                   start_kernel(adam_kernel, blocks, kListThreads, 0, lists, numbers);
-                 });
+void adam_step(const AdamNumbers& numbers, const AdamLists& a, const Tensor& skipped) {
+  each_launch<5>(
+      {a.gradient, a.params, a.m, a.v, a.ema}, [&](const Lists<5>& lists, int64_t blocks) {
+        start_kernel(adam_kernel, blocks, kListThreads, 0, lists, numbers, skipped.data<float>());
+      });
   check_launch("adam_step", a.gradient.size(), " arrays");
 }
 

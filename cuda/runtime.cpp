@@ -2,6 +2,7 @@
 #include "cuda/runtime.h"
 
 #include <algorithm>
+#include <cstring>
 #include <deque>
 #include <map>
 #include <mutex>
@@ -141,6 +142,18 @@ void move(void* to, const void* from, int64_t bytes, cudaMemcpyKind kind, cudaEv
   check_cuda(cudaEventRecord(done, stream()), "cudaEventRecord");
 }
 
+cudaEvent_t new_event() {
+  cudaEvent_t e;
+  check_cuda(cudaEventCreateWithFlags(&e, cudaEventDisableTiming), "cudaEventCreate");
+  return e;
+}
+
+bool passed(cudaEvent_t e) {
+  const cudaError_t status = cudaEventQuery(e);
+  if (status != cudaErrorNotReady) check_cuda(status, "cudaEventQuery");
+  return status == cudaSuccess;
+}
+
 /// Page-locked memory that copies pass through, so that the host need not wait for those to the GPU
 /// and those from it run at the bus's speed.
 class Staging {
@@ -194,12 +207,6 @@ class Staging {
     memory_ = static_cast<char*>(p);
   }
 
-  static cudaEvent_t new_event() {
-    cudaEvent_t e;
-    check_cuda(cudaEventCreateWithFlags(&e, cudaEventDisableTiming), "cudaEventCreate");
-    return e;
-  }
-
   /// n bytes in one piece, held until the event of held_.back() has passed.
   char* take(int64_t n) {
     if (head_ % kRing + n > kRing) head_ += kRing - head_ % kRing;
@@ -220,12 +227,6 @@ class Staging {
     return memory_ + start % kRing;
   }
 
-  static bool passed(cudaEvent_t e) {
-    const cudaError_t status = cudaEventQuery(e);
-    if (status != cudaErrorNotReady) check_cuda(status, "cudaEventQuery");
-    return status == cudaSuccess;
-  }
-
   std::mutex mutex_;
   char* memory_ = nullptr;
   cudaEvent_t arrived_[2] = {};
@@ -244,6 +245,65 @@ void upload(void* to, const void* from, int64_t bytes) {
 
 void download(void* to, const void* from, int64_t bytes) {
   staging().download(static_cast<char*>(to), static_cast<const char*>(from), bytes);
+}
+
+/// Downloads that are waited for later, each with page-locked memory of its own, used again.
+class Downloads {
+ public:
+  struct One {
+    char* memory;
+    int64_t size;
+    cudaEvent_t done;
+  };
+
+  One* begin(const void* from, int64_t bytes) {
+    One* const one = take(bytes);
+    move(one->memory, from, bytes, cudaMemcpyDeviceToHost, one->done);
+    return one;
+  }
+
+  void end(One* one, void* to, int64_t bytes) {
+    if (to) {
+      if (!passed(one->done)) {
+        count_wait();
+        check_cuda(cudaEventSynchronize(one->done), "cudaEventSynchronize");
+      }
+      std::memcpy(to, one->memory, size_t(bytes));
+    }
+    const std::lock_guard lock(mutex_);
+    free_.push_back(one);
+  }
+
+ private:
+  /// One that no copy is on its way to.
+  One* take(int64_t bytes) {
+    const std::lock_guard lock(mutex_);
+    for (One*& one : free_)
+      if (one->size >= bytes && passed(one->done)) {
+        std::swap(one, free_.back());
+        One* const found = free_.back();
+        free_.pop_back();
+        return found;
+      }
+    stream();  // makes the GPU current
+    const int64_t size = std::max<int64_t>(bytes, 4096);
+    void* memory = nullptr;
+    check_cuda(cudaHostAlloc(&memory, size_t(size), cudaHostAllocDefault), "cudaHostAlloc", size,
+               " bytes");
+    return new One{static_cast<char*>(memory), size, new_event()};
+  }
+
+  std::mutex mutex_;
+  std::vector<One*> free_;
+};
+Downloads& downloads() {
+  static Downloads& d = *new Downloads;  // never freed: the driver may be gone by then
+  return d;
+}
+
+void* begin_download(const void* from, int64_t bytes) { return downloads().begin(from, bytes); }
+void end_download(void* begun, void* to, int64_t bytes) {
+  downloads().end(static_cast<Downloads::One*>(begun), to, bytes);
 }
 
 }  // namespace
@@ -311,9 +371,9 @@ void start(int index) {
                                        [] { nvtxRangePop(); }};
   hook_spans(&kRanges);
 #endif
-  register_memory(Device::cuda,
-                  {allocate, release, zero, upload, download, copy, copy_all, add_up, synchronize,
-                   available, enter_lane, leave_lane, record, play, forget});
+  register_memory(Device::cuda, {allocate, release, zero, upload, download, begin_download,
+                                 end_download, copy, copy_all, add_up, synchronize, available,
+                                 enter_lane, leave_lane, record, play, forget});
 }
 
 }  // namespace ff::cuda

@@ -276,10 +276,12 @@ struct Kernels {
   void (*expectations)(const Tensor& logits, const Tensor& values, const Tensor& out);
   /// norm [1] f64 = sqrt of the sum of all squares, in a fixed order.
   void (*global_norm)(TensorList arrays, const Tensor& norm);
-  /// sum += gradient, scaled to the norm `limit` where it is longer (0: never); nothing where its
-  /// norm is not finite.
-  void (*add_clipped)(TensorList gradient, const Tensor& norm, double limit, TensorList sum);
-  void (*adam_step)(const AdamNumbers& numbers, const AdamLists& lists);
+  /// sum += gradient, scaled to the norm `limit` where it is longer (0: never). Where norm [1] f64
+  /// or loss [], of the gradient's type, is not finite, skipped [1], of that type, += 1 instead.
+  void (*add_clipped)(TensorList gradient, const Tensor& norm, const Tensor& loss, double limit,
+                      TensorList sum, const Tensor& skipped);
+  /// Nothing where skipped [1] f32 is not 0.
+  void (*adam_step)(const AdamNumbers& numbers, const AdamLists& lists, const Tensor& skipped);
 };
 
 /// Kernels::weight_gradient by the other kernels of dy's device.

@@ -392,6 +392,31 @@ void add_up(std::span<const Tensor> parts, const Tensor& sum) {
   if (!in_place) sum.copy_from(total);
 }
 
+Download::Download(const Tensor& from) : device_(from.device()) {
+  const auto begin = memory_of(device_).begin_download;
+  if (device_.kind == Device::cpu || !begin) {
+    host_ = device_.kind == Device::cpu ? from.clone() : from.to(Device{});
+    return;
+  }
+  check(from.is_contiguous(), "a download of a tensor of strides ", from.strides());
+  host_ = Tensor::empty(from.shape(), from.dtype());
+  const int64_t bytes = from.numel() * size_of(from.dtype());
+  ++g_work.downloads;
+  g_work.download_bytes += bytes;
+  begun_ = begin(from.raw(), bytes);
+}
+
+Download::~Download() {
+  if (begun_) memory_of(device_).end_download(begun_, nullptr, 0);
+}
+
+const Tensor& Download::wait() {
+  if (begun_)
+    memory_of(device_).end_download(std::exchange(begun_, nullptr), host_.raw(),
+                                    host_.numel() * size_of(host_.dtype()));
+  return host_;
+}
+
 void Tensor::copy_from(const Tensor& source) const {
   check(shape_ == source.shape_, "copy of ", source.shape_, " into ", shape_);
   if (!numel()) return;

@@ -9,6 +9,7 @@
 #include <span>
 #include <string>
 #include <type_traits>
+#include <utility>
 
 #include "core/base/error.h"
 
@@ -119,6 +120,10 @@ struct DeviceMemory {
   /// `from` is read before it returns; of a download all has arrived.
   void (*upload)(void* to, const void* from, int64_t bytes) = nullptr;
   void (*download)(void* to, const void* from, int64_t bytes) = nullptr;
+  /// A download that is waited for later: `to` is nullptr where nobody wants it any more. nullptr:
+  /// there is none such.
+  void* (*begin_download)(const void* from, int64_t bytes) = nullptr;
+  void (*end_download)(void* begun, void* to, int64_t bytes) = nullptr;
   /// Any strides and dtypes; copy_all of f32, contiguous.
   void (*copy)(const Tensor& from, const Tensor& to) = nullptr;
   void (*copy_all)(std::span<const Tensor> from, std::span<const Tensor> to) = nullptr;
@@ -269,6 +274,26 @@ class Tensor {
   Dims shape_, strides_;
   Dtype dtype_ = Dtype::f32;
   Device device_;
+};
+
+/// A copy to the CPU of what a contiguous tensor holds now, that is waited for later: a GPU's host
+/// goes on meanwhile. For small ones: page-locked memory stays with the process.
+class Download {
+ public:
+  explicit Download(const Tensor& from);
+  ~Download();
+  Download(Download&& other) noexcept
+      : host_(std::move(other.host_)),
+        device_(other.device_),
+        begun_(std::exchange(other.begun_, nullptr)) {}
+  Download& operator=(Download&&) = delete;
+  /// Waits until it has come.
+  const Tensor& wait();
+
+ private:
+  Tensor host_;
+  Device device_;
+  void* begun_ = nullptr;
 };
 
 }  // namespace ff

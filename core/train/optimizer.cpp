@@ -66,21 +66,18 @@ Arrays zeros_like(const Arrays& like, Dtype dtype) {
 
 double global_norm(const Arrays& arrays) { return norm_of(list(arrays, arrays)).item(); }
 
-Clipped add_clipped(Arrays& sum, const Arrays& gradient, double limit) {
+Tensor add_clipped(Arrays& sum, const Arrays& gradient, const Tensor& loss, double limit,
+                   const Tensor& skipped) {
   check(sum.size() == gradient.size(), "a gradient of ", gradient.size(), " arrays added to ",
         sum.size());
   const std::vector<Tensor> from = list(gradient, gradient), to = list(sum, gradient);
   const Tensor norm = norm_of(from);
-  Clipped out;
-  out.norm = norm.item();  // before the sum is asked for: a GPU adds while its host goes on
-  kernels(norm.device()).add_clipped(from, norm, limit, to);
-  out.finite = std::isfinite(out.norm);
-  out.clipped = out.finite && limit > 0 && out.norm > limit;
-  return out;
+  kernels(norm.device()).add_clipped(from, norm, loss, limit, to, skipped);
+  return norm;
 }
 
 void adam_step(const OptimConfig& c, const AdamArrays& a, const Arrays& gradient, double scale,
-               double rate, int64_t t) {
+               double rate, int64_t t, const Tensor& skipped) {
   check(t >= 1, "Adam's first step is 1, not ", t);
   const std::vector<Tensor> g = list(gradient, gradient), p = list(a.params, gradient),
                             m = list(a.m, gradient), v = list(a.v, gradient),
@@ -96,7 +93,7 @@ void adam_step(const OptimConfig& c, const AdamArrays& a, const Arrays& gradient
       .mean = float(scale),
       .follow = float(1 - c.ema),
   };
-  kernels(device_of(g)).adam_step(numbers, {g, p, m, v, ema});
+  kernels(device_of(g)).adam_step(numbers, {g, p, m, v, ema}, skipped);
 }
 
 }  // namespace ff

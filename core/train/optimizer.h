@@ -31,24 +31,22 @@ Arrays zeros_like(const Arrays& like, Dtype dtype = Dtype::f32);
 /// The norm over all values of all arrays: squares in f64, added in a fixed order.
 double global_norm(const Arrays& arrays);
 
-struct Clipped {
-  double norm = 0;  ///< before clipping; not finite where a value is not
-  bool clipped = false, finite = true;
-};
 /// Adds one example's gradient to `sum`, scaled to the norm `limit` where it is longer (0: never).
-/// A gradient that is not finite is not added. Names, shapes and type (f32 or, for tests, f64) must
-/// be those of `sum`.
-Clipped add_clipped(Arrays& sum, const Arrays& gradient, double limit);
+/// Where its loss [] or its norm is not finite it is not added, and skipped [1] grows by 1. Names,
+/// shapes and type (f32 or, for tests, f64) must be those of `sum`. Returns the norm before
+/// clipping, [1] f64; a GPU's host waits for nothing.
+Tensor add_clipped(Arrays& sum, const Arrays& gradient, const Tensor& loss, double limit,
+                   const Tensor& skipped);
 
 /// One step of Adam (Kingma and Ba 2015, Alg. 1) and of the moving average, in one pass:
 ///   g = scale * gradient;  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
 ///   p -= rate * (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps);  ema += (1 - d) (p - ema)
 /// `scale` turns a batch's sum into its mean. All arrays have the names and shapes of `params`; an
-/// empty `ema` is left out.
+/// empty `ema` is left out. Changes nothing where skipped [1] f32 is not 0.
 struct AdamArrays {
   Arrays &params, &m, &v, &ema;
 };
 void adam_step(const OptimConfig& config, const AdamArrays& arrays, const Arrays& gradient,
-               double scale, double rate, int64_t t);
+               double scale, double rate, int64_t t, const Tensor& skipped);
 
 }  // namespace ff

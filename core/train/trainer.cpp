@@ -49,19 +49,23 @@ enum : size_t { kSamples, kSkipped, kNorm, kClipped, kLoss, kLddt, kFlops, kFirs
 using Totals = std::array<double, kFirstTerm + 2 * std::size(kTerms)>;
 
 /// The numbers, all at once from where they are; 0 for one that is undefined.
-std::vector<double> numbers(const std::vector<Tensor>& terms) {
+Tensor together(const std::vector<Tensor>& terms) {
   const Tensor all = Tensor::zeros({int64_t(terms.size())}, terms[0].dtype(), terms[0].device());
+  std::vector<Tensor> from, to;
   for (size_t i = 0; i < terms.size(); ++i)
-    if (terms[i]) all.select(0, int64_t(i)).copy_from(terms[i]);
-  const Tensor host = all.to(Device{}).to(Dtype::f64);
-  return {host.data<double>(), host.data<double>() + host.numel()};
+    if (terms[i]) {
+      from.push_back(terms[i]);
+      to.push_back(all.select(0, int64_t(i)));
+    }
+  copy_all(from, to);
+  return all;
 }
 
 double mean_lddt(const Tensor& lddt, const Tensor& atom_mask) {
-  const Tensor scores = lddt.to(Device{}), mask = atom_mask.select(1, kAtomCa).contiguous();
+  const Tensor mask = atom_mask.select(1, kAtomCa).contiguous();
   double sum = 0, count = 1e-10;
-  for (int64_t i = 0; i < scores.numel(); ++i) {
-    sum += double(mask.data<float>()[i]) * scores.data<double>()[i];
+  for (int64_t i = 0; i < lddt.numel(); ++i) {
+    sum += double(mask.data<float>()[i]) * lddt.data<double>()[i];
     count += double(mask.data<float>()[i]);
   }
   return sum / count;
@@ -287,15 +291,24 @@ std::string Trainer::first_fault(const TrainingSample& sample) {
   return watch.found();
 }
 
-StepReport Trainer::step(const std::vector<TrainingSample>& samples) {
-  StepReport report;
-  Arrays sum = zeros_like(state_.params, precision_ == Dtype::f64 ? Dtype::f64 : Dtype::f32);
-  Totals all{};
+StepReport Trainer::step(std::vector<TrainingSample> samples) {
+  gradients(std::move(samples));
+  update();
+  return finish().value();
+}
+
+void Trainer::gradients(std::vector<TrainingSample> samples) {
+  check(!given_ && int64_t(samples.size()) == own_samples().count, samples.size(),
+        " samples for a step of ", own_samples().count);
+  Step step;
+  step.samples = std::move(samples);
+  const Dtype dtype = precision_ == Dtype::f64 ? Dtype::f64 : Dtype::f32;
+  step.sum = zeros_like(state_.params, dtype);
+  step.skipped = Tensor::zeros({1}, dtype, workers_[0].device());
   const size_t wave = workers_.size();
-  std::vector<Result> results;  // the last gradients are freed after Adam, which would wait for it
-  for (size_t first = 0; first < samples.size(); first += wave) {
-    const size_t count = std::min(wave, samples.size() - first);
-    results = std::vector<Result>(count);
+  for (size_t first = 0; first < step.samples.size(); first += wave) {
+    const size_t count = std::min(wave, step.samples.size() - first);
+    std::vector<Result> results(count);
     std::vector<std::exception_ptr> errors(count);
     std::vector<std::thread> threads;
     for (size_t i = 0; i < count; ++i)
@@ -304,7 +317,7 @@ StepReport Trainer::step(const std::vector<TrainingSample>& samples) {
         try {
           std::optional<Lane> lane;
           if (count > 1) lane.emplace(workers_[i].device(), int(i));
-          results[i] = run(workers_[i], samples[first + i]);
+          results[i] = run(workers_[i], step.samples[first + i]);
         } catch (const OutOfMemory& e) {
           errors[i] = std::make_exception_ptr(Error(
               e.code(),
@@ -320,59 +333,84 @@ StepReport Trainer::step(const std::vector<TrainingSample>& samples) {
     for (std::thread& t : threads) t.join();
     for (const std::exception_ptr& e : errors)
       if (e) std::rethrow_exception(e);
-    for (size_t i = 0; i < count; ++i) {
-      const Result& r = results[i];
-      // The sample's work is given; from here on its numbers are waited for.
-      const Span span("optimizer");
-      const Clipped c = add_clipped(sum, r.gradients, config_.optim.clip_per_example);
-      const std::vector<double> terms = numbers(r.terms);
-      if (!report.skipped && (!c.finite || !std::isfinite(terms[0]))) {
-        report.skipped = true;
-        report.blamed = first + i;
-        report.fault = first_fault(samples[first + i]);
-      }
-      all[kSamples] += 1;
-      all[kSkipped] += report.skipped ? 1 : 0;
-      all[kNorm] += c.norm;
-      all[kClipped] += c.clipped ? 1 : 0;
-      all[kLoss] += terms[0];
-      all[kLddt] += mean_lddt(r.lddt, samples[first + i].labels.at("all_atom_mask"));
-      all[kFlops] += r.flops;
-      for (size_t t = 0; t < std::size(kTerms); ++t)
-        if (r.terms[1 + t]) {
-          all[kFirstTerm + 2 * t] += terms[1 + t];
-          all[kFirstTerm + 2 * t + 1] += 1;
-        }
+    const Span span("optimizer");
+    for (const Result& r : results) {
+      const Tensor norm = add_clipped(step.sum, r.gradients, r.terms[0],
+                                      config_.optim.clip_per_example, step.skipped);
+      std::vector<bool> has_term;
+      for (const Tensor& term : r.terms) has_term.push_back(term.defined());
+      step.told.push_back({Download(norm), Download(together(r.terms)), Download(r.lddt),
+                           std::move(has_term), r.flops});
     }
+  }
+  given_.emplace(std::move(step));
+}
+
+void Trainer::update() {
+  check(given_ && !updated_, "an update without gradients, or before the last one is finished");
+  Step& step = updated_.emplace(std::move(*given_));
+  given_.reset();
+  const Span span("optimizer");
+  BucketedSum groups(grid_.dp);
+  for (const auto& [name, gradient] : step.sum) groups.add(gradient);
+  groups.add(step.skipped);
+  groups.finish();
+  for (auto& [name, gradient] : step.sum) gradient = gradient.to(Dtype::f32);
+  const int64_t n = config_.run.global_batch;
+  state_.samples += n;
+  step.rate = learning_rate(config_.optim, state_.samples);
+  adam_step(config_.optim, {state_.params, state_.m, state_.v, state_.ema}, step.sum, 1 / double(n),
+            step.rate, state_.adam_step + 1, step.skipped.to(Dtype::f32));
+  ++state_.step;
+  step.sum.clear();
+}
+
+std::optional<StepReport> Trainer::finish() {
+  if (!updated_) return {};
+  Step step(std::move(*updated_));
+  updated_.reset();
+  StepReport report;
+  Totals all{};
+  const double limit = config_.optim.clip_per_example;
+  for (size_t i = 0; i < step.samples.size(); ++i) {
+    Told& told = step.told[i];
+    const TrainingSample& sample = step.samples[i];
+    const double norm = told.norm.wait().item();
+    const Tensor terms = told.terms.wait().to(Dtype::f64);
+    const double* term = terms.data<double>();
+    const bool finite = std::isfinite(norm);
+    if (!report.blamed && (!finite || !std::isfinite(term[0]))) {
+      report.blamed = sample;
+      report.fault = first_fault(sample);
+    }
+    all[kSamples] += 1;
+    all[kSkipped] += report.blamed ? 1 : 0;
+    all[kNorm] += norm;
+    all[kClipped] += finite && limit > 0 && norm > limit ? 1 : 0;
+    all[kLoss] += term[0];
+    all[kLddt] += mean_lddt(told.lddt.wait(), sample.labels.at("all_atom_mask"));
+    all[kFlops] += told.flops;
+    for (size_t t = 0; t < std::size(kTerms); ++t)
+      if (told.has_term[1 + t]) {
+        all[kFirstTerm + 2 * t] += term[1 + t];
+        all[kFirstTerm + 2 * t + 1] += 1;
+      }
   }
   // One mean over the groups, in their order whichever rank adds.
   const Tensor totals = Tensor::of({int64_t(all.size())}, all.data());
   grid_.dp.all_reduce(totals, "the step's totals").wait();
   std::copy_n(totals.data<double>(), all.size(), all.begin());
-  BucketedSum groups(grid_.dp);
-  for (const auto& [name, gradient] : sum) groups.add(gradient);
-  groups.finish();
-  for (auto& [name, gradient] : sum) gradient = gradient.to(Dtype::f32);
   const double n = all[kSamples];
   report.skipped = all[kSkipped] > 0;
+  ++(report.skipped ? state_.skipped : state_.adam_step);
   report.loss = all[kLoss] / n;
   report.lddt_ca = all[kLddt] / n;
   report.flops = all[kFlops];
-  const int64_t seen = state_.samples + int64_t(n);
-  const double rate = learning_rate(config_.optim, seen);
-  const Span span("optimizer");
-  if (report.skipped)
-    ++state_.skipped;
-  else
-    adam_step(config_.optim, {state_.params, state_.m, state_.v, state_.ema}, sum, 1 / n, rate,
-              ++state_.adam_step);
-  ++state_.step;
-  state_.samples = seen;
   report.scalars = {{"loss/total", report.loss}, {"train/lddt_ca", report.lddt_ca}};
   for (size_t t = 0; t < std::size(kTerms); ++t)
     if (const double count = all[kFirstTerm + 2 * t + 1]; count > 0)
       report.scalars.emplace_back(cat("loss/", kTerms[t].second), all[kFirstTerm + 2 * t] / count);
-  report.scalars.emplace_back("optim/lr", rate);
+  report.scalars.emplace_back("optim/lr", step.rate);
   report.scalars.emplace_back("optim/grad_norm", all[kNorm] / n);
   report.scalars.emplace_back("optim/clip_rate", all[kClipped] / n);
   report.scalars.emplace_back("optim/skipped", double(state_.skipped));

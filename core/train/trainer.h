@@ -26,10 +26,10 @@ SamplerConfig sampler_config(const TrainConfig& config);
 PassSizes largest_sample(const TrainConfig& config, const Sampler* sampler = nullptr);
 
 struct StepReport {
-  Scalars scalars;               ///< under TrainingLog's names
-  bool skipped = false;          ///< a loss or gradient was not finite; nothing was changed
-  std::optional<size_t> blamed;  ///< the first such sample of this rank's
-  std::string fault;             ///< the first operation that went wrong with it
+  Scalars scalars;                       ///< under TrainingLog's names
+  bool skipped = false;                  ///< a loss or gradient was not finite; nothing was changed
+  std::optional<TrainingSample> blamed;  ///< the first such sample of this rank's
+  std::string fault;                     ///< the first operation that went wrong with it
   double loss = 0, lddt_ca = 0;
   double flops = 0;
 };
@@ -50,10 +50,21 @@ class Trainer {
     return deal(config_.run.global_batch, grid_.dp.size(), grid_.dp.rank());
   }
 
-  /// Of this rank's samples; the numbers told are those of all. The mean of the samples' clipped
-  /// gradients, each of its total loss times the square root of
-  /// the crop's length (Suppl. 1.11.3, 1.9), one step of Adam and of the average.
-  StepReport step(const std::vector<TrainingSample>& samples);
+  /// One step on own_samples(): the mean of all ranks' samples' clipped gradients, each of its
+  /// total loss times the square root of the crop's length (Suppl. 1.11.3, 1.9), one step of Adam
+  /// and of the average. The numbers told are those of all samples.
+  StepReport step(std::vector<TrainingSample> samples);
+
+  // The same in three parts. A run asks for a step's gradients, finishes the step before and only
+  // then updates: a GPU has work all the time and does not wait for its host.
+
+  /// Asks for the samples' passes and the sum of their gradients.
+  void gradients(std::vector<TrainingSample> samples);
+  /// Asks for Adam's step and counts it; the one before must be finished.
+  void update();
+  /// Waits for the updated step and tells of it; nothing where there is none. Then the state counts
+  /// it as made or skipped. One that was skipped left everything as it was.
+  std::optional<StepReport> finish();
 
   /// Whole chains with the averaged parameters: val/lddt_ca, tm, gdt_ts, gdt_ha, rmsd, drmsd; empty
   /// where `stop`, asked before each chain, said so.
@@ -75,6 +86,20 @@ class Trainer {
     Tensor lddt;                ///< [n_res] f64
     double flops = 0;
   };
+  /// A sample's numbers on their way to the host.
+  struct Told {
+    Download norm, terms, lddt;
+    std::vector<bool> has_term;
+    double flops;
+  };
+  /// A step on its way.
+  struct Step {
+    std::vector<TrainingSample> samples;
+    std::vector<Told> told;
+    Arrays sum;      ///< of the gradients, until the update
+    Tensor skipped;  ///< [1]: how many samples were not finite
+    double rate = 0;
+  };
   Result run(Params& params, const TrainingSample& sample) const;
   /// The plan for `samples` at a time, or for as many of them as a GPU should have.
   RecomputePlan make_plan(Device device, const PassSizes& sizes, int64_t samples) const;
@@ -89,6 +114,7 @@ class Trainer {
   Grid grid_;
   RecomputePlan plan_;
   std::vector<Params> workers_;  ///< share their values, and have gradients of their own
+  std::optional<Step> given_, updated_;
 };
 
 }  // namespace ff

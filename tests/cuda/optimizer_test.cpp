@@ -51,19 +51,28 @@ TEST_CASE("GPU: gradients are clipped by their norm and added") {
   kernels(Device{}).global_norm(gradient.cpu, norm);
   kernels(kGpu).global_norm(gradient.gpu, gpu_norm);
   CHECK(gpu_norm.item() == Approx(norm.item()).epsilon(1e-12));
+  const Tensor skipped = Tensor::zeros({1}), gpu_skipped = skipped.to(kGpu),
+               loss = Tensor::scalar(2), gpu_loss = loss.to(kGpu);
   for (const double limit : {0.0, 100.0, 1e9}) {
-    kernels(Device{}).add_clipped(gradient.cpu, norm, limit, sum.cpu);
-    kernels(kGpu).add_clipped(gradient.gpu, gpu_norm, limit, sum.gpu);
+    kernels(Device{}).add_clipped(gradient.cpu, norm, loss, limit, sum.cpu, skipped);
+    kernels(kGpu).add_clipped(gradient.gpu, gpu_norm, gpu_loss, limit, sum.gpu, gpu_skipped);
     agree("sum", sum);
   }
-  // What is not finite is not added.
+  CHECK(gpu_skipped.item() == 0);
+  // What is not finite is not added, and counted once.
+  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), INFINITY}) {
+    kernels(kGpu).add_clipped(gradient.gpu, gpu_norm, Tensor::scalar(bad).to(kGpu), 1, sum.gpu,
+                              gpu_skipped);
+    agree("sum", sum);
+  }
   for (const float bad : {std::numeric_limits<float>::quiet_NaN(), INFINITY}) {
     gradient.gpu[5].narrow(0, 77777, 1).copy_from(Tensor::of<float>({1}, &bad));
     kernels(kGpu).global_norm(gradient.gpu, gpu_norm);
     CHECK_FALSE(std::isfinite(gpu_norm.item()));
-    kernels(kGpu).add_clipped(gradient.gpu, gpu_norm, 1, sum.gpu);
+    kernels(kGpu).add_clipped(gradient.gpu, gpu_norm, gpu_loss, 1, sum.gpu, gpu_skipped);
     agree("sum", sum);
   }
+  CHECK(gpu_skipped.item() == 4);
   // Squares that f32 cannot hold.
   const float large[] = {3e30f, 4e30f};
   const std::vector<Tensor> two{Tensor::of<float>({2}, large).to(kGpu)};
@@ -77,12 +86,16 @@ TEST_CASE("GPU: Adam and its average") {
   const Lists gradient = draw(twins, 1), params = draw(twins, 1), m = draw(twins, 0.1),
               v = draw(twins, 0.1, true), ema = draw(twins, 1);
   const AdamNumbers numbers{0.9f, 0.999f, 0.1f, 0.001f, 1e-2f, 3.2f, 1e-6f, 0.25f, 0.1f};
+  const Tensor go = Tensor::zeros({1}), gpu_go = go.to(kGpu), skip = Tensor::scalar(1).view({1});
   for (const bool average : {true, false}) {
     const TensorList none;
     kernels(Device{}).adam_step(
-        numbers, {gradient.cpu, params.cpu, m.cpu, v.cpu, average ? TensorList(ema.cpu) : none});
-    kernels(kGpu).adam_step(
-        numbers, {gradient.gpu, params.gpu, m.gpu, v.gpu, average ? TensorList(ema.gpu) : none});
+        numbers, {gradient.cpu, params.cpu, m.cpu, v.cpu, average ? TensorList(ema.cpu) : none},
+        go);
+    const AdamLists lists{gradient.gpu, params.gpu, m.gpu, v.gpu,
+                          average ? TensorList(ema.gpu) : none};
+    kernels(kGpu).adam_step(numbers, lists, gpu_go);
+    kernels(kGpu).adam_step(numbers, lists, skip.to(kGpu));
     agree("params", params);
     agree("m", m);
     agree("v", v);

@@ -94,3 +94,21 @@ TEST_CASE("GPU: a recording does again what it was made of") {
     CHECK(norm_error(y.to(Device{}), next) == 0);
   }
 }
+
+TEST_CASE("GPU: a download brings what was there when it was asked for, however late it is read") {
+  if (!have_gpu()) return;
+  const Tensor t = Tensor::empty({30'000}, Dtype::f32, kGpu);
+  std::vector<Tensor> want;
+  std::vector<Download> downloads;
+  for (const uint64_t stream : {1, 2, 3}) {
+    want.push_back(random({30'000}, stream));
+    t.copy_from(want.back());
+    downloads.emplace_back(t);
+    const Download unread(t);
+  }
+  for (size_t i : {2, 0, 1}) {
+    CHECK(norm_error(downloads[i].wait(), want[i]) == 0);
+    CHECK(norm_error(downloads[i].wait(), want[i]) == 0);
+  }
+  CHECK(norm_error(Download(want[0]).wait(), want[0]) == 0);  // from the CPU
+}

@@ -47,7 +47,13 @@ double norm_of(TensorList arrays) {
 }
 
 template <class T>
-void add_scaled(TensorList gradient, T scale, TensorList sum) {
+void add_scaled(TensorList gradient, double length, const Tensor& loss, double limit,
+                TensorList sum, const Tensor& skipped) {
+  if (!std::isfinite(length) || !std::isfinite(*loss.data<T>())) {
+    *skipped.data<T>() += 1;
+    return;
+  }
+  const T scale = T(limit > 0 && length > limit ? limit / length : 1);
   const auto all = pieces<T, 2>({gradient, sum});
 #pragma omp parallel for
   for (size_t k = 0; k < all.size(); ++k) {
@@ -66,15 +72,15 @@ void global_norm(TensorList arrays, const Tensor& norm) {
   *norm.data<double>() = in_f64(arrays) ? norm_of<double>(arrays) : norm_of<float>(arrays);
 }
 
-void add_clipped(TensorList gradient, const Tensor& norm, double limit, TensorList sum) {
+void add_clipped(TensorList gradient, const Tensor& norm, const Tensor& loss, double limit,
+                 TensorList sum, const Tensor& skipped) {
   const double length = *norm.data<double>();
-  if (!(length < INFINITY)) return;
-  const double scale = limit > 0 && length > limit ? limit / length : 1;
-  in_f64(gradient) ? add_scaled<double>(gradient, scale, sum)
-                   : add_scaled<float>(gradient, float(scale), sum);
+  in_f64(gradient) ? add_scaled<double>(gradient, length, loss, limit, sum, skipped)
+                   : add_scaled<float>(gradient, length, loss, limit, sum, skipped);
 }
 
-void adam_step(const AdamNumbers& c, const AdamLists& lists) {
+void adam_step(const AdamNumbers& c, const AdamLists& lists, const Tensor& skipped) {
+  if (*skipped.data<float>() != 0) return;
   const auto all = pieces<float, 5>({lists.gradient, lists.params, lists.m, lists.v, lists.ema});
 #pragma omp parallel for
   for (size_t k = 0; k < all.size(); ++k) {

@@ -89,7 +89,8 @@ void symmetrize(const Tensor& x, const Tensor& out);
 void cross_entropy(const Tensor& logits, const Tensor& classes, const Tensor& weights, double norm,
                    const Tensor& loss, const Tensor& gradient);
 void global_norm(TensorList arrays, const Tensor& norm);
-void add_clipped(TensorList gradient, const Tensor& norm, double limit, TensorList sum);
-void adam_step(const AdamNumbers& numbers, const AdamLists& lists);
+void add_clipped(TensorList gradient, const Tensor& norm, const Tensor& loss, double limit,
+                 TensorList sum, const Tensor& skipped);
+void adam_step(const AdamNumbers& numbers, const AdamLists& lists, const Tensor& skipped);
 
 }  // namespace ff::cpu::FF_ISA

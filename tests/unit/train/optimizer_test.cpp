@@ -52,31 +52,37 @@ TEST_CASE("Adam and its average follow torch.optim.Adam") {
     const auto k = float(t);
     // A sum over a batch of four.
     const Arrays g = one({0.4f * k, -0.08f, 4e-5f * k * k, t == 3 ? 1.2f : 0, -20 / k});
-    adam_step(config, {p, m, v, ema}, g, 0.25, 1e-2, t);
+    adam_step(config, {p, m, v, ema}, g, 0.25, 1e-2, t, Tensor::zeros({1}));
   }
   for (int i = 0; i < 5; ++i) {
     CHECK(p["p"].data<float>()[i] == Approx(expected[i]).epsilon(1e-6).margin(1e-8));
     CHECK(ema["p"].data<float>()[i] == Approx(average[i]).epsilon(1e-6).margin(1e-8));
   }
+  // A step that is to be skipped.
+  const float skipped = 2, last = p["p"].data<float>()[0];
+  adam_step(config, {p, m, v, ema}, one({1, 1, 1, 1, 1}), 1, 1, 6,
+            Tensor::of<float>({1}, &skipped));
+  CHECK(p["p"].data<float>()[0] == last);
 }
 
 TEST_CASE("an example's gradient is clipped by its global norm") {
   Arrays sum = one({1, 1}), g = one({3, 4});
-  Clipped c = add_clipped(sum, g, 0.1);
-  CHECK(c.norm == Approx(5));
-  CHECK(c.clipped);
+  const Tensor skipped = Tensor::zeros({1}), loss = Tensor::scalar(2);
+  CHECK(add_clipped(sum, g, loss, 0.1, skipped).item() == Approx(5));
   CHECK(sum["p"].data<float>()[0] == Approx(1.06f));
   CHECK(sum["p"].data<float>()[1] == Approx(1.08f));
-  c = add_clipped(sum, one({0.03f, 0.04f}), 0.1);
-  CHECK_FALSE(c.clipped);
+  add_clipped(sum, one({0.03f, 0.04f}), loss, 0.1, skipped);
   CHECK(sum["p"].data<float>()[0] == Approx(1.09f));
-  CHECK_FALSE(add_clipped(sum, g, 0).clipped);
+  add_clipped(sum, g, loss, 0, skipped);
+  CHECK(sum["p"].data<float>()[0] == Approx(4.09f));
+  CHECK(skipped.item() == 0);
   const Tensor before = sum["p"].clone();
   for (const float bad : {std::numeric_limits<float>::quiet_NaN(), INFINITY}) {
-    c = add_clipped(sum, one({1, bad}), 0.1);
-    CHECK_FALSE(c.finite);
+    CHECK_FALSE(std::isfinite(add_clipped(sum, one({1, bad}), loss, 0.1, skipped).item()));
+    add_clipped(sum, g, Tensor::scalar(bad), 0.1, skipped);
     CHECK(std::memcmp(before.raw(), sum["p"].raw(), 8) == 0);
   }
+  CHECK(skipped.item() == 4);
   // Squares that f32 cannot hold.
   CHECK(global_norm(one({3e30f, 4e30f})) == Approx(5e30));
 }
@@ -87,8 +93,9 @@ TEST_CASE("any number of threads gives the same bits") {
   for (const int n : {1, 2, 3, 7}) {
     omp_set_num_threads(n);
     Arrays p = noise(1), ema = noise(1), sum = zeros_like(p), m = zeros_like(p), v = zeros_like(p);
-    for (uint64_t i = 2; i < 5; ++i) add_clipped(sum, noise(i), 0.1);
-    adam_step({}, {p, m, v, ema}, sum, 1.0 / 3, 1e-3, 1);
+    const Tensor skipped = Tensor::zeros({1});
+    for (uint64_t i = 2; i < 5; ++i) add_clipped(sum, noise(i), Tensor::scalar(1), 0.1, skipped);
+    adam_step({}, {p, m, v, ema}, sum, 1.0 / 3, 1e-3, 1, skipped);
     for (const auto& [prefix, group] :
          {std::pair{"m", &m}, std::pair{"v", &v}, std::pair{"e", &ema}})
       for (const auto& [name, t] : *group) p.emplace(prefix + name, t);

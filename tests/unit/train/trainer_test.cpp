@@ -78,7 +78,8 @@ TEST_CASE("a step that is not finite changes nothing and names sample and operat
     const std::vector<TrainingSample> samples = data.samples(config, 0);
     const StepReport report = trainer.step(samples);
     CHECK(report.skipped);
-    CHECK(report.blamed == size_t(0));
+    REQUIRE(report.blamed);
+    CHECK(report.blamed->index == samples[0].index);
     CHECK_THAT(report.fault, StartsWith("linear_add at ") &&
                                  Contains("msa_transition/transition2//") && EndsWith(", block 1"));
     CHECK(trainer.state().step == 1);
@@ -95,13 +96,50 @@ TEST_CASE("a step that is not finite changes nothing and names sample and operat
   std::fill_n(positions.data<float>(), positions.numel(), std::numeric_limits<float>::infinity());
   const StepReport report = trainer.step(samples);
   CHECK(report.skipped);
-  CHECK(report.blamed == size_t(1));
+  REQUIRE(report.blamed);
+  CHECK(report.blamed->index == samples[1].index);
   CHECK_THAT(report.fault, Contains("loss"));
   CHECK(same_bits(trainer.state().params, fresh(config).params));
   // The next step goes on.
   CHECK_FALSE(trainer.step(data.samples(config, 1)).skipped);
   CHECK(trainer.state().adam_step == 1);
   CHECK_FALSE(same_bits(trainer.state().params, fresh(config).params));
+}
+
+TEST_CASE("steps that overlap are those made one by one, of which one is skipped") {
+  const Data data;
+  const TrainConfig config = small();
+  const auto samples_of = [&](int64_t step) {
+    std::vector<TrainingSample> samples = data.samples(config, step);
+    if (step == 1) {
+      Tensor& positions = samples[2].labels["atom14_gt_positions"];
+      positions = positions.clone();
+      std::fill_n(positions.data<float>(), positions.numel(), INFINITY);
+    }
+    return samples;
+  };
+  Trainer one(config, fresh(config), 2), other(config, fresh(config), 2);
+  std::vector<StepReport> reports, overlapping;
+  for (int64_t step = 0; step < 4; ++step) {
+    reports.push_back(one.step(samples_of(step)));
+    other.gradients(samples_of(step));
+    if (auto report = other.finish()) overlapping.push_back(*report);
+    other.update();
+  }
+  overlapping.push_back(other.finish().value());
+  CHECK_FALSE(other.finish());
+  REQUIRE(overlapping.size() == 4);
+  for (size_t i = 0; i < 4; ++i) {
+    CHECK(reports[i].skipped == (i == 1));
+    CHECK(overlapping[i].skipped == reports[i].skipped);
+    CHECK(overlapping[i].fault == reports[i].fault);
+    if (i != 1) CHECK(overlapping[i].scalars == reports[i].scalars);
+  }
+  CHECK(other.state().adam_step == 3);
+  CHECK(other.state().skipped == 1);
+  CHECK(same_bits(one.state().params, other.state().params));
+  CHECK(same_bits(one.state().v, other.state().v));
+  CHECK(same_bits(one.state().ema, other.state().ema));
 }
 
 TEST_CASE("a training pass keeps each block's inputs and one block's work") {
