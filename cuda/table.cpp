@@ -12,6 +12,7 @@ const Kernels kTable = {
     .pair_bias = pair_bias,
     .pair_bias_backward = pair_bias_backward,
     .linear = linear,
+    .normed_linear = normed_linear,
     .linear_where_positive = linear_where_positive,
     .activation_backward = activation_backward,
     .add_column_sums = add_column_sums,

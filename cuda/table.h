@@ -22,6 +22,7 @@ Function<decltype(Kernels::layer_norm_channels_first_backward)> layer_norm_chann
 Function<decltype(Kernels::pair_bias)> pair_bias;
 Function<decltype(Kernels::pair_bias_backward)> pair_bias_backward;
 Function<decltype(Kernels::linear)> linear;
+Function<decltype(Kernels::normed_linear)> normed_linear;
 Function<decltype(Kernels::linear_where_positive)> linear_where_positive;
 Function<decltype(Kernels::activation_backward)> activation_backward;
 Function<decltype(Kernels::add_column_sums)> add_column_sums;

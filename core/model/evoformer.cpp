@@ -108,7 +108,7 @@ Var heads(const Var& x, const Var& w) {
 
 }  // namespace
 
-Var attention_add(const Scope& scope, const Var& residual, Var x_q, const Var& x_m,
+Var attention_add(const Scope& scope, const Var& residual, Normed x_q, const Var& x_m,
                   const Gathering& bias, const Tensor& mask, const Tensor& factors, int along) {
   const auto awaited = [&] {
     x_q = Var();  // as large as what the attention gives
@@ -122,11 +122,12 @@ Var attention_add(const Scope& scope, const Var& residual, Var x_q, const Var& x
                       {scope["gating_b"]});
     o = attention(all, awaited(), mask, along);
   } else {
-    const Var &from = x_m ? x_m : x_q, q = heads(x_q, scope["query_w"]),
+    x_q = x_q.value();
+    const Var &x = x_q.x, &from = x_m ? x_m : x, q = heads(x, scope["query_w"]),
               k = heads(from, scope["key_w"]), v = heads(from, scope["value_w"]);
     Var gate;
     if (scope.has("gating_w"))
-      gate = view(linear(x_q, scope["gating_w"], scope["gating_b"]),
+      gate = view(linear(x, scope["gating_w"], scope["gating_b"]),
                   {q.size(0), q.size(1), v.size(2), v.size(3)});
     o = attention(q, k, v, gate, awaited(), mask, along);
   }
@@ -144,8 +145,8 @@ Var msa_row_attention(const Scope& scope, const Var& m, const Var& z, const Tens
   const Tensor factors = dropout.factors(m);
   const int64_t n_seq = msa_mask.size(0), first = dap.mine(n_seq).start;
   return update_rows(dap, m, 0, n_seq, [&](const Var& rows, int64_t start) {
-    return attention_add(scope / "attention", rows, layer_norm(scope / "query_norm", rows), {},
-                         bias, msa_mask.narrow(0, first + start, rows.size(0)), factors);
+    return attention_add(scope / "attention", rows, normed(scope / "query_norm", rows), {}, bias,
+                         msa_mask.narrow(0, first + start, rows.size(0)), factors);
   });
 }
 
@@ -155,11 +156,11 @@ Var msa_column_attention(const Scope& scope, const Var& m, const Tensor& msa_mas
   const Range own = dap.mine(msa_mask.size(1));
   const Tensor mask = msa_mask.transpose(0, 1).narrow(0, own.start, own.count);
   if (at_once(columns)) {
-    return attention_add(scope / "attention", m, layer_norm(scope / "query_norm", m), {}, {}, mask,
-                         {}, 0);
+    return attention_add(scope / "attention", m, normed(scope / "query_norm", m), {}, {}, mask, {},
+                         0);
   }
   const Var updated = by_rows(columns, [&](const Var& rows, int64_t start) {
-    return attention_add(scope / "attention", rows, layer_norm(scope / "query_norm", rows), {}, {},
+    return attention_add(scope / "attention", rows, normed(scope / "query_norm", rows), {}, {},
                          mask.narrow(0, start, rows.size(0)));
   });
   return transpose(updated, 0, 1);
@@ -189,9 +190,10 @@ Var transition(const Scope& scope, const Var& x) {
   const Span span("transition");
   const Scope first = scope / "transition1", second = scope / "transition2";
   return by_rows(x, [&](const Var& rows, int64_t) {
-    const Var normed = layer_norm(scope / "input_layer_norm", rows), w1 = first["weights"],
-              b1 = first["bias"], w2 = second["weights"], b2 = second["bias"];
-    return transition(rows, normed, w1, b1, w2, b2);
+    const Normed x = normed(scope / "input_layer_norm", rows);
+    const Var w1 = first["weights"], b1 = first["bias"], w2 = second["weights"],
+              b2 = second["bias"];
+    return transition(rows, x, w1, b1, w2, b2);
   });
 }
 
@@ -200,7 +202,7 @@ Var outer_product_mean(const Scope& scope, const Var& m, const Var& z, const Ten
   const Span span("outer product mean");
   const Range own = dap.mine(z.size(1));
   const Tensor mask = msa_mask.narrow(1, own.start, own.count);
-  const auto normed = [&](const Var& rows) { return layer_norm(scope / "layer_norm_input", rows); };
+  const Scope norm_of_m = scope / "layer_norm_input";
   const Scope left = scope / "left_projection", right = scope / "right_projection";
   const Tensor norm = pair_count(mask, msa_mask, m.value().dtype());
   const auto update = [&](const Vars& sides) {
@@ -209,17 +211,18 @@ Var outer_product_mean(const Scope& scope, const Var& m, const Var& z, const Ten
   const auto gathering = [&](const Var& side) { return Gathering(dap, side, 1, z.size(1)); };
   if (scope.has("sides_w")) {
     const Var sides = map_rows(m, 0, [&](const Var& rows, int64_t start) {
-      return linear_joined(normed(rows), scope["sides_w"].value(), scope["sides_b"].value(),
+      const Normed x(rows, norm_of_m["scale"], norm_of_m["offset"]);
+      return linear_joined(x, scope["sides_w"].value(), scope["sides_b"].value(),
                            {left["weights"], right["weights"]}, {left["bias"], right["bias"]},
                            mask.narrow(0, start, rows.size(0)));
     });
     if (dap.single()) return update({sides});
     return update({select(sides, 2, 0), gathering(select(sides, 2, 1)).await()});
   }
-  const Var x = at_once(m) ? normed(m) : Var();  // of both sides
+  const Var x = at_once(m) ? layer_norm(norm_of_m, m) : Var();  // of both sides
   const auto side = [&](const Scope& projection) {
     const auto project = [&](const Var& rows, int64_t) {
-      return linear(projection, x ? x : normed(rows));
+      return linear(projection, x ? x : layer_norm(norm_of_m, rows));
     };
     return scale_rows(map_rows(m, 0, project), mask);
   };
@@ -283,14 +286,17 @@ Var triangle_attention(const Scope& scope, const Var& z, const Tensor& pair_mask
   const Tensor factors = dropout.factors(zt);
   if (dap.single() && at_once(zt)) {
     const int along = starting ? 1 : 0;
-    Var x = layer_norm_again(scope / "query_norm", z);
-    const Gathering bias(dap, bias_of(scope, "query_norm", z, x, along), 1, z.size(1));
+    // The bias and the attention share the norm where neither makes it itself.
+    Normed x = normed(scope / "query_norm", z);
+    if (!fuses_pair_bias(z, scope["feat_2d_weights"])) x = x.value();
+    const Gathering bias(dap, bias_of(scope, "query_norm", z, x.scale ? Var() : x.x, along), 1,
+                         z.size(1));
     return attention_add(scope / "attention", z, std::move(x), {}, bias, pair_mask, factors, along);
   }
   const Gathering bias = pair_bias(scope, "query_norm", zt, dap);
   return update_rows(dap, z, starting ? 0 : 1, zt.size(1), [&](const Var& rows, int64_t start) {
-    return attention_add(scope / "attention", rows, layer_norm_again(scope / "query_norm", rows),
-                         {}, bias, pair_mask.narrow(0, start, rows.size(0)), factors);
+    return attention_add(scope / "attention", rows, normed(scope / "query_norm", rows), {}, bias,
+                         pair_mask.narrow(0, start, rows.size(0)), factors);
   });
 }
 

@@ -24,7 +24,7 @@ namespace ff {
 /// n_key, c_m], residual [batch, n_query, c_out]; factors [n_query, c_out] of the update's dropout,
 /// undefined for none. Once the projections are made the bias is awaited and x_q let go. Where
 /// `along` is 0 the first two axes of residual, x_q and x_m are the other way round.
-Var attention_add(const Scope& scope, const Var& residual, Var x_q, const Var& x_m,
+Var attention_add(const Scope& scope, const Var& residual, Normed x_q, const Var& x_m,
                   const Gathering& bias, const Tensor& mask, const Tensor& factors = {},
                   int along = 1);
 

@@ -9,6 +9,7 @@
 
 #include "core/model/params.h"
 #include "core/ops/gemm.h"
+#include "core/ops/linear.h"
 #include "core/ops/triangle.h"
 
 namespace ff {
@@ -37,16 +38,16 @@ class Forms {
   }
 
   /// Gated attention of `batch` rows of n positions of c channels, with a bias [h, n, n] that is
-  /// made of z more bytes of the pair representation. Keeps x's norm where x is m, the bias, q, k,
-  /// v, gate, result; pairs' norms are made again. In the backward the attention itself has most,
-  /// or what stands before or behind it.
+  /// made of z more bytes of the pair representation. Keeps x's norm unless x is narrow, the bias,
+  /// q, k, v, gate, result. In the backward the attention itself has most, or what stands before or
+  /// behind it.
   ModuleMemory attention(const char* name, bool pair, int64_t batch, int64_t n, int64_t c,
                          const AttentionConfig& a, bool biased, int64_t z, double rate) const {
     const int64_t x = e * batch * n * c, qk = 2 * e * batch * n * (a.key_dim ? a.key_dim : c),
                   v = e * batch * n * (a.value_dim ? a.value_dim : c), gate = a.gating ? v : 0,
                   bias = biased ? f * a.num_head * n * n : 0,
-                  statistics = gpu ? 4 * batch * n * a.num_head : 0, read = (pair ? 0 : x) + bias,
-                  core = qk + 2 * v + gate + statistics,
+                  statistics = gpu ? 4 * batch * n * a.num_head : 0,
+                  read = (c > kNarrow ? x : 0) + bias, core = qk + 2 * v + gate + statistics,
                   // Sums of the bias's gradient, by parts of the batch; on a GPU packed bias, too.
         sums = bias * (gpu ? 3 : std::min<int64_t>(batch, 16)) + (gpu ? statistics : 0),
                   sent = dap > 1 ? x : 0;
@@ -65,14 +66,16 @@ class Forms {
     return {"msa_column_global_attention", false, 2 * x + core, 3 * x + core + v + converted(x, v)};
   }
 
-  /// Keeps the norm and the hidden channels, which the backward has twice.
+  /// Keeps the hidden channels, which the backward has twice, and the norm unless x is narrow.
   ModuleMemory transition(const char* name, bool pair, int64_t rows, int64_t c,
                           int64_t factor) const {
     const int64_t x = e * rows * c;
-    return {name, pair, (2 + factor) * x, (3 + 2 * factor) * x + converted(x, factor * x)};
+    return {name, pair, ((c > kNarrow ? 2 : 1) + factor) * x,
+            (3 + 2 * factor) * x + converted(x, factor * x)};
   }
 
-  /// m [s, own n, c_m] into z [own n, n, c_z]. Keeps the norm, both projections, the count.
+  /// m [s, own n, c_m] into z [own n, n, c_z]. Keeps the norm, both projections, the count; where
+  /// one product makes both, the norm is made again.
   ModuleMemory outer_product_mean(int64_t s, int64_t n, int64_t c_m, int64_t c, int64_t c_z) const {
     const int64_t rows = own(n), x = e * s * rows * c_m, left = e * s * rows * c,
                   right = e * s * n * c, z = e * rows * n * c_z, norm = f * rows * n,
@@ -85,7 +88,7 @@ class Forms {
         gpu ? e * std::min(all, most) + 2 * left + 3 * right + (e == 2 && all > most ? left : 0)
             : e * n * c * c + norm + (e == 2 ? 2 : 1) * right;
     return {
-        "outer_product_mean", true, x + left + own_right + right + norm + z,
+        "outer_product_mean", true, (gpu && e == 2 ? 0 : x) + left + own_right + right + norm + z,
         x + 2 * left + 2 * own_right + 2 * right + norm + 2 * z + products + converted(right, 0)};
   }
 

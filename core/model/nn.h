@@ -17,6 +17,12 @@ inline Var layer_norm(const Scope& scope, const Var& x) {
   return layer_norm(x, scope["scale"], scope["offset"]);
 }
 
+/// The same for a linear layer, which makes it itself where x is narrow.
+inline Normed normed(const Scope& scope, const Var& x) {
+  if (x.size(-1) > kNarrow) return layer_norm(scope, x);
+  return {x, scope["scale"], scope["offset"]};
+}
+
 inline Var layer_norm_again(const Scope& scope, const Var& x) {
   return layer_norm_again(x, scope["scale"], scope["offset"]);
 }

@@ -90,6 +90,10 @@ struct Kernels {
   /// (it may be y); y may be f32 where x and w are bf16. bias is f32, or on a GPU of y's dtype.
   void (*linear)(const Tensor& x, const Tensor& w, const Tensor& bias, Activation act,
                  const Tensor& base, const Tensor& y);
+  /// y = act(LN(x; scale, offset) w + b), nullptr where there is none; shapes as `linear`'s.
+  /// Returns false, having done nothing, where a layer norm and `linear` are what there is.
+  bool (*normed_linear)(const Tensor& x, const NormedLinear& layer, Activation act,
+                        const Tensor& y);
   /// y [1, m, n] = x w where kept > 0, else 0: the gradient of what relu gave `kept` of.
   void (*linear_where_positive)(const Tensor& x, const Tensor& w, const Tensor& kept,
                                 const Tensor& y);

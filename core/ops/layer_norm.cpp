@@ -19,26 +19,36 @@ Tensor normed(const Var& x, const Var& scale, const Var& offset) {
   return y;
 }
 
+Var recorded(const Tensor& y, const Var& x, const Var& scale, const Var& offset) {
+  return result("layer_norm", y, {&x, &scale, &offset}, [=](const Tensor& dy) {
+    // Where nothing was added to dx yet it takes the place of dy, which is the node's own:
+    // zeros are neither filled nor read.
+    const bool first = has_room(x) && x.slot()->dtype == dy.dtype() && dy.is_contiguous();
+    kernels(dy.device())
+        .layer_norm_backward(x.value(), scale.value(), dy, first ? dy : x.grad_into(),
+                             scale.grad_into(), offset.grad_into());
+    if (first) x.add_grad(dy);
+  });
+}
+
 }  // namespace
 
 Var layer_norm(const Var& x, const Var& scale, const Var& offset) {
   check_norm(x.size(-1), x, scale, offset);
-  return result(
-      "layer_norm", normed(x, scale, offset), {&x, &scale, &offset}, [=](const Tensor& dy) {
-        // Where nothing was added to dx yet it takes the place of dy, which is the node's own:
-        // zeros are neither filled nor read.
-        const bool first = has_room(x) && x.slot()->dtype == dy.dtype() && dy.is_contiguous();
-        kernels(dy.device())
-            .layer_norm_backward(x.value(), scale.value(), dy, first ? dy : x.grad_into(),
-                                 scale.grad_into(), offset.grad_into());
-        if (first) x.add_grad(dy);
-      });
+  return recorded(normed(x, scale, offset), x, scale, offset);
 }
 
 Var layer_norm_again(const Var& x, const Var& scale, const Var& offset) {
   const Var y = layer_norm(x, scale, offset);
   if (y.requires_grad()) y.slot()->again = [=] { return normed(x, scale, offset); };
   return y;
+}
+
+Var layer_norm_later(const Var& x, const Var& scale, const Var& offset) {
+  check_norm(x.size(-1), x, scale, offset);
+  const Var like = recorded(x.value(), x, scale, offset);  // in shape, dtype and device
+  if (like.requires_grad()) like.slot()->again = [=] { return normed(x, scale, offset); };
+  return like.gradient_only();
 }
 
 Var layer_norm_channels_first(const Var& x, const Var& scale, const Var& offset) {

@@ -16,6 +16,11 @@ Var layer_norm(const Var& x, const Var& scale, const Var& offset);
 /// whose norm's time is small beside that of what follows.
 Var layer_norm_again(const Var& x, const Var& scale, const Var& offset);
 
+/// The same for an operation that reads x and normalises its rows itself: the Var has no value,
+/// which that operation's backward asks for. Undefined where none of the three's gradient is
+/// wanted.
+Var layer_norm_later(const Var& x, const Var& scale, const Var& offset);
+
 /// The same over axis 0 of x [c, n, m] (last axis contiguous). Returns [n, m, c] contiguous.
 Var layer_norm_channels_first(const Var& x, const Var& scale, const Var& offset);
 

@@ -54,6 +54,28 @@ void products_backward(const Var& x, const Var& w, const Var& b, const Tensor& d
   weights_backward(x.value(), w, b, dy);
 }
 
+/// y = act(x w + b), and x as its backward keeps it.
+struct Layer {
+  Tensor y;
+  Var x;
+};
+Layer layer_of(const Normed& n, const Tensor& w, const Tensor& b, Activation act) {
+  const Tensor& x = n.x.value();
+  const auto kernel = kernels(x.device()).normed_linear;
+  // The backward asks for the norm where anything's gradient is wanted.
+  if (n.scale && kernel && (NoGrad::active() || recording({&n.x, &n.scale, &n.offset}))) {
+    check_linear(x, w, b);
+    Dims shape = x.shape();
+    shape[shape.size() - 1] = w.size(1);
+    const Tensor y = Tensor::empty(shape, x.dtype(), x.device()), rows = as_batches(x);
+    if (kernel(rows, {n.scale.value(), n.offset.value(), w.unsqueeze(0), b}, act,
+               y.view({rows.size(0), rows.size(1), w.size(1)})))
+      return {y, layer_norm_later(n.x, n.scale, n.offset)};
+  }
+  const Var made = n.value();
+  return {linear(made.value(), w, b, act).value(), made};
+}
+
 }  // namespace
 
 void weight_gradient_by_products(const Tensor& x, const Tensor& dy, TensorList parts,
@@ -99,13 +121,14 @@ Var linear(const Var& x, const Var& w, const Var& b, Activation act) {
   });
 }
 
-Var linear_joined(const Var& x, const Tensor& w, const Tensor& b, const Vars& parts,
+Var linear_joined(const Normed& normed, const Tensor& w, const Tensor& b, const Vars& parts,
                   const Vars& biases, const Tensor& mask) {
-  const int64_t c = x.size(-1), n = w.numel() / c;
+  const int64_t c = normed.x.size(-1), n = w.numel() / c;
   Dims shape;
-  for (int i = 0; i + 1 < x.rank(); ++i) shape.push_back(x.size(i));
+  for (int i = 0; i + 1 < normed.x.rank(); ++i) shape.push_back(normed.x.size(i));
   for (int i = 1; i < w.rank(); ++i) shape.push_back(w.size(i));
-  const Tensor y = linear(x.value(), w.view({c, n}), b.view({n})).value().view(shape);
+  const auto [flat, x] = layer_of(normed, w.view({c, n}), b.view({n}), Activation::kNone);
+  const Tensor y = flat.view(shape);
   const auto scale = [mask, n](const Tensor& t) {
     if (!mask) return;
     Dims rows = mask.shape();
@@ -164,23 +187,23 @@ Var linear_add(const Var& residual, const Var& x, const Var& w, const Var& b) {
                 });
 }
 
-Var transition(const Var& residual, const Var& x, const Var& w1, const Var& b1, const Var& w2,
-               const Var& b2) {
-  const Tensor hidden = linear(x.value(), w1.value(), b1.value(), Activation::kRelu).value(),
-               y = linear_add(residual.value(), hidden, w2.value(), b2.value()).value();
-  return result(
-      "transition", y, {&residual, &x, &w1, &b1, &w2, &b2},
-      [x = Kept(x), w1, b1, w2, b2, hidden, r = residual.gradient_only()](const Tensor& dy) {
-        const Tensor dh = Tensor::empty(hidden.shape(), dy.dtype(), dy.device());
-        const auto rows = [](const Tensor& t) { return t.view({1, -1, t.size(-1)}); };
-        kernels(dy.device())
-            .linear_where_positive(rows(dy), w2.value().transpose(0, 1).unsqueeze(0), rows(hidden),
-                                   rows(dh));
-        weights_backward(hidden, w2, b2, dy);
-        input_backward(x.get(), w1.value(), dh);
-        weights_backward(x.get().value(), w1, b1, dh);
-        hand_over(r, dy);
-      });
+Var transition(const Var& residual, const Normed& normed, const Var& w1, const Var& b1,
+               const Var& w2, const Var& b2) {
+  const auto [hidden, x] = layer_of(normed, w1.value(), b1.value(), Activation::kRelu);
+  const Tensor y = linear_add(residual.value(), hidden, w2.value(), b2.value()).value();
+  return result("transition", y, {&residual, &x, &w1, &b1, &w2, &b2},
+                [x = Kept(x), w1, b1, w2, b2, hidden = hidden,
+                 r = residual.gradient_only()](const Tensor& dy) {
+                  const Tensor dh = Tensor::empty(hidden.shape(), dy.dtype(), dy.device());
+                  const auto rows = [](const Tensor& t) { return t.view({1, -1, t.size(-1)}); };
+                  kernels(dy.device())
+                      .linear_where_positive(rows(dy), w2.value().transpose(0, 1).unsqueeze(0),
+                                             rows(hidden), rows(dh));
+                  weights_backward(hidden, w2, b2, dy);
+                  input_backward(x.get(), w1.value(), dh);
+                  weights_backward(x.get().value(), w1, b1, dh);
+                  hand_over(r, dy);
+                });
 }
 
 Var linear_channels_first(const Var& x, const Var& w) {

@@ -3,6 +3,7 @@
 
 #include "core/autograd/tape.h"
 #include "core/ops/kernels.h"
+#include "core/ops/layer_norm.h"
 
 namespace ff {
 
@@ -14,10 +15,23 @@ namespace ff {
 /// Throws ff::Error on shape or dtype mismatch.
 Var linear(const Var& x, const Var& w, const Var& b = {}, Activation act = Activation::kNone);
 
+/// The most channels of which a layer norm costs less made twice than written and read.
+constexpr int64_t kNarrow = 128;
+
+/// What a layer norm gives, for linear layers that make it of x's rows as they read them, where the
+/// GPU has a kernel for that; the backward makes it once more. Or x as it is.
+struct Normed {
+  Normed(Var x_) : x(std::move(x_)) {}  // NOLINT: is the Var
+  Normed(Var x_, Var scale_, Var offset_)
+      : x(std::move(x_)), scale(std::move(scale_)), offset(std::move(offset_)) {}
+  Var value() const { return scale ? layer_norm_again(x, scale, offset) : x; }
+  Var x, scale, offset;
+};
+
 /// mask (x w + b) of layers that lie beside each other: w [c_in, n, ...], b [n, ...], y [..., n,
 /// ...]; mask [...] f32 or undefined. Gradients are those of the layers' own weights [c_in, ...], n
 /// `parts`, and of the last ones' biases.
-Var linear_joined(const Var& x, const Tensor& w, const Tensor& b, const Vars& parts,
+Var linear_joined(const Normed& x, const Tensor& w, const Tensor& b, const Vars& parts,
                   const Vars& biases, const Tensor& mask = {});
 
 /// residual + linear(x, w, b); under NoGrad written into residual itself. w may have further
@@ -25,7 +39,7 @@ Var linear_joined(const Var& x, const Tensor& w, const Tensor& b, const Vars& pa
 Var linear_add(const Var& residual, const Var& x, const Var& w, const Var& b);
 
 /// residual + relu(x w1 + b1) w2 + b2; under NoGrad written into residual itself.
-Var transition(const Var& residual, const Var& x, const Var& w1, const Var& b1, const Var& w2,
+Var transition(const Var& residual, const Normed& x, const Var& w1, const Var& b1, const Var& w2,
                const Var& b2);
 
 /// y[o, r] = sum_c x[r, c] w[c, o] with channels first: [c_out, rows] of x [..., c_in] contiguous,

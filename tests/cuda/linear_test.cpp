@@ -1,6 +1,7 @@
 // Matrix products on the GPU against f64 sums on the CPU: sizes that fit no tile, every layout, and
 // what is added to them.
 #include "core/ops/gemm.h"
+#include "core/ops/views.h"
 #include "tests/cuda/gpu.h"
 
 using namespace ff;
@@ -102,6 +103,69 @@ TEST_CASE("GPU: linear layers whose result counts where another tensor is positi
         for (const Tensor& beside : {wide.narrow(2, 0, 8), wide.narrow(2, c.n + 8, 8)})
           CHECK(norm_error(beside, Tensor::zeros(beside.shape())) == 0);
       }
+}
+
+// In f32, where rows are few and of 72 channels there is no such kernel.
+TEST_CASE("GPU: linear layers of a layer norm, and their gradients") {
+  if (!have_gpu()) return;
+  struct Case {
+    int64_t b, m, c, n, parts;  ///< 0: a transition
+    bool strided;
+  };
+  for (const Case& at : {Case{1, 4123, 64, 64, 0, false}, Case{65, 67, 128, 48, 2, true},
+                         Case{37, 112, 256, 328, 1, true}, Case{1, 4107, 128, 512, 0, false},
+                         Case{3, 5, 64, 16, 2, false}, Case{1, 4300, 72, 24, 1, false},
+                         Case{1, 26003, 256, 16, 1, false}}) {
+    INFO(at.b << " x " << at.m << ", " << at.c << " to " << at.n << ", " << at.parts << " parts");
+    // Numbers that bf16 has, on a CPU in f32 and on the GPU in bf16.
+    const auto rounded = [](const Dims& shape, uint64_t stream) {
+      return random(shape, stream).to(Dtype::bf16).to(Dtype::f32);
+    };
+    const int64_t parts = std::max<int64_t>(at.parts, 1), width = at.n / parts;
+    const Tensor whole = rounded({at.m, at.b, at.c}, 1), w = rounded({at.c, parts, width}, 2),
+                 b = rounded({parts, width}, 3), scale = random({at.c}, 4),
+                 offset = random({at.c}, 5), w2 = rounded({at.n, at.c}, 6), b2 = random({at.c}, 7),
+                 seed = rounded({at.b, at.m, at.parts ? at.n : at.c}, 8);
+    const auto run = [&](Device device, bool apart) {
+      // Products' weights are bf16, their gradients f32.
+      const Dtype dtype = device.kind == Device::cpu ? Dtype::f32 : Dtype::bf16;
+      Vars leaves{whole.to(dtype), scale, offset, b.select(0, parts - 1).clone(), w2, b2};
+      for (int64_t i = 0; i < parts; ++i) leaves.emplace_back(w.select(1, i).contiguous());
+      for (Var& leaf : leaves) {
+        leaf = leaf.value().to(device);
+        leaf.want_grad();
+      }
+      const Tensor joined = w.to(dtype).to(device);
+      Vars layers;
+      for (int64_t i = 0; i < parts; ++i)
+        layers.emplace_back(joined.select(1, i), leaves[size_t(6 + i)].slot());
+      Tape tape;
+      const Var rows =
+          at.strided ? transpose(leaves[0], 0, 1) : view(leaves[0], {at.b, at.m, at.c});
+      Normed in(rows, leaves[1], leaves[2]);
+      if (apart) in = layer_norm(in.x, in.scale, in.offset);
+      const Var y =
+          at.parts
+              ? view(linear_joined(in, joined, b.to(device), layers, {leaves[3]}), seed.shape())
+              : transition(rows, in, layers[0], leaves[3],
+                           Var(w2.to(dtype).to(device), leaves[4].slot()), leaves[5]);
+      tape.backward({y}, {seed.to(dtype).to(device)});
+      std::vector<Tensor> out{y.value()};
+      for (const Var& leaf : leaves)
+        if (leaf.grad()) out.push_back(leaf.grad());
+      return out;
+    };
+    const auto cpu = run(Device{}, false), gpu = run(kGpu, false), again = run(kGpu, false),
+               apart = run(kGpu, true);
+    REQUIRE(gpu.size() == cpu.size());
+    for (size_t i = 0; i < cpu.size(); ++i) {
+      INFO(i);
+      // Rounding moves some numbers to the other side of the relu.
+      if (i == 0 || at.parts) CHECK(norm_error(gpu[i], cpu[i]) < 6e-3);
+      CHECK(norm_error(again[i], gpu[i]) == 0);
+      CHECK(norm_error(gpu[i], apart[i]) < 2e-3);
+    }
+  }
 }
 
 TEST_CASE("GPU: products of bf16 into f32, as gradients of parameters are summed") {

@@ -30,6 +30,7 @@ const Kernels kTable = {
     .pair_bias = nullptr,
     .pair_bias_backward = nullptr,
     .linear = linear,
+    .normed_linear = nullptr,
     .linear_where_positive = linear_where_positive,
     .activation_backward = activation_backward,
     .add_column_sums = add_column_sums,

@@ -147,13 +147,13 @@ requires(!std::is_convertible_v<Other, TensorList>) void check_there(const Other
 
 template <class Pointer>
 struct Call;
-template <class... A>
-struct Call<void (*)(A...)> {
+template <class R, class... A>
+struct Call<R (*)(A...)> {
   template <auto Member>
-  static void run(A... a) {
+  static R run(A... a) {
     (check_there(a), ...);
     const Unlocked unlocked;
-    (kernels(Device{}).*Member)(a...);
+    return (kernels(Device{}).*Member)(a...);
   }
 };
 
@@ -175,26 +175,28 @@ int64_t g_free = -1;
 
 void use_locked_device() {
   using K = Kernels;
-  static const Kernels kernels = table<
-      &K::layer_norm, &K::layer_norm_backward, &K::layer_norm_channels_first,
-      &K::layer_norm_channels_first_backward, &K::pair_bias, &K::pair_bias_backward, &K::linear,
-      &K::linear_where_positive, &K::activation_backward, &K::add_column_sums, &K::weight_gradient,
-      &K::add_columns, &K::matmul, &K::attention, &K::global_attention, &K::attention_backward,
-      &K::global_attention_backward, &K::masked_mean_backward, &K::masked_mean, &K::triangle_gate,
-      &K::triangle_gate_backward, &K::triangle_sides, &K::triangle_end, &K::triangle_sides_backward,
-      &K::triangle_end_backward, &K::add, &K::add_gated, &K::add_gated_backward, &K::add_dropped,
-      &K::scale_rows, &K::outer_product_mean, &K::outer_product_mean_backward, &K::pair_embed,
-      &K::pair_embed_backward, &K::invariant_point_attention, &K::apply_rigids, &K::update_backbone,
-      &K::scale_affine, &K::affine_frames, &K::normalize_pairs, &K::torsions_to_frames,
-      &K::frames_to_atom14, &K::atom14_to_atom37, &K::invariant_point_attention_backward,
-      &K::apply_rigids_backward, &K::update_backbone_backward, &K::affine_frames_backward,
-      &K::normalize_pairs_backward, &K::torsions_to_frames_backward, &K::frames_to_atom14_backward,
-      &K::atom14_to_atom37_backward, &K::relu, &K::symmetrize, &K::cross_entropy, &K::fape,
-      &K::chi_loss, &K::angle_norm_loss, &K::binary_cross_entropy, &K::weighted_sum,
-      &K::distance_classes, &K::aligned_error_classes, &K::lddt, &K::score_classes,
-      &K::alternative_is_better, &K::choose_rows, &K::violations, &K::draw_dropout,
-      &K::extra_msa_features, &K::template_pair_features, &K::expectations, &K::global_norm,
-      &K::add_clipped, &K::adam_step>();
+  static const Kernels kernels =
+      table<&K::layer_norm, &K::layer_norm_backward, &K::layer_norm_channels_first,
+            &K::layer_norm_channels_first_backward, &K::pair_bias, &K::pair_bias_backward,
+            &K::linear, &K::normed_linear, &K::linear_where_positive, &K::activation_backward,
+            &K::add_column_sums, &K::weight_gradient, &K::add_columns, &K::matmul, &K::attention,
+            &K::global_attention, &K::attention_backward, &K::global_attention_backward,
+            &K::masked_mean_backward, &K::masked_mean, &K::triangle_gate,
+            &K::triangle_gate_backward, &K::triangle_sides, &K::triangle_end,
+            &K::triangle_sides_backward, &K::triangle_end_backward, &K::add, &K::add_gated,
+            &K::add_gated_backward, &K::add_dropped, &K::scale_rows, &K::outer_product_mean,
+            &K::outer_product_mean_backward, &K::pair_embed, &K::pair_embed_backward,
+            &K::invariant_point_attention, &K::apply_rigids, &K::update_backbone, &K::scale_affine,
+            &K::affine_frames, &K::normalize_pairs, &K::torsions_to_frames, &K::frames_to_atom14,
+            &K::atom14_to_atom37, &K::invariant_point_attention_backward, &K::apply_rigids_backward,
+            &K::update_backbone_backward, &K::affine_frames_backward, &K::normalize_pairs_backward,
+            &K::torsions_to_frames_backward, &K::frames_to_atom14_backward,
+            &K::atom14_to_atom37_backward, &K::relu, &K::symmetrize, &K::cross_entropy, &K::fape,
+            &K::chi_loss, &K::angle_norm_loss, &K::binary_cross_entropy, &K::weighted_sum,
+            &K::distance_classes, &K::aligned_error_classes, &K::lddt, &K::score_classes,
+            &K::alternative_is_better, &K::choose_rows, &K::violations, &K::draw_dropout,
+            &K::extra_msa_features, &K::template_pair_features, &K::expectations, &K::global_norm,
+            &K::add_clipped, &K::adam_step>();
   register_kernels(Device::cuda, &kernels);
   const auto copy_bytes = [](void* to, const void* from, int64_t bytes) {
     check(arena().holds(to) != arena().holds(from), "an upload or download within one memory");
