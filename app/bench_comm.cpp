@@ -168,9 +168,10 @@ nlohmann::json block_scaling(const Group& world, Device device, const CommBenchB
             m = filled({own_seq.count, b.n_res, config.msa_channel}, b.dtype, 1).to(device),
             z = filled({own_res.count, b.n_res, config.pair_channel}, b.dtype, 2).to(device),
             pair_mask = ones({own_res.count, b.n_res}).to(device);
+        const MsaMask mask(msa_mask, b.dtype, dap);
         const auto block = [&](const Var& m, const Var& z) {
-          return evoformer_block(scope, config.evoformer, false, {m, z}, msa_mask, pair_mask,
-                                 Trace(), {}, dap);
+          return evoformer_block(scope, config.evoformer, false, {m, z}, mask, pair_mask, Trace(),
+                                 {}, dap);
         };
         const Cost cost = measure(dap.group(), device, runs, [&](const auto& start) {
           Var m_in(m.clone()), z_in(z.clone());

@@ -243,6 +243,7 @@ void Bench::block(bool extra) {
          z = inputs({n.n_res, n.n_res, config.pair_channel}, 3);
   const Tensor msa_mask = ones({n_seq, n.n_res}).to(device),
                pair_mask = ones({n.n_res, n.n_res}).to(device);
+  const MsaMask counted(msa_mask, dtype);
   const std::string at = extra ? "extra: " : "";
   row(at + "row attention",
       {{10 * S * N * cm * cm + 2 * N * N * cz * row_heads, 4 * S * N * N * cm},
@@ -267,7 +268,7 @@ void Bench::block(bool extra) {
   row(at + "outer product mean",
       {{4 * S * N * cm * o + 2 * N * N * S * o * o + 2 * N * N * o * o * cz}, 1.5 * M + 2 * Z},
       [&] {
-        return Vars{outer_product_mean(s / "outer_product_mean", m.next(), z.next(), msa_mask)};
+        return Vars{outer_product_mean(s / "outer_product_mean", m.next(), z.next(), counted)};
       });
   if (extra) return;
   const Work multiplication{{10 * N * N * cz * t + 2 * N * N * cz * cz + 2 * N * N * N * t}, 9 * Z},
@@ -296,7 +297,7 @@ void Bench::block(bool extra) {
        2 * N * N * N * heads + S * N * N * row_heads + N * S * S * column_heads},
       [&] {
         const Representations y =
-            evoformer_block(s, e, false, {m.next(), z.next()}, msa_mask, pair_mask, Trace());
+            evoformer_block(s, e, false, {m.next(), z.next()}, counted, pair_mask, Trace());
         return Vars{y.m, y.z};
       });
 }
@@ -317,6 +318,9 @@ void Bench::operations(Inputs& z, double Z) {
   Work norm{Flops{}, 2 * Z};
   norm.backward = 1.5;
   row("layer norm", norm, [&] { return Vars{layer_norm(z.next(), scale, offset)}; });
+  // What as many bytes take at best.
+  if (!training)
+    row("copy of pairs", {Flops{}, 2 * Z}, [&] { return Vars{z.next().value().clone()}; });
 }
 
 }  // namespace ff

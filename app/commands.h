@@ -38,7 +38,7 @@ struct ComputeOptions {
 
   Device::Kind kind() const { return device == "cpu" ? Device::cpu : Device::cuda; }
 
-  /// Adds --threads, --quiet, --device and --precision (f32, bf16 and, for tests, f64).
+  /// Adds --threads, --quiet, --device and --precision (f32, tf32, bf16 and, for tests, f64).
   void add_to(CLI::App& app, bool with_f64);
   /// Sets threads and quiet, and returns the device, on several ranks each its own; throws
   /// Exit::kDevice where it cannot be had.

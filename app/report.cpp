@@ -14,7 +14,8 @@ namespace ff {
 Dtype dtype_of_precision(const std::string& precision) {
   for (Dtype dtype : {Dtype::f32, Dtype::bf16, Dtype::f64})
     if (precision == name_of(dtype)) return dtype;
-  fail(Exit::kUsage, "unknown precision '", precision, "' (f32, bf16)");
+  if (precision == "tf32") return Dtype::f32;
+  fail(Exit::kUsage, "unknown precision '", precision, "' (f32, tf32, bf16)");
 }
 
 std::vector<std::string> command_line() {

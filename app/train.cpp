@@ -16,6 +16,7 @@
 #include "core/base/machine.h"
 #include "core/base/progress.h"
 #include "core/base/stop.h"
+#include "core/ops/tf32.h"
 #include "core/train/trainer.h"
 #include "io/file.h"
 #include "io/loader.h"
@@ -347,6 +348,9 @@ int run(const Options& o, const Group& world) {
   set_quiet(o.quiet || world.rank() != 0);
   const TrainConfig config = configuration(o, world);
   const bool on_gpu = o.device == "cuda";
+  tf32_products() = config.run.precision == "tf32";
+  if (tf32_products() && !on_gpu)
+    throw SharedError(Exit::kUsage, "run.precision=tf32 is for --device cuda", world.rank() == 0);
   const Grid grid = make_grid(world, int(config.run.dap), on_gpu ? Device::cuda : Device::cpu);
   const int threads = o.threads > 0 ? o.threads
                                     : int(config.run.threads.value_or(std::max(

@@ -192,11 +192,7 @@ bool suits_mma(const Tensor& q, const Tensor& v) {
          v.size(3) <= 64;
 }
 
-void clear(const Tensor& t) {
-  count_launch();
-  check_cuda(cudaMemsetAsync(t.raw(), 0, size_t(t.numel() * size_of(t.dtype())), stream()),
-             "cudaMemsetAsync", t.shape());
-}
+void clear(const Tensor& t) { zero(t.raw(), t.numel() * size_of(t.dtype())); }
 
 bool is_empty(const Tensor& q, const Tensor& k) {
   return q.size(0) * q.size(1) * q.size(2) * k.size(1) == 0;

@@ -10,6 +10,7 @@
 #include <map>
 #include <mutex>
 
+#include "core/ops/tf32.h"
 #include "cuda/libraries.h"
 #include "cuda/module_parts.h"
 #include "cuda/runtime.h"
@@ -151,6 +152,7 @@ const Plan& plan_for(const Tensor& a, const Tensor& w, const Tensor& bias, Activ
   const std::array<uint32_t, 4> aligned = {alignment(w.raw()), alignment(a.raw()),
                                            alignment(c.raw()),
                                            alignment(base ? base.raw() : c.raw())};
+  const bool tf32 = a.dtype() == Dtype::f32 && tf32_products();
   const Key key = {
       x.rows,
       x.columns,
@@ -169,7 +171,7 @@ const Plan& plan_for(const Tensor& a, const Tensor& w, const Tensor& bias, Activ
       old.ld,
       old.batch_stride,
       c.size(0),
-      int64_t(a.dtype()) * 4 + int64_t(c.dtype()),
+      tf32 * 16 + int64_t(a.dtype()) * 4 + int64_t(c.dtype()),
       int64_t(act) * 8 + base.defined() * 4 + (bias ? 1 + int64_t(bias.dtype() == c.dtype()) : 0),
       aligned[0],
       aligned[1],
@@ -182,7 +184,8 @@ const Plan& plan_for(const Tensor& a, const Tensor& w, const Tensor& bias, Activ
   const auto type_of = [](const Tensor& t) {
     return t.dtype() == Dtype::bf16 ? CUDA_R_16BF : CUDA_R_32F;
   };
-  check_lt(g_lt.desc_create(&plan.desc, CUBLAS_COMPUTE_32F, CUDA_R_32F),
+  check_lt(g_lt.desc_create(&plan.desc, tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F,
+                            CUDA_R_32F),
            "cublasLtMatmulDescCreate");
   set(plan.desc, CUBLASLT_MATMUL_DESC_TRANSA, x.transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
   set(plan.desc, CUBLASLT_MATMUL_DESC_TRANSB, y.transposed ? CUBLAS_OP_T : CUBLAS_OP_N);

@@ -1,4 +1,6 @@
-// Copies between tensors on the GPU: any strides, and from one dtype to another.
+// Copies between tensors on the GPU, any strides, and from one dtype to another; and fills with
+// zeros. By kernels where the driver's own, which wait for what is before them to end and let what
+// is behind them wait, would take longer.
 #include <algorithm>
 
 #include "cuda/module_parts.h"
@@ -71,6 +73,15 @@ __global__ void copy_kernel(const Pack<From, V>* __restrict__ from, Pack<To, V>*
     for (int j = 0; j < V; ++j) y.at[j] = convert<To>(x.at[j]);
     to[t] = y;
   }
+}
+
+__global__ void zero_kernel(uint4* to, int64_t packs, int rest) {
+  after_earlier();
+  const int64_t step = int64_t(gridDim.x) * kThreads;
+  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < packs; i += step)
+    to[i] = make_uint4(0, 0, 0, 0);
+  if (blockIdx.x == 0 && int(threadIdx.x) < rest)
+    reinterpret_cast<unsigned char*>(to + packs)[threadIdx.x] = 0;
 }
 
 template <class To, class From, int V>
@@ -158,10 +169,19 @@ void launch(const Tensor& from, const Tensor& to) {
 
 }  // namespace
 
+void zero(void* p, int64_t bytes) {
+  check(reinterpret_cast<uintptr_t>(p) % sizeof(uint4) == 0, "zeros from ", p, " on");
+  const int64_t packs = bytes / int64_t(sizeof(uint4)), most = int64_t(device_info().sm_count) * 16;
+  start_kernel(zero_kernel, std::clamp<int64_t>(ceil_div(packs, kThreads), 1, most), kThreads, 0,
+               static_cast<uint4*>(p), packs, int(bytes % int64_t(sizeof(uint4))));
+  check_launch("zeros", bytes, " bytes");
+}
+
 void copy(const Tensor& from, const Tensor& to) {
+  constexpr int64_t kLong = 4 << 20;  // bytes, of which the driver copies as fast
   const Dtype f = from.dtype(), t = to.dtype();
-  if (f == t && from.is_contiguous() && to.is_contiguous()) {
-    const int64_t bytes = to.numel() * size_of(t);
+  const int64_t bytes = to.numel() * size_of(t);
+  if (f == t && bytes >= kLong && from.is_contiguous() && to.is_contiguous()) {
     count_launch();
     return check_cuda(
         cudaMemcpyAsync(to.raw(), from.raw(), size_t(bytes), cudaMemcpyDeviceToDevice, stream()),

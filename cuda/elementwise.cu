@@ -104,21 +104,6 @@ struct Symmetrize {
   }
 };
 
-/// y [.., n, c], base, x
-struct AddDropped {
-  static constexpr bool kByRow = true;
-  const float* factors;
-  int64_t n, c;
-  bool based;
-  template <int V>
-  __device__ void operator()(float (&v)[3][V], int64_t r, int64_t j) const {
-    float f[V];
-    load_floats<V>(factors + r % n * c + j, f);
-#pragma unroll
-    for (int i = 0; i < V; ++i) v[0][i] = (based ? v[1][i] : 0.0f) + v[2][i] * f[i];
-  }
-};
-
 }  // namespace
 
 void add(const Tensor& x, const Tensor& y) { walk<1, 0, Add, 2>("add", {y, x}, {}); }
@@ -157,13 +142,6 @@ void relu(const Tensor& x, const Tensor& out) { walk<1, 1, Relu, 2>("relu", {out
 void symmetrize(const Tensor& x, const Tensor& out) {
   const Symmetrize f{x.data<float>(), x.size(0), x.size(2)};
   walk<1, 1, Symmetrize, 2>("symmetrize", {out, x}, f);
-}
-
-void add_dropped(const Tensor& x, const Tensor& factors, const Tensor& base, const Tensor& y) {
-  walk<1, 1, AddDropped, 3>(
-      "add_dropped", {y, base, x},
-      {factors.data<float>(), factors.size(0), factors.size(1), base.defined()},
-      reinterpret_cast<uintptr_t>(factors.raw()) % 16 == 0);
 }
 
 }  // namespace ff::cuda

@@ -18,7 +18,7 @@ namespace {
 
 using Bf16 = __nv_bfloat16;
 
-constexpr int kGroupThreads = 128, kGroups = 3, kThreads = kGroups * kGroupThreads;
+constexpr int kGroups = 3, kThreads = kGroups * kGroupThreads;
 constexpr int kRows = 64;  ///< of a warpgroup at a time
 constexpr int kTile = 64;  ///< channels that are copied, and columns that are multiplied, at a time
 constexpr int kAhead =

@@ -63,11 +63,6 @@ void* allocate(int64_t bytes, int) {
 // Runs in destructors, also while the program ends: a failure is shown by the next call.
 void release(void* p, int64_t, int) { cudaFreeAsync(p, work_stream()); }
 
-void zero(void* p, int64_t bytes) {
-  count_launch();
-  check_cuda(cudaMemsetAsync(p, 0, size_t(bytes), stream()), "cudaMemsetAsync", bytes, " bytes");
-}
-
 void synchronize() { check_cuda(cudaStreamSynchronize(stream()), "cudaStreamSynchronize"); }
 
 /// What the driver has, and what the pool keeps without using it.

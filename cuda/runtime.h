@@ -73,6 +73,9 @@ class Scratch {
   Tensor memory_;
 };
 
+/// Fills memory that begins at a multiple of 16 bytes (cuda/copy.cu).
+void zero(void* p, int64_t bytes);
+
 /// ceil(a / b)
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -244,7 +244,7 @@ Var embed_extra_msa(const Pass& p, const Arrays& f) {
 
 /// Block b of a stack of the trunk.
 Representations block(const Pass& p, DropoutStack stack, int64_t b, const Representations& x,
-                      const Tensor& mask, const Tensor& pair_mask) {
+                      const MsaMask& mask, const Tensor& pair_mask) {
   const bool extra = stack == kExtraMsa;
   const char* const name = extra ? "extra_msa_stack" : "evoformer_iteration";
   const Trace trace = p.trace / cat(extra ? "extra_block" : "evoformer_block", b);
@@ -301,7 +301,7 @@ Trunk run_trunk(const Pass& p, const Arrays& f, const Recycled& prev) {
     Representations extra{embed_extra_msa(p, f), z};
     z = Var();
     p.trace("embed/extra_msa_activations", extra.m);
-    const Tensor extra_mask = p.there(feature(f, "extra_msa_mask").to(Dtype::f32));
+    const MsaMask extra_mask(p.there(feature(f, "extra_msa_mask").to(Dtype::f32)), p.dtype, dap);
     for (int64_t b = 0; b < config.extra_msa_stack_num_block; ++b)
       extra = block(p, kExtraMsa, b, extra, extra_mask, pair_mask);
     z = extra.z;
@@ -312,8 +312,9 @@ Trunk run_trunk(const Pass& p, const Arrays& f, const Recycled& prev) {
   if (torsions.mask.defined()) append_template_rows(p, torsions, rows.templates(dap), m, mask);
   Representations x{m, z};
   m = z = Var();
+  const MsaMask msa_mask(mask, p.dtype, dap);
   for (int64_t b = 0; b < config.evoformer_num_block; ++b)
-    x = block(p, kEvoformer, b, x, mask, pair_mask);
+    x = block(p, kEvoformer, b, x, msa_mask, pair_mask);
   const Range aligned = rows.aligned(dap, dap.rank());
   const Var own_first = narrow(x.m, 0, 0, dap.holds_first(aligned) ? 1 : 0);
   const Var first_row = select(broadcast(dap, own_first, 1), 0, 0);

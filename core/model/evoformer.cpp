@@ -197,16 +197,20 @@ Var transition(const Scope& scope, const Var& x) {
   });
 }
 
-Var outer_product_mean(const Scope& scope, const Var& m, const Var& z, const Tensor& msa_mask,
+MsaMask::MsaMask(const Tensor& mask_, Dtype dtype, const Dap& dap) : mask(mask_) {
+  const Range own = dap.mine(mask.size(1));
+  count = pair_count(mask.narrow(1, own.start, own.count), mask, dtype);
+}
+
+Var outer_product_mean(const Scope& scope, const Var& m, const Var& z, const MsaMask& msa_mask,
                        const Dap& dap) {
   const Span span("outer product mean");
   const Range own = dap.mine(z.size(1));
-  const Tensor mask = msa_mask.narrow(1, own.start, own.count);
+  const Tensor mask = msa_mask.mask.narrow(1, own.start, own.count);
   const Scope norm_of_m = scope / "layer_norm_input";
   const Scope left = scope / "left_projection", right = scope / "right_projection";
-  const Tensor norm = pair_count(mask, msa_mask, m.value().dtype());
   const auto update = [&](const Vars& sides) {
-    return outer_product_mean(z, sides, scope["output_w"], scope["output_b"], norm);
+    return outer_product_mean(z, sides, scope["output_w"], scope["output_b"], msa_mask.count);
   };
   const auto gathering = [&](const Var& side) { return Gathering(dap, side, 1, z.size(1)); };
   if (scope.has("sides_w")) {
@@ -301,8 +305,9 @@ Var triangle_attention(const Scope& scope, const Var& z, const Tensor& pair_mask
 }
 
 Representations evoformer_block(const Scope& scope, const EvoformerConfig& config, bool extra,
-                                Representations x, const Tensor& msa_mask, const Tensor& pair_mask,
+                                Representations x, const MsaMask& msa_mask, const Tensor& pair_mask,
                                 const Trace& trace, const DropoutStream& dropout, const Dap& dap) {
+  const Tensor& mask = msa_mask.mask;
   const auto pair = [&](Place place) { return ModuleDropout{dropout, config.pair_dropout, place}; };
   const auto done = [&](const char* module, const Var& value) {
     (trace / module)("after_residual", value);
@@ -311,16 +316,16 @@ Representations evoformer_block(const Scope& scope, const EvoformerConfig& confi
     x.z = outer_product_mean(scope / "outer_product_mean", columns, x.z, msa_mask, dap);
     done("outer_product_mean", x.z);
   };
-  const Dims whole{msa_mask.size(0), msa_mask.size(1), x.m.size(2)};
+  const Dims whole{mask.size(0), mask.size(1), x.m.size(2)};
   if (config.outer_product_mean_first) outer(relayout(dap, x.m, 0, 1, whole[0]));
-  x.m = msa_row_attention(scope / "msa_row_attention_with_pair_bias", x.m, x.z, msa_mask,
+  x.m = msa_row_attention(scope / "msa_row_attention_with_pair_bias", x.m, x.z, mask,
                           {dropout, config.msa_dropout, kRow}, dap);
   done("msa_row_attention_with_pair_bias", x.m);
   if (extra) {
-    x.m = msa_column_global_attention(scope / "msa_column_global_attention", x.m, msa_mask, dap);
+    x.m = msa_column_global_attention(scope / "msa_column_global_attention", x.m, mask, dap);
     done("msa_column_global_attention", x.m);
   } else {
-    x.m = msa_column_attention(scope / "msa_column_attention", x.m, msa_mask, dap);
+    x.m = msa_column_attention(scope / "msa_column_attention", x.m, mask, dap);
     done("msa_column_attention", x.m);
   }
   x.m = transition(scope / "msa_transition", x.m);

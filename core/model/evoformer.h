@@ -40,6 +40,13 @@ struct ModuleDropout {
   }
 };
 
+/// An alignment's mask, with what every block's outer product mean needs of it.
+struct MsaMask {
+  /// mask [s, n] f32; dtype: the representations'.
+  MsaMask(const Tensor& mask, Dtype dtype, const Dap& dap = {});
+  Tensor mask, count;  ///< count [own n, n]: pair_count of z's own pairs
+};
+
 Var msa_row_attention(const Scope& scope, const Var& m, const Var& z, const Tensor& msa_mask,
                       const ModuleDropout& dropout = {}, const Dap& dap = {});  // Alg. 7
 Var msa_column_attention(const Scope& scope, const Var& m, const Tensor& msa_mask,
@@ -47,7 +54,7 @@ Var msa_column_attention(const Scope& scope, const Var& m, const Tensor& msa_mas
 Var msa_column_global_attention(const Scope& scope, const Var& m, const Tensor& msa_mask,
                                 const Dap& dap = {});  // Alg. 19
 Var transition(const Scope& scope, const Var& x);      // Alg. 9, 15
-Var outer_product_mean(const Scope& scope, const Var& m, const Var& z, const Tensor& msa_mask,
+Var outer_product_mean(const Scope& scope, const Var& m, const Var& z, const MsaMask& msa_mask,
                        const Dap& dap = {});  // Alg. 10
 Var triangle_multiplication(const Scope& scope, const Var& z, const Tensor& pair_mask,
                             bool outgoing, const ModuleDropout& dropout = {},
@@ -62,7 +69,7 @@ struct Representations {
 /// One block of the Evoformer (Alg. 6) or, `extra`, of the extra-MSA stack (Alg. 18). `dropout`
 /// names the block.
 Representations evoformer_block(const Scope& scope, const EvoformerConfig& config, bool extra,
-                                Representations x, const Tensor& msa_mask, const Tensor& pair_mask,
+                                Representations x, const MsaMask& msa_mask, const Tensor& pair_mask,
                                 const Trace& trace, const DropoutStream& dropout = {},
                                 const Dap& dap = {});
 

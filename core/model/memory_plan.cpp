@@ -74,11 +74,11 @@ class Forms {
             (3 + 2 * factor) * x + converted(x, factor * x)};
   }
 
-  /// m [s, own n, c_m] into z [own n, n, c_z]. Keeps the norm, both projections, the count; where
-  /// one product makes both, the norm is made again.
+  /// m [s, own n, c_m] into z [own n, n, c_z]. Keeps the norm, both projections; where one
+  /// product makes both, the norm is made again.
   ModuleMemory outer_product_mean(int64_t s, int64_t n, int64_t c_m, int64_t c, int64_t c_z) const {
     const int64_t rows = own(n), x = e * s * rows * c_m, left = e * s * rows * c,
-                  right = e * s * n * c, z = e * rows * n * c_z, norm = f * rows * n,
+                  right = e * s * n * c, z = e * rows * n * c_z, sums = f * rows * n,
                   most = int64_t(1) << 26, all = rows * n * c * c;
     // Of the right side, gathered of what one product made with the left one's.
     const int64_t own_right = gpu && e == 2 && dap > 1 ? left : 0;
@@ -86,10 +86,9 @@ class Forms {
     // their gradients' as products leave them.
     const int64_t products =
         gpu ? e * std::min(all, most) + 2 * left + 3 * right + (e == 2 && all > most ? left : 0)
-            : e * n * c * c + norm + (e == 2 ? 2 : 1) * right;
-    return {
-        "outer_product_mean", true, (gpu && e == 2 ? 0 : x) + left + own_right + right + norm + z,
-        x + 2 * left + 2 * own_right + 2 * right + norm + 2 * z + products + converted(right, 0)};
+            : e * n * c * c + sums + (e == 2 ? 2 : 1) * right;
+    return {"outer_product_mean", true, (gpu && e == 2 ? 0 : x) + left + own_right + right + z,
+            x + 2 * left + 2 * own_right + 2 * right + 2 * z + products + converted(right, 0)};
   }
 
   /// Of `rows` x n pairs of c channels, t in the product. Keeps three times the norm, the gate and
@@ -273,9 +272,10 @@ PassMemory::PassMemory(const ModelConfig& config, const PassSizes& sizes,
   evoformer_ = stack(false);
   z_ = e * pairs * config.pair_channel;
   dap_ = setting.dap > 1;
-  // The pair mask, what came from the recycle before, features in the network's precision or on
-  // its device.
-  start_ = 4 * pairs + (setting.recycles ? z_ + e * n * config.msa_channel : 0) + one.shared;
+  // The pair mask, the alignments' counts, what came from the recycle before, features in the
+  // network's precision or on its device.
+  start_ = (4 + 2 * forms.f) * pairs + (setting.recycles ? z_ + e * n * config.msa_channel : 0) +
+           one.shared;
   if (forms.gpu || e == 2) start_ += 49 * e * forms.own(sizes.n_seq) * n;
   if (config.extra_msa_stack_num_block > 0) start_ += 25 * e * forms.own(sizes.n_extra) * n;
   templates_ = sizes.n_templates * one.one;

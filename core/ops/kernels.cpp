@@ -4,6 +4,8 @@
 #include <cstdlib>
 #include <string_view>
 
+#include "core/ops/tf32.h"
+
 namespace ff {
 
 namespace cpu::v3 {
@@ -31,6 +33,11 @@ const Kernels& kernels(Device device) {
   const Kernels* table = g_tables[device.kind];
   check(table != nullptr, "no kernels for this kind of device");
   return *table;
+}
+
+bool& tf32_products() {
+  static bool allowed = false;
+  return allowed;
 }
 
 void register_kernels(Device::Kind kind, const Kernels* table) { g_tables[kind] = table; }

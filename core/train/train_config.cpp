@@ -143,8 +143,9 @@ void check_together(const TrainConfig& c, const std::string& file) {
   if (d.uniform_prob + d.profile_prob + d.same_prob > 1 + 1e-9)
     refuse("data.masked_msa: uniform, profile and same add up to ",
            d.uniform_prob + d.profile_prob + d.same_prob, ", expected at most 1");
-  if (c.run.precision != "bf16" && c.run.precision != "f32" && c.run.precision != "f64")
-    refuse("run.precision is '", c.run.precision, "', expected bf16, f32 or, for tests, f64");
+  if (c.run.precision != "bf16" && c.run.precision != "f32" && c.run.precision != "tf32" &&
+      c.run.precision != "f64")
+    refuse("run.precision is '", c.run.precision, "', expected bf16, f32, tf32 or, for tests, f64");
   recomputed_blocks(c.run.recompute, cat(file, ": run.recompute"));
   if (c.run.accumulate && c.run.global_batch % *c.run.accumulate)
     refuse("run.accumulate is ", *c.run.accumulate, ", which does not divide run.global_batch ",

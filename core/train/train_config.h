@@ -45,7 +45,7 @@ struct RunConfig {
   std::optional<int64_t>
       accumulate;  ///< samples a rank takes one after another; unset: all its own
   int64_t dap = 1;
-  std::string precision = "bf16";  ///< of activations: bf16, f32 or, for tests, f64
+  std::string precision = "bf16";  ///< of activations: bf16, f32, tf32 or, for tests, f64
   /// How many of the trunk's blocks are computed again in the backward instead of being kept: auto
   /// (those that memory has no room for), blocks (all), none or a number.
   std::string recompute = "auto";

@@ -39,6 +39,7 @@ expect 0 "would run demo" predict --params demo.npz "$data/cli/short.fasta" --ms
 expect 2 "does not relax" predict x.fasta --params demo.npz --num-relax 1
 rm demo.npz c.yaml
 expect 2 "f64" predict x.fasta --precision f64
+expect 2 "tf32 is for --device cuda" predict "$data/cli/short.fasta" --msa-mode single_sequence --params x.npz --precision tf32
 [ -z "$(ls | grep -v -e out.txt -e err.txt)" ] || problem "left behind: $(ls)"
 
 # The start is fast: nothing heavy is loaded. The best of five, as other work may hold the processor.

@@ -1,6 +1,7 @@
 // Matrix products on the GPU against f64 sums on the CPU: sizes that fit no tile, every layout, and
 // what is added to them.
 #include "core/ops/gemm.h"
+#include "core/ops/tf32.h"
 #include "core/ops/views.h"
 #include "tests/cuda/gpu.h"
 
@@ -113,7 +114,7 @@ TEST_CASE("GPU: linear layers of a layer norm, and their gradients") {
     bool strided;
   };
   for (const Case& at : {Case{1, 4123, 64, 64, 0, false}, Case{65, 67, 128, 48, 2, true},
-                         Case{37, 112, 256, 328, 1, true}, Case{1, 4107, 128, 512, 0, false},
+                         Case{37, 112, 256, 56, 1, true}, Case{1, 4107, 128, 512, 0, false},
                          Case{3, 5, 64, 16, 2, false}, Case{1, 4300, 72, 24, 1, false},
                          Case{1, 26003, 256, 16, 1, false}}) {
     INFO(at.b << " x " << at.m << ", " << at.c << " to " << at.n << ", " << at.parts << " parts");
@@ -180,6 +181,26 @@ TEST_CASE("GPU: products of bf16 into f32, as gradients of parameters are summed
     INFO("layout " << layout);
     CHECK(norm_error(y, want) < tolerance(Dtype::f32));
   }
+}
+
+TEST_CASE("GPU: products of f32 lose digits where tf32 is asked for, and nowhere else") {
+  if (!have_gpu()) return;
+  const Tensor x = random({1, 200, 512}, 1), w = random({1, 512, 256}, 2),
+               want = Tensor::zeros({1, 200, 256}, Dtype::f64);
+  cpu::gemm(exact(x, Dtype::f32), exact(w, Dtype::f32), {}, want);
+  const auto error = [&] {
+    const Tensor y = poisoned({1, 200, 256}, Dtype::f32);
+    kernels(kGpu).linear(x.to(kGpu), w.to(kGpu), {}, Activation::kNone, {}, y);
+    return norm_error(y, want);
+  };
+  const double before = error();
+  CHECK(before < tolerance(Dtype::f32));
+  tf32_products() = true;
+  const double rounded = error();
+  tf32_products() = false;
+  CHECK(rounded > 1e-5);
+  CHECK(rounded < 1e-3);
+  CHECK(error() == before);
 }
 
 TEST_CASE("GPU: products over an axis of size zero, and of nothing") {

@@ -59,7 +59,8 @@ Arrays results(const ModelConfig& config, const Arrays& values, const Inputs& in
       return extra ? msa_column_global_attention(s / "msa_column_global_attention", m, msa_mask)
                    : msa_column_attention(s / "msa_column_attention", m, msa_mask);
     if (module == "transition") return transition(s / "msa_transition", m);
-    if (module == "outer") return outer_product_mean(s / "outer_product_mean", m, z, msa_mask);
+    if (module == "outer")
+      return outer_product_mean(s / "outer_product_mean", m, z, {msa_mask, dtype});
     if (module == "outgoing")
       return triangle_multiplication(s / "triangle_multiplication_outgoing", z, pair_mask, true);
     if (module == "incoming")

@@ -2,8 +2,11 @@
 // the kernels'.
 #include "cuda/blas.h"
 
+#include <bit>
+#include <cstdint>
 #include <vector>
 
+#include "core/ops/tf32.h"
 #include "cuda/module_parts.h"
 #include "cuda/nccl.h"
 #include "cuda/runtime.h"
@@ -15,6 +18,10 @@ bool rows_lie(const Tensor& t) {
   return (t.size(2) == 1 || t.stride(2) == 1) && (t.size(1) == 1 || t.stride(1) >= t.size(2));
 }
 
+float rounded_to_tf32(float x) {
+  return std::bit_cast<float>((std::bit_cast<uint32_t>(x) + 0x1000) & ~uint32_t(0x1fff));
+}
+
 /// Calls f with a reader of a tensor's elements [b, i, j]; a batch of one is shared.
 template <class F>
 void read(const Tensor& t, F f) {
@@ -24,7 +31,9 @@ void read(const Tensor& t, F f) {
       return float(data[b * batch + i * row + j * column]);
     };
   };
-  t.dtype() == Dtype::bf16 ? f(reader(t.data<bf16>())) : f(reader(t.data<float>()));
+  if (t.dtype() == Dtype::bf16) return f(reader(t.data<bf16>()));
+  const auto exact = reader(t.data<float>());
+  tf32_products() ? f([=](auto... at) { return rounded_to_tf32(exact(at...)); }) : f(exact);
 }
 
 }  // namespace

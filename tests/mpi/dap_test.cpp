@@ -231,8 +231,8 @@ TEST_CASE("a block receives what the formulas of its collectives say") {
   const int64_t rows = dap.mine(n).count;
   const int64_t before = world().received_bytes();
   evoformer_block(scope, config.evoformer, false,
-                  {ones({dap.mine(s).count, n, c_m}), ones({rows, n, c_z})}, ones({s, n}),
-                  ones({rows, n}), Trace(), {}, dap);
+                  {ones({dap.mine(s).count, n, c_m}), ones({rows, n, c_z})},
+                  {ones({s, n}), Dtype::f32, dap}, ones({rows, n}), Trace(), {}, dap);
   const int64_t heads_m = config.evoformer.msa_row_attention.num_head,
                 heads_z = config.evoformer.triangle_attention_starting_node.num_head,
                 c_mul = config.evoformer.triangle_multiplication_outgoing_channel,

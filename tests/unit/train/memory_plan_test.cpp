@@ -132,7 +132,7 @@ TEST_CASE("as many blocks are kept as the memory holds") {
   CHECK(plan_recompute(pass, 1, 0, 0, 7).recompute == 7);
   CHECK(plan_recompute(pass, 1, 0, 0, kEveryBlock).recompute == 52);
   // A block of PERFORMANCE.md's S=128, N=256 in bf16 as it is now: 21.25 M and 26 Z, in which M and
-  // Z are alike, and biases, masks' counts, log-sum-exps and dropout's factors.
+  // Z are alike, and biases, log-sum-exps and dropout's factors.
   int64_t kept = 0;
   for (const ModuleMemory& module : block_memory(config, sizes, setting, false))
     kept += module.kept;
