@@ -5,7 +5,7 @@
 #include "app/gpu.h"
 #include "core/base/log.h"
 #include "core/base/machine.h"
-#include "core/ops/tf32.h"
+#include "core/ops/kernels.h"
 
 namespace ff {
 

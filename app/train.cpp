@@ -16,7 +16,7 @@
 #include "core/base/machine.h"
 #include "core/base/progress.h"
 #include "core/base/stop.h"
-#include "core/ops/tf32.h"
+#include "core/ops/kernels.h"
 #include "core/train/trainer.h"
 #include "io/file.h"
 #include "io/loader.h"

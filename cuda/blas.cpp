@@ -10,7 +10,6 @@
 #include <map>
 #include <mutex>
 
-#include "core/ops/tf32.h"
 #include "cuda/libraries.h"
 #include "cuda/module_parts.h"
 #include "cuda/runtime.h"

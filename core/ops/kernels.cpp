@@ -4,8 +4,6 @@
 #include <cstdlib>
 #include <string_view>
 
-#include "core/ops/tf32.h"
-
 namespace ff {
 
 namespace cpu::v3 {

@@ -292,6 +292,10 @@ struct Kernels {
 void weight_gradient_by_products(const Tensor& x, const Tensor& dy, TensorList parts,
                                  const Tensor& sums);
 
+/// Whether a GPU may round the operands of f32 products to tf32, which has 10 bits of fraction, as
+/// --precision tf32 asks for. Set before the first product; a CPU never does.
+bool& tf32_products();
+
 /// The table for a device. The CPU's is chosen once by what the processor has; FASTFOLD_ISA=v3 in
 /// the environment forces the AVX2 one.
 const Kernels& kernels(Device device);

@@ -1,7 +1,6 @@
 // Matrix products on the GPU against f64 sums on the CPU: sizes that fit no tile, every layout, and
 // what is added to them.
 #include "core/ops/gemm.h"
-#include "core/ops/tf32.h"
 #include "core/ops/views.h"
 #include "tests/cuda/gpu.h"
 

@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/ops/tf32.h"
 #include "cuda/module_parts.h"
 #include "cuda/nccl.h"
 #include "cuda/runtime.h"

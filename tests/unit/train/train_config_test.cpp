@@ -113,7 +113,8 @@ TEST_CASE("bad training files are refused with their line") {
   CHECK_THAT(error_of("preset: demoo\n"), Contains("did you mean 'demo'?"));
   CHECK_THAT(error_of("preset: model_1\nloss: {tm: 0.1}\n"), Contains("ends in _ptm"));
   CHECK_THAT(error_of("preset: demo\ndata: {filter: {date_max: 2020}}\n"), Contains("YYYY-MM-DD"));
-  CHECK_THAT(error_of("preset: demo\nrun: {precision: fp16}\n"), Contains("expected bf16, f32 or"));
+  CHECK_THAT(error_of("preset: demo\nrun: {precision: fp16}\n"),
+             Contains("expected bf16, f32, tf32 or"));
   CHECK_THAT(error_of("preset: demo\nrun: {global_batch: 6, accumulate: 4}\n"),
              Contains("does not divide"));
   CHECK_THAT(error_of("preset: demo\nmodel: {c_z: 100000000}\n"), Contains("model.c_z"));
