@@ -130,7 +130,6 @@ void training_step(Bench& bench, const Params& params, const std::string& recomp
   const std::vector<TrainingSample> samples{sample};
   const PassSizes sizes{bench.n.n_res, bench.n.n_seq, bench.n.n_extra, 0};
   bench.training = false;  // the row times all of it as one
-  bench.calls = 4;
   const auto step = [&] {  // as a run makes them, one behind the other
     trainer.gradients(samples);
     trainer.finish();
@@ -138,7 +137,7 @@ void training_step(Bench& bench, const Params& params, const std::string& recomp
     return Vars();
   };
   if (bench.row("training step", training_flops(bench.config, sizes, 0, trainer.plan().recompute),
-                step)) {
+                step, 4)) {
     bench.plan_beside_peak(trainer.plan());
     bench.host_side("training step", step);
   }

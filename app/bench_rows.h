@@ -46,14 +46,14 @@ struct Bench {
   const std::vector<std::string>& only;  ///< names of rows; empty: all
   nlohmann::json rows = nlohmann::json::array();
   std::vector<std::shared_ptr<GradSlot>> leaves = {};
-  int calls = 1;  ///< the fewest in a row of those that are timed as one
 
   /// The table's head.
   void head() const;
 
   /// f returns Vars; while training with a tape, whose backward begins from all ones. False where
-  /// the row is not asked for.
-  bool row(const std::string& name, const Work& work, const std::function<Vars()>& f);
+  /// the row is not asked for. Without a tape no fewer than `calls` in a row are timed as one.
+  bool row(const std::string& name, const Work& work, const std::function<Vars()>& f,
+           int calls = 1);
 
   /// What the host did for one run of f on a GPU, and what of it each module took.
   void host_side(const std::string& name, const std::function<Vars()>& f);

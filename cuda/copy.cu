@@ -178,7 +178,7 @@ void zero(void* p, int64_t bytes) {
 }
 
 void copy(const Tensor& from, const Tensor& to) {
-  constexpr int64_t kLong = 4 << 20;  // bytes, of which the driver copies as fast
+  constexpr int64_t kLong = 4 << 20;  // bytes, of which the start of a copy is a small part
   const Dtype f = from.dtype(), t = to.dtype();
   const int64_t bytes = to.numel() * size_of(t);
   if (f == t && bytes >= kLong && from.is_contiguous() && to.is_contiguous()) {

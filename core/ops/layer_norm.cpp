@@ -31,6 +31,12 @@ Var recorded(const Tensor& y, const Var& x, const Var& scale, const Var& offset)
   });
 }
 
+/// y, whose value a backward makes again instead of keeping it.
+Var made_again(const Var& y, const Var& x, const Var& scale, const Var& offset) {
+  if (y.requires_grad()) y.slot()->again = [=] { return normed(x, scale, offset); };
+  return y;
+}
+
 }  // namespace
 
 Var layer_norm(const Var& x, const Var& scale, const Var& offset) {
@@ -39,16 +45,13 @@ Var layer_norm(const Var& x, const Var& scale, const Var& offset) {
 }
 
 Var layer_norm_again(const Var& x, const Var& scale, const Var& offset) {
-  const Var y = layer_norm(x, scale, offset);
-  if (y.requires_grad()) y.slot()->again = [=] { return normed(x, scale, offset); };
-  return y;
+  return made_again(layer_norm(x, scale, offset), x, scale, offset);
 }
 
 Var layer_norm_later(const Var& x, const Var& scale, const Var& offset) {
   check_norm(x.size(-1), x, scale, offset);
-  const Var like = recorded(x.value(), x, scale, offset);  // in shape, dtype and device
-  if (like.requires_grad()) like.slot()->again = [=] { return normed(x, scale, offset); };
-  return like.gradient_only();
+  // x has the shape, dtype and device.
+  return made_again(recorded(x.value(), x, scale, offset), x, scale, offset).gradient_only();
 }
 
 Var layer_norm_channels_first(const Var& x, const Var& scale, const Var& offset) {

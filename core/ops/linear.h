@@ -15,7 +15,8 @@ namespace ff {
 /// Throws ff::Error on shape or dtype mismatch.
 Var linear(const Var& x, const Var& w, const Var& b = {}, Activation act = Activation::kNone);
 
-/// The most channels of which a layer norm costs less made twice than written and read.
+/// The most channels of which a norm that is not kept, but made by the layer and again in its
+/// backward, costs a training step no time.
 constexpr int64_t kNarrow = 128;
 
 /// What a layer norm gives, for linear layers that make it of x's rows as they read them, where the

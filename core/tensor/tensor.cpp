@@ -393,13 +393,13 @@ void add_up(std::span<const Tensor> parts, const Tensor& sum) {
 }
 
 Download::Download(const Tensor& from) : device_(from.device()) {
+  host_ = Tensor::empty(from.shape(), from.dtype());
   const auto begin = memory_of(device_).begin_download;
-  if (device_.kind == Device::cpu || !begin) {
-    host_ = device_.kind == Device::cpu ? from.clone() : from.to(Device{});
+  if (!begin) {
+    host_.copy_from(from);
     return;
   }
   check(from.is_contiguous(), "a download of a tensor of strides ", from.strides());
-  host_ = Tensor::empty(from.shape(), from.dtype());
   const int64_t bytes = from.numel() * size_of(from.dtype());
   ++g_work.downloads;
   g_work.download_bytes += bytes;

@@ -91,10 +91,6 @@ cudaError_t cudaHostAlloc(void** to, size_t bytes, unsigned) {
   *to = std::malloc(bytes);
   return *to ? cudaSuccess : failed(cudaErrorMemoryAllocation);
 }
-cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
-  std::memset(to, value, bytes);
-  return cudaSuccess;
-}
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
                             cudaStream_t) {
   std::memmove(to, from, bytes);

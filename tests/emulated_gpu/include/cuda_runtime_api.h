@@ -72,7 +72,6 @@ const char* cudaGetErrorString(cudaError_t status);
 cudaError_t cudaMallocAsync(void** to, size_t bytes, cudaStream_t);
 cudaError_t cudaFreeAsync(void* p, cudaStream_t);
 cudaError_t cudaHostAlloc(void** to, size_t bytes, unsigned flags);
-cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t);
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t);
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* to, unsigned flags);
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t* to, unsigned flags, int priority);
