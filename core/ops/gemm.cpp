@@ -3,6 +3,7 @@
 
 #include <omp.h>
 
+#include <algorithm>
 #include <cmath>
 #include <oneapi/dnnl/dnnl.hpp>
 #include <unordered_map>
@@ -96,6 +97,17 @@ const Product& product(const Tensor& a, const Tensor& b, const Tensor& bias, con
   return cache.emplace(key, std::move(p)).first->second;
 }
 
+void multiply(const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor& c, Activation act,
+              bool accumulate) {
+  const Product& p = product(a, b, bias, c, act, accumulate);
+  std::unordered_map<int, memory> args = {{DNNL_ARG_SRC, memory(p.a, engine(), a.raw())},
+                                          {DNNL_ARG_WEIGHTS, memory(p.b, engine(), b.raw())},
+                                          {DNNL_ARG_DST, memory(p.c, engine(), c.raw())}};
+  if (bias) args.emplace(DNNL_ARG_BIAS, memory(p.bias, engine(), bias.raw()));
+  p.primitive.execute(stream(), args);
+  stream().wait();
+}
+
 void gemm_f64(const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor& c, Activation act,
               bool accumulate) {
   const int64_t batch = c.size(0), m = c.size(1), n = c.size(2), k = a.size(2);
@@ -150,13 +162,23 @@ void gemm(const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor& c,
     if (narrow) c.copy_from(wide);
     return;
   }
-  const Product& p = product(a, b, bias, c, act, accumulate);
-  std::unordered_map<int, memory> args = {{DNNL_ARG_SRC, memory(p.a, engine(), a.raw())},
-                                          {DNNL_ARG_WEIGHTS, memory(p.b, engine(), b.raw())},
-                                          {DNNL_ARG_DST, memory(p.c, engine(), c.raw())}};
-  if (bias) args.emplace(DNNL_ARG_BIAS, memory(p.bias, engine(), bias.raw()));
-  p.primitive.execute(stream(), args);
-  stream().wait();
+  if (!omp_in_parallel() && !__builtin_cpu_supports("avx512f")) {
+    // oneDNN's products for AVX2 sum in another order with another number of threads: each of these
+    // parts, whose sizes do not depend on it, is one thread's.
+    const int64_t m = c.size(1), step = std::clamp<int64_t>((m / 16 + 15) / 16 * 16, 32, 512),
+                  parts = (m + step - 1) / step;
+    const auto rows = [&](const Tensor& t, int64_t s, int64_t first) {
+      return t.narrow(0, t.size(0) == 1 ? 0 : s, 1)
+          .narrow(1, first, std::min(step, t.size(1) - first));
+    };
+#pragma omp parallel for collapse(2) schedule(dynamic)
+    for (int64_t s = 0; s < c.size(0); ++s)
+      for (int64_t part = 0; part < parts; ++part)
+        multiply(rows(a, s, part * step), b.narrow(0, b.size(0) == 1 ? 0 : s, 1), bias,
+                 rows(c, s, part * step), act, accumulate);
+    return;
+  }
+  multiply(a, b, bias, c, act, accumulate);
 }
 
 }  // namespace ff::cpu

@@ -26,7 +26,8 @@ Arrays slice(const Arrays& all, int64_t i) {
   return out;
 }
 
-void compare(const std::string& folder, int64_t recycles, double tolerance) {
+void compare(const std::string& folder, int64_t recycles, double tolerance,
+             Dtype precision = Dtype::f32) {
   INFO(folder << " r" << recycles);
   const Fixture fixture(folder);
   const auto read = [&](const std::string& name) {
@@ -35,9 +36,9 @@ void compare(const std::string& folder, int64_t recycles, double tolerance) {
   const Arrays labels = slice(read("labels.npz"), recycles);
   const Arrays want_losses = read(cat("losses_r", recycles, ".npz")),
                want_grads = read(cat("grads_r", recycles, ".npz"));
-  Params params = fixture.params();
+  Params params = fixture.params().in_precision(precision);
   params.want_grads();
-  const AlphaFold model(fixture.config, params);
+  const AlphaFold model(fixture.config, params, precision);
   LossConfig config = head_weights(fixture.config.heads);
   config.structural_violation_loss_weight = 1;
 
@@ -115,7 +116,9 @@ TEST_CASE("bf16 gradients are as near to f32's as the rounding of the parameters
 
 TEST_CASE("losses and gradients of tiny") {
   compare("tiny", 0, 1e-3);
-  compare("tiny", 1, 1e-3);
+  // One hidden unit of the extra MSA stack's pair transition (block 0, unit 0) is nearer to zero
+  // before its relu than f32 computes it: with AVX2's order of sums it falls on the other side.
+  compare("tiny", 1, 1e-3, Dtype::f64);
 }
 TEST_CASE("losses and gradients with padding, unclamped") { compare("tiny_padded", 1, 1e-3); }
 TEST_CASE("losses and gradients without templates") { compare("tiny_no_template", 0, 5e-3); }
