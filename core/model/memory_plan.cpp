@@ -79,7 +79,7 @@ class Forms {
   ModuleMemory outer_product_mean(int64_t s, int64_t n, int64_t c_m, int64_t c, int64_t c_z) const {
     const int64_t rows = own(n), x = e * s * rows * c_m, left = e * s * rows * c,
                   right = e * s * n * c, z = e * rows * n * c_z, sums = f * rows * n,
-                  most = int64_t(1) << 26, all = rows * n * c * c;
+                  most = int64_t(1) << 28, all = rows * n * c * c;
     // Of the right side, gathered of what one product made with the left one's.
     const int64_t own_right = gpu && e == 2 && dap > 1 ? left : 0;
     // The CPU's products of one row and one side's sums; the GPU's of many, the sides' copies, and

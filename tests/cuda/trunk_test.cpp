@@ -326,7 +326,8 @@ TEST_CASE("GPU: the outer product mean") {
       int64_t n_seq, n_i, n_j, c, d, c_z;
     };
     for (const Size& s : {Size{5, 7, 9, 3, 4, 11}, Size{33, 21, 19, 32, 32, 128},
-                          Size{130, 67, 131, 32, 32, 128}, Size{17, 5, 40, 8, 8, 40}}) {
+                          Size{130, 67, 131, 32, 32, 128}, Size{17, 5, 40, 8, 8, 40},
+                          Size{2, 250, 1100, 32, 32, 8}}) {  // the last in two ranges of columns
       INFO(s.n_seq << " sequences, " << s.n_i << " x " << s.n_j);
       // A part of the rows, as a rank has them, and of the channels, as one product makes them.
       const auto part = [](const Twin& whole, int64_t first, int64_t channels) {
