@@ -131,9 +131,13 @@ Bench::Inputs Bench::inputs(const Dims& shape, uint64_t stream) {
   return in;
 }
 
+bool Bench::wants(const std::string& name) const {
+  return only.empty() || std::find(only.begin(), only.end(), name) != only.end();
+}
+
 bool Bench::row(const std::string& name, const Work& work, const std::function<Vars()>& f,
                 int calls) {
-  if (!only.empty() && std::find(only.begin(), only.end(), name) == only.end()) return false;
+  if (!wants(name)) return false;
   std::vector<Tensor> seeds;  // given, as the peers' are: they count for none of the row's memory
   if (training) {
     const Tape tape;  // f() may write into what it is given where nothing is recorded
@@ -189,7 +193,7 @@ bool Bench::row(const std::string& name, const Work& work, const std::function<V
                   {"temporary_mib", extra},
                   {"peak_mib", peak}});
   if (training) rows.back()["backward_ms"] = (both - forward) * 1e3;
-  if (graphs && device.kind != Device::cpu) beside_graph(both, copies, all);
+  if (graphs) beside_graph(all, copies);
   return true;
 }
 
@@ -207,15 +211,24 @@ int64_t Bench::backward_peak(const std::function<Vars()>& f, const std::vector<T
   return std::max(forward, peak() - copies);
 }
 
-void Bench::beside_graph(double one_by_one, double copies, const std::function<void()>& all) {
+void Bench::beside_graph(const std::function<void()>& one_by_one,
+                         const std::function<void()>& graph, double copies, int calls) {
+  const double apart = median_seconds(device, n.repeat, one_by_one, calls) - copies,
+               whole = median_seconds(device, n.repeat, graph, calls) - copies;
+  std::printf("  as one CUDA graph %.3f ms; launches one by one, %.3f ms, cost %.1f %% of them\n",
+              whole * 1e3, apart * 1e3, 100 * (1 - whole / apart));
+  rows.back()["one_by_one_ms"] = apart * 1e3;
+  rows.back()["graph_ms"] = whole * 1e3;
+  std::fflush(stdout);
+}
+
+void Bench::beside_graph(const std::function<void()>& all, double copies) {
+  if (device.kind == Device::cpu) return;
   std::optional<NoGrad> no_grad;
   if (!training) no_grad.emplace();
   const Recording recording(device, all);
-  const double graph = median_seconds(device, n.repeat, [&] { recording.play(); }) - copies;
-  std::printf("  as one CUDA graph %.3f ms: launches one by one cost %.1f %%\n", graph * 1e3,
-              100 * (one_by_one / graph - 1));
-  rows.back()["graph_ms"] = graph * 1e3;
-  std::fflush(stdout);
+  beside_graph(
+      all, [&] { recording.play(); }, copies);
 }
 
 void Bench::plan_beside_peak(const RecomputePlan& plan) {

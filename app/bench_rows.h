@@ -42,7 +42,7 @@ struct Bench {
   Dtype dtype;
   Device device;
   Ceilings ceiling;
-  bool training, graphs;
+  bool training, graphs;                 ///< graphs: rows beside one of all that they do
   const std::vector<std::string>& only;  ///< names of rows; empty: all
   nlohmann::json rows = nlohmann::json::array();
   std::vector<std::shared_ptr<GradSlot>> leaves = {};
@@ -50,6 +50,8 @@ struct Bench {
   /// The table's head.
   void head() const;
 
+  /// Whether a row is asked for.
+  bool wants(const std::string& name) const;
   /// f returns Vars; while training with a tape, whose backward begins from all ones. False where
   /// the row is not asked for. Without a tape no fewer than `calls` in a row are timed as one.
   bool row(const std::string& name, const Work& work, const std::function<Vars()>& f,
@@ -57,6 +59,13 @@ struct Bench {
 
   /// What the host did for one run of f on a GPU, and what of it each module took.
   void host_side(const std::string& name, const std::function<Vars()>& f);
+
+  /// Of the row that was printed last: what it costs to give its launches one by one, beside
+  /// `graph`, which makes them as one CUDA graph. Seconds of `copies` count for neither.
+  void beside_graph(const std::function<void()>& one_by_one, const std::function<void()>& graph,
+                    double copies = 0, int calls = 1);
+  /// The same, recorded here. Nothing on a CPU.
+  void beside_graph(const std::function<void()>& all, double copies = 0);
 
   /// Of the row that was printed last.
   void plan_beside_peak(const RecomputePlan& plan);
@@ -77,8 +86,6 @@ struct Bench {
   void watch(Var& leaf);
   /// The most memory in use while f and its backward run, without the tape's copies of the seeds.
   int64_t backward_peak(const std::function<Vars()>& f, const std::vector<Tensor>& seeds);
-  /// Of the row that was printed last: what it costs to give its launches one by one.
-  void beside_graph(double one_by_one, double copies, const std::function<void()>& all);
   /// What stands alone: the triangle attention's core, and a layer norm of z, of Z bytes.
   void operations(Inputs& z, double Z);
 };

@@ -283,7 +283,13 @@ bool product(const Tensor& a, const Tensor& w, const Tensor& bias, Activation ac
     const void* address = b.raw();
     set(&desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, address);
   }
-  count_launch();
+  if (Recorder* const recorder = Recorder::current()) {
+    if (!recorder->fixed(
+            {&plan, x.raw(), y.raw(), b ? b.raw() : nullptr, old, c.raw(), workspace.data<void>()}))
+      return true;
+  } else {
+    count_launch();
+  }
   check_lt(
       g_lt.matmul(g_lt.handle, &desc, &one, x.raw(), plan.a, y.raw(), plan.b, &beta, old, plan.base,
                   c.raw(), plan.c, &plan.algo, workspace.data<void>(), plan.workspace, s),

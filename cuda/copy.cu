@@ -182,10 +182,12 @@ void copy(const Tensor& from, const Tensor& to) {
   const Dtype f = from.dtype(), t = to.dtype();
   const int64_t bytes = to.numel() * size_of(t);
   if (f == t && bytes >= kLong && from.is_contiguous() && to.is_contiguous()) {
-    count_launch();
-    return check_cuda(
+    Recorder* const recorder = Recorder::current();
+    if (recorder && !recorder->copy(to.raw(), from.raw(), bytes)) return;
+    check_cuda(
         cudaMemcpyAsync(to.raw(), from.raw(), size_t(bytes), cudaMemcpyDeviceToDevice, stream()),
         "cudaMemcpyAsync", bytes, " bytes on the GPU");
+    return recorder ? recorder->asked() : count_launch();
   }
   if (f == t && size_of(t) == 2) return launch<uint16_t, uint16_t>(from, to);
   if (f == t && size_of(t) == 4) return launch<uint32_t, uint32_t>(from, to);

@@ -3,6 +3,8 @@
 
 #include <cuda_bf16.h>
 
+#include <tuple>
+
 #include "cuda/runtime.h"
 
 namespace ff::cuda {
@@ -19,6 +21,17 @@ struct Extent : dim3 {
 template <class... Params, class... Args>
 void start_kernel(void (*kernel)(Params...), Extent blocks, Extent threads, int64_t shared,
                   const Args&... args) {
+  Recorder* const recorder = Recorder::current();
+  if (recorder) [[unlikely]] {
+    const std::tuple<Params...> values(args...);
+    const auto asks = [&](const Params&... all) {
+      const void* const at[] = {&all...};
+      static constexpr size_t kSizes[] = {sizeof(Params)...};
+      return recorder->launch({reinterpret_cast<const void*>(kernel), blocks, threads,
+                               size_t(shared), at, kSizes, sizeof...(Params)});
+    };
+    if (!std::apply(asks, values)) return;
+  }
   cudaLaunchConfig_t config{};
   config.stream = stream();
   config.gridDim = blocks;
@@ -30,6 +43,8 @@ void start_kernel(void (*kernel)(Params...), Extent blocks, Extent threads, int6
   config.attrs = &early;
   config.numAttrs = device_info().hopper();
   cudaLaunchKernelEx(&config, kernel, Params(args)...);  // check_launch follows
+  if (recorder) [[unlikely]]
+    recorder->asked();
 }
 
 /// First in every kernel: what earlier launches wrote is there.

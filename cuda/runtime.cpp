@@ -41,29 +41,24 @@ void make_current() {
 }
 
 void* allocate(int64_t bytes, int) {
-  make_current();
-  const cudaStream_t s = work_stream();
-  void* p = nullptr;
-  cudaError_t status = cudaMallocAsync(&p, size_t(bytes), s);
-  if (status == cudaErrorMemoryAllocation) {
-    // What the pool keeps in pieces may be enough in one.
-    cudaGetLastError();
-    check_cuda(cudaStreamSynchronize(s), "cudaStreamSynchronize");
-    check_cuda(cudaMemPoolTrimTo(g_state.pool, 0), "cudaMemPoolTrimTo");
-    status = cudaMallocAsync(&p, size_t(bytes), s);
-    if (status == cudaErrorMemoryAllocation) {
-      cudaGetLastError();
-      return nullptr;
-    }
-  }
-  check_cuda(status, "cudaMallocAsync", bytes, " bytes");
-  return p;
+  Recorder* const recorder = Recorder::current();
+  return recorder ? recorder->allocate(bytes) : allocate_memory(bytes);
+}
+void release(void* p, int64_t, int) {
+  Recorder* const recorder = Recorder::current();
+  if (recorder) return recorder->release(p);
+  if (!recorded_memory(p)) release_memory(p);
 }
 
-// Runs in destructors, also while the program ends: a failure is shown by the next call.
-void release(void* p, int64_t, int) { cudaFreeAsync(p, work_stream()); }
+/// Before the host waits for the GPU.
+void waits() {
+  if (Recorder* const recorder = Recorder::current()) recorder->refuse_wait();
+}
 
-void synchronize() { check_cuda(cudaStreamSynchronize(stream()), "cudaStreamSynchronize"); }
+void synchronize() {
+  waits();
+  check_cuda(cudaStreamSynchronize(stream()), "cudaStreamSynchronize");
+}
 
 /// What the driver has, and what the pool keeps without using it.
 int64_t available(int) {
@@ -105,31 +100,6 @@ void leave_lane() {
   follow(g_state.stream, t_lane);
   t_lane = nullptr;
 }
-
-void* record(const std::function<void()>& f) {
-  const cudaStream_t s = stream();
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t ready = nullptr;
-  check_cuda(cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
-  try {
-    f();
-  } catch (...) {
-    if (cudaStreamEndCapture(s, &graph) == cudaSuccess) cudaGraphDestroy(graph);
-    throw;
-  }
-  check_cuda(cudaStreamEndCapture(s, &graph), "cudaStreamEndCapture");
-  const cudaError_t status = cudaGraphInstantiate(&ready, graph);
-  cudaGraphDestroy(graph);
-  check_cuda(status, "cudaGraphInstantiate");
-  return ready;
-}
-
-void play(void* recording) {
-  count_launch();
-  check_cuda(cudaGraphLaunch(static_cast<cudaGraphExec_t>(recording), stream()), "cudaGraphLaunch");
-}
-
-void forget(void* recording) { cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(recording)); }
 
 void move(void* to, const void* from, int64_t bytes, cudaMemcpyKind kind, cudaEvent_t done) {
   check_cuda(cudaMemcpyAsync(to, from, size_t(bytes), kind, stream()), "cudaMemcpyAsync", bytes,
@@ -194,12 +164,9 @@ class Staging {
   char* back(int64_t at) const { return memory_ + kRing + at / kPiece % 2 * kPiece; }
 
   void lock_memory() {
-    stream();  // makes the GPU current
-    void* p = nullptr;
-    check_cuda(cudaHostAlloc(&p, size_t(kRing + 2 * kPiece), cudaHostAllocDefault), "cudaHostAlloc",
-               kRing + 2 * kPiece, " bytes");
+    char* const p = static_cast<char*>(locked_memory(kRing + 2 * kPiece));
     for (cudaEvent_t& e : arrived_) e = new_event();
-    memory_ = static_cast<char*>(p);
+    memory_ = p;
   }
 
   /// n bytes in one piece, held until the event of held_.back() has passed.
@@ -235,10 +202,12 @@ Staging& staging() {
 }
 
 void upload(void* to, const void* from, int64_t bytes) {
+  if (Recorder* const recorder = Recorder::current()) return recorder->upload(to, from, bytes);
   staging().upload(static_cast<char*>(to), static_cast<const char*>(from), bytes);
 }
 
 void download(void* to, const void* from, int64_t bytes) {
+  waits();
   staging().download(static_cast<char*>(to), static_cast<const char*>(from), bytes);
 }
 
@@ -252,6 +221,7 @@ class Downloads {
   };
 
   One* begin(const void* from, int64_t bytes) {
+    waits();
     One* const one = take(bytes);
     move(one->memory, from, bytes, cudaMemcpyDeviceToHost, one->done);
     return one;
@@ -280,12 +250,8 @@ class Downloads {
         free_.pop_back();
         return found;
       }
-    stream();  // makes the GPU current
     const int64_t size = std::max<int64_t>(bytes, 4096);
-    void* memory = nullptr;
-    check_cuda(cudaHostAlloc(&memory, size_t(size), cudaHostAllocDefault), "cudaHostAlloc", size,
-               " bytes");
-    return new One{static_cast<char*>(memory), size, new_event()};
+    return new One{static_cast<char*>(locked_memory(size)), size, new_event()};
   }
 
   std::mutex mutex_;
@@ -317,6 +283,37 @@ OnStream::OnStream(cudaStream_t s) : before_(std::exchange(t_stream, s)) {}
 OnStream::~OnStream() { t_stream = before_; }
 
 const DeviceInfo& device_info() { return g_state.info; }
+
+void* allocate_memory(int64_t bytes) {
+  make_current();
+  const cudaStream_t s = work_stream();
+  void* p = nullptr;
+  cudaError_t status = cudaMallocAsync(&p, size_t(bytes), s);
+  if (status == cudaErrorMemoryAllocation) {
+    // What the pool keeps in pieces may be enough in one.
+    cudaGetLastError();
+    check_cuda(cudaStreamSynchronize(s), "cudaStreamSynchronize");
+    check_cuda(cudaMemPoolTrimTo(g_state.pool, 0), "cudaMemPoolTrimTo");
+    status = cudaMallocAsync(&p, size_t(bytes), s);
+    if (status == cudaErrorMemoryAllocation) {
+      cudaGetLastError();
+      return nullptr;
+    }
+  }
+  check_cuda(status, "cudaMallocAsync", bytes, " bytes");
+  return p;
+}
+
+// Runs in destructors, also while the program ends: a failure is shown by the next call.
+void release_memory(void* p) { cudaFreeAsync(p, work_stream()); }
+
+void* locked_memory(int64_t bytes) {
+  make_current();
+  void* p = nullptr;
+  check_cuda(cudaHostAlloc(&p, size_t(bytes), cudaHostAllocDefault), "cudaHostAlloc", bytes,
+             " bytes");
+  return p;
+}
 
 void fail_cuda(cudaError_t status, const char* call, const std::string& what) {
   cudaGetLastError();  // so that the next check does not find it again
@@ -366,9 +363,10 @@ void start(int index) {
                                        [] { nvtxRangePop(); }};
   hook_spans(&kRanges);
 #endif
-  register_memory(Device::cuda, {allocate, release, zero, upload, download, begin_download,
-                                 end_download, copy, copy_all, add_up, synchronize, available,
-                                 enter_lane, leave_lane, record, play, forget});
+  register_memory(Device::cuda,
+                  {allocate, release, zero, upload, download, begin_download, end_download, copy,
+                   copy_all, add_up, synchronize, available, enter_lane, leave_lane, record, play,
+                   follow, [] { return Recorder::current() != nullptr; }, forget});
 }
 
 }  // namespace ff::cuda

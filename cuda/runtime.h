@@ -5,6 +5,7 @@
 #include <cuda_runtime_api.h>
 
 #include "core/tensor/tensor.h"
+#include "cuda/recorder.h"
 
 namespace ff::cuda {
 
@@ -54,7 +55,7 @@ void check_cuda(cudaError_t status, const char* call, const What&... what) {
 /// After every launch: check_launch("layer_norm", x.shape()).
 template <class... What>
 void check_launch(const char* kernel, const What&... what) {
-  count_launch();
+  if (!Recorder::current()) count_launch();
   if (const cudaError_t status = cudaGetLastError()) [[unlikely]]
     fail_cuda(status, kernel, cat("", what...));
 }
@@ -72,6 +73,13 @@ class Scratch {
  private:
   Tensor memory_;
 };
+
+/// The device's memory, in the order of the stream of all work or of the lane; nullptr where there
+/// is none left.
+void* allocate_memory(int64_t bytes);
+void release_memory(void* p);
+/// Page-locked memory of the host; cudaFreeHost frees it.
+void* locked_memory(int64_t bytes);
 
 /// Fills memory that begins at a multiple of 16 bytes (cuda/copy.cu).
 void zero(void* p, int64_t bytes);

@@ -369,40 +369,87 @@ Arrays AlphaFold::run(const FeatureSource& features, const RunOptions& options) 
   const int64_t steps_per_member = config_.extra_msa_stack_num_block + config_.evoformer_num_block;
   const double total_steps = double(cycles * (options.num_ensemble * steps_per_member + 1));
 
+  // A pass between the first and the last is a CUDA graph from the second such one on: it is
+  // recorded while the GPU is at the first pass, and there must be room for another's memory beside
+  // it.
+  const Device device = params_.device();
+  bool graphs = options.graphs && !options.trace && dap_.single() && options.num_recycle > 2 &&
+                options.recycle_early_stop_tolerance < 0 && Recording::possible(device);
+  std::optional<Recording> recording;
   Recycled prev;
+  Trunk trunk;
+  Var single, pair;
+  Arrays out;
   int64_t cycle = 0;
   for (;; ++cycle) {
     const Trace trace = Trace(options.trace) / cat("cycle", cycle);
     int64_t steps = cycle * (options.num_ensemble * steps_per_member + 1);
     const auto step = [&](const std::string& what) {
-      if (!options.progress) return;
+      if (!options.progress || Recording::ongoing(device)) return;
       options.progress(cat("recycle ", cycle, ", ", what), double(steps) / total_steps);
       if (!what.starts_with("template")) ++steps;
     };
-    const Pass pass{config_, root / "evoformer", dtype_, params_.device(), trace, step, dap_};
+    const Pass pass{config_, root / "evoformer", dtype_, device, trace, step, dap_};
 
-    const Arrays f = features(cycle * options.num_ensemble);
-    Trunk trunk = run_trunk(pass, f, prev);
-    for (int64_t member = 1; member < options.num_ensemble; ++member) {
-      const Trunk more = run_trunk(pass, features(cycle * options.num_ensemble + member), prev);
-      add(trunk.single, more.single);
-      add(trunk.pair, more.pair);
-      add(trunk.first_row, more.first_row);
+    std::vector<Arrays> slices;
+    for (int64_t member = 0; member < options.num_ensemble; ++member)
+      slices.push_back(features(cycle * options.num_ensemble + member));
+    const auto iterate = [&] {
+      trunk = run_trunk(pass, slices[0], prev);
+      for (size_t member = 1; member < slices.size(); ++member) {
+        const Trunk more = run_trunk(pass, slices[member], prev);
+        add(trunk.single, more.single);
+        add(trunk.pair, more.pair);
+        add(trunk.first_row, more.first_row);
+      }
+      if (options.num_ensemble > 1)
+        for (const Var& x : {trunk.single, trunk.pair, trunk.first_row})
+          scale(x, 1.0 / double(options.num_ensemble));
+
+      step("structure module");
+      single = cast(trunk.single, head_type);
+      pair = cast(trunk.pair, head_type);
+      out = structure_module(root / "structure_module", config_.structure, single, pair, slices[0],
+                             trace, {}, dap_);
+    };
+    const auto forget = [&] {
+      trunk = {};
+      single = pair = {};
+      out.clear();
+    };
+    if (graphs && cycle > 0 && cycle < options.num_recycle) {
+      const auto onwards = [&] {
+        iterate();
+        prev.first_row.value().copy_from(trunk.first_row.value());
+        prev.pair.value().copy_from(trunk.pair.value());
+        prev.positions.copy_from(out.at("structure_module/final_atom_positions"));
+        forget();
+      };
+      step("as one graph");
+      if (!recording) {
+        const MemoryCount used = memory_count(device.kind);
+        graphs = free_memory(device) > 2 * (used.peak - used.current);
+        prev = {Var(prev.first_row.value().clone()), Var(prev.pair.value().clone()),
+                prev.positions.clone()};
+      }
+      try {
+        if (graphs && recording && recording->follow(onwards)) continue;
+        if (graphs && !recording) {
+          recording.emplace(device, onwards);
+          recording->play();
+          continue;
+        }
+      } catch (const CannotRecord&) {
+      }
+      graphs = false;
+      forget();
     }
-    if (options.num_ensemble > 1)
-      for (const Var& x : {trunk.single, trunk.pair, trunk.first_row})
-        scale(x, 1.0 / double(options.num_ensemble));
-
-    step("structure module");
-    const Var single = cast(trunk.single, head_type);
-    const Var pair = cast(trunk.pair, head_type);
-    Arrays out = structure_module(root / "structure_module", config_.structure, single, pair, f,
-                                  trace, {}, dap_);
+    iterate();
     const Tensor positions = out.at("structure_module/final_atom_positions");
     const bool settled =
         options.recycle_early_stop_tolerance >= 0 && cycle > 0 &&
         distance_change(prev.positions.to(Device{}), positions.to(Device{}),
-                        feature(f, "seq_mask")) < options.recycle_early_stop_tolerance;
+                        feature(slices[0], "seq_mask")) < options.recycle_early_stop_tolerance;
     if (cycle < options.num_recycle && !settled) {
       prev = {trunk.first_row, trunk.pair, positions.to(Dtype::f32)};
       continue;

@@ -32,6 +32,7 @@ struct RunOptions {
   /// that share the protein and off the GPU; the others are left out. The aligned error's logits,
   /// which confidence is made of, are always there.
   std::function<bool(const std::string& name)> keep = [](const std::string&) { return true; };
+  bool graphs = true;  ///< on a GPU, passes between the first and the last as CUDA graphs
   /// Receives intermediates under the fixtures' names ("cycle0/evoformer_block1/..."); for tests.
   std::function<void(const std::string& name, const Tensor& value)> trace;
 };

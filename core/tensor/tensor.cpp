@@ -100,6 +100,13 @@ Recording::Recording(Device device, const std::function<void()>& f)
     : device_(device), recording_(memory_of(device).record(f)) {}
 Recording::~Recording() { memory_of(device_).forget(recording_); }
 void Recording::play() const { memory_of(device_).play(recording_); }
+bool Recording::follow(const std::function<void()>& f) const {
+  return memory_of(device_).follow(recording_, f);
+}
+bool Recording::possible(Device device) { return memory_of(device).record; }
+bool Recording::ongoing(Device device) {
+  return possible(device) && memory_of(device).is_recording();
+}
 
 DeviceWork device_work() {
   return {g_work.launches,  g_work.uploads,        g_work.upload_bytes,

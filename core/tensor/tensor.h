@@ -136,6 +136,8 @@ struct DeviceMemory {
   void (*leave_lane)() = nullptr;
   void* (*record)(const std::function<void()>& f) = nullptr;
   void (*play)(void* recording) = nullptr;
+  bool (*follow)(void* recording, const std::function<void()>& f) = nullptr;
+  bool (*is_recording)() = nullptr;
   void (*forget)(void* recording) = nullptr;
 };
 void register_memory(Device::Kind kind, const DeviceMemory& memory);
@@ -165,15 +167,32 @@ class Lane {
   Device device_;
 };
 
-/// What f asks of a GPU, to be asked again in one go: a CUDA graph. f may ask for kernels, copies
-/// within the device and memory that it gives back, not for copies from or to the host.
+/// What cannot be recorded: it waits for the GPU, keeps memory that it asked for, or needs more
+/// memory than there is.
+struct CannotRecord : Error {
+  explicit CannotRecord(const std::string& why)
+      : Error(Exit::kDevice, cat("no recording: ", why)) {}
+};
+
+/// What f asks of a GPU, to be asked again in one go: a CUDA graph. All recordings, or a lane's,
+/// share memory of their own, as much as the largest needs; one that it has outgrown follows no
+/// more.
 class Recording {
  public:
+  /// Runs f twice and asks for nothing; it keeps no memory that it asks for. Throws CannotRecord.
   Recording(Device device, const std::function<void()>& f);
   ~Recording();
   Recording(const Recording&) = delete;
   Recording& operator=(const Recording&) = delete;
+  /// Asks for what the function that was recorded, or followed last, asked for.
   void play() const;
+  /// Runs f, which was recorded, on other values: where it asks for the same kernels, copies and
+  /// memory in the same order, that is asked for in one go. Else false: f asked for nothing.
+  bool follow(const std::function<void()>& f) const;
+  /// Whether the device can record.
+  static bool possible(Device device);
+  /// Whether the calling thread's requests are recorded or followed.
+  static bool ongoing(Device device);
 
  private:
   Device device_;

@@ -73,6 +73,7 @@ Fields train_fields(TrainConfig& c) {
       {"run.dap", &c.run.dap, true, 1, 1024},
       {"run.precision", &c.run.precision},
       {"run.recompute", &c.run.recompute},
+      {"run.graphs", &c.run.graphs},
       {"run.max_steps", &c.run.max_steps, true, 1, kCountless},
       {"run.checkpoint_every", &c.run.checkpoint_every, true, 1, kCountless},
       {"run.keep", &c.run.keep, true, 1, kMany},

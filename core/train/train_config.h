@@ -49,6 +49,7 @@ struct RunConfig {
   /// How many of the trunk's blocks are computed again in the backward instead of being kept: auto
   /// (those that memory has no room for), blocks (all), none or a number.
   std::string recompute = "auto";
+  bool graphs = true;  ///< passes of shapes that come often are CUDA graphs
   int64_t max_steps = 75'000;
   int64_t checkpoint_every = 500, keep = 3, val_every = 1000,
           log_every = 1;  ///< steps; val 0: never

@@ -29,6 +29,19 @@ PassSizes sizes_of(const Arrays& slice) {
   return s;
 }
 
+/// What samples whose passes ask for the same have in common: a number of their recycles and the
+/// shapes of their arrays.
+uint64_t shapes_of(const TrainingSample& sample) {
+  std::string all;
+  const auto add = [&](const Arrays& arrays) {
+    for (const auto& [name, t] : arrays) all += cat(name, t.shape(), name_of(t.dtype()));
+    all += ';';
+  };
+  for (const Arrays& slice : sample.slices) add(slice);
+  add(sample.labels);
+  return std::hash<std::string>()(all);
+}
+
 /// Samples side by side on a GPU. Its driver takes launches one by one, whoever makes them.
 constexpr int64_t kMostLanes = 8;
 
@@ -189,8 +202,10 @@ Trainer::Trainer(const TrainConfig& config, TrainState state, int threads, Grid 
   for (Arrays* arrays : {&state_.params, &state_.m, &state_.v, &state_.ema})
     for (auto& [name, t] : *arrays) t = t.to(device);
   for (int64_t w = 0; w < plan_.samples; ++w) {
-    workers_.emplace_back(config.model, state_.params, "the state");
-    workers_.back().want_grads();
+    workers_.push_back(
+        {.params = Params(config.model, state_.params, "the state"),
+         .records = config.run.graphs && grid_.dap.single() && Recording::possible(device)});
+    workers_.back().params.want_grads();
   }
 }
 
@@ -264,12 +279,13 @@ Trainer::Result Trainer::run(Params& worker, const TrainingSample& sample) const
                                         dap.single() ? BlockDone() : block_done, plan_.recompute);
   const Losses losses = objective(loss_, config_.model.heads, outputs, batch, sample.labels, false);
   Result r;
-  r.terms.emplace_back(losses.total.value());
-  for (const auto& [term, name] : kTerms)
-    if (const auto found = losses.terms.find(term); found != losses.terms.end())
-      r.terms.push_back(found->second);
-    else
-      r.terms.emplace_back();
+  std::vector<Tensor> terms{losses.total.value()};
+  for (const auto& [term, name] : kTerms) {
+    const auto found = losses.terms.find(term);
+    terms.push_back(found != losses.terms.end() ? found->second : Tensor());
+    r.has_term.push_back(terms.back().defined());
+  }
+  r.terms = together(terms);
   const double seed = std::sqrt(double(sample.n_res())) / dap.size();
   tape.backward({losses.total}, {Tensor::of({}, &seed).to(losses.total.value().dtype())});
   r.gradients = params.take_grads();
@@ -284,10 +300,71 @@ Trainer::Result Trainer::run(Params& worker, const TrainingSample& sample) const
   return r;
 }
 
+Trainer::Result Trainer::run(Worker& worker, const TrainingSample& sample) const {
+  constexpr int64_t kBefore = 2;  // by then all that a pass keeps for others has been made
+  constexpr int64_t kMost = 4;    // of the host's memory each takes some 50 KiB a launch
+  if (!worker.records) return run(worker.params, sample);
+  Replay& replay = worker.replays[shapes_of(sample)];
+  const bool room = std::ranges::count_if(worker.replays, [](const auto& known) {
+                      return known.second.recording != nullptr;
+                    }) < kMost;
+  Result r;
+  const auto pass = [&] {
+    r = run(worker.params, sample);
+    replay.terms.copy_from(r.terms);
+    replay.lddt.copy_from(r.lddt);
+    std::vector<Tensor> from, to;
+    for (auto& [name, gradient] : r.gradients) {
+      from.push_back(gradient);
+      to.push_back(gradient = worker.gradients.at(name));
+    }
+    copy_all(from, to);
+    r.terms = replay.terms;
+    r.lddt = replay.lddt;
+  };
+  const auto give_up = [&](bool all) {
+    worker.params.take_grads();
+    r = {};
+    replay = {};
+    if (all)
+      for (auto& [shapes, other] : worker.replays) other = {};
+  };
+  if (replay.recording) {
+    if (replay.recording->follow(pass)) return r;
+    give_up(false);
+  } else if (replay.terms && room) {
+    try {
+      replay.recording = std::make_unique<Recording>(worker.params.device(), pass);
+      replay.recording->play();
+      return r;
+    } catch (const CannotRecord& e) {
+      log_notice(e.what(), ": passes are launched kernel by kernel");
+      give_up(true);
+      worker.records = false;
+    }
+  }
+  try {
+    r = run(worker.params, sample);
+  } catch (const OutOfMemory&) {  // beside what recordings hold
+    give_up(true);
+    r = run(worker.params, sample);
+  }
+  if (++replay.seen >= kBefore && room && !replay.terms) {
+    const auto like = [](const Tensor& t) {
+      return Tensor::empty(t.shape(), t.dtype(), t.device());
+    };
+    replay.terms = like(r.terms);
+    replay.lddt = like(r.lddt);
+    for (const auto& [name, gradient] : r.gradients)
+      if (!worker.gradients.count(name)) worker.gradients[name] = like(gradient);
+  }
+  return r;
+}
+
 std::string Trainer::first_fault(const TrainingSample& sample) {
   set_threads(threads_);
   const FiniteWatch watch;
-  run(workers_[0], sample);
+  run(workers_[0].params, sample);
   return watch.found();
 }
 
@@ -304,7 +381,7 @@ void Trainer::gradients(std::vector<TrainingSample> samples) {
   step.samples = std::move(samples);
   const Dtype dtype = precision_ == Dtype::f64 ? Dtype::f64 : Dtype::f32;
   step.sum = zeros_like(state_.params, dtype);
-  step.skipped = Tensor::zeros({1}, dtype, workers_[0].device());
+  step.skipped = Tensor::zeros({1}, dtype, state_.params.begin()->second.device());
   const size_t wave = workers_.size();
   for (size_t first = 0; first < step.samples.size(); first += wave) {
     const size_t count = std::min(wave, step.samples.size() - first);
@@ -316,7 +393,7 @@ void Trainer::gradients(std::vector<TrainingSample> samples) {
         set_threads(std::max(1, threads_ / int(count)));
         try {
           std::optional<Lane> lane;
-          if (count > 1) lane.emplace(workers_[i].device(), int(i));
+          if (count > 1) lane.emplace(workers_[i].params.device(), int(i));
           results[i] = run(workers_[i], step.samples[first + i]);
         } catch (const OutOfMemory& e) {
           errors[i] = std::make_exception_ptr(Error(
@@ -335,12 +412,10 @@ void Trainer::gradients(std::vector<TrainingSample> samples) {
       if (e) std::rethrow_exception(e);
     const Span span("optimizer");
     for (const Result& r : results) {
-      const Tensor norm = add_clipped(step.sum, r.gradients, r.terms[0],
+      const Tensor norm = add_clipped(step.sum, r.gradients, r.terms.select(0, 0),
                                       config_.optim.clip_per_example, step.skipped);
-      std::vector<bool> has_term;
-      for (const Tensor& term : r.terms) has_term.push_back(term.defined());
-      step.told.push_back({Download(norm), Download(together(r.terms)), Download(r.lddt),
-                           std::move(has_term), r.flops});
+      step.told.push_back(
+          {Download(norm), Download(r.terms), Download(r.lddt), r.has_term, r.flops});
     }
   }
   given_.emplace(std::move(step));
@@ -363,6 +438,7 @@ void Trainer::update() {
             step.rate, state_.adam_step + 1, step.skipped.to(Dtype::f32));
   ++state_.step;
   step.sum.clear();
+  step.skipped = Tensor();
 }
 
 std::optional<StepReport> Trainer::finish() {
@@ -391,7 +467,7 @@ std::optional<StepReport> Trainer::finish() {
     all[kLddt] += mean_lddt(told.lddt.wait(), sample.labels.at("all_atom_mask"));
     all[kFlops] += told.flops;
     for (size_t t = 0; t < std::size(kTerms); ++t)
-      if (told.has_term[1 + t]) {
+      if (told.has_term[t]) {
         all[kFirstTerm + 2 * t] += term[1 + t];
         all[kFirstTerm + 2 * t + 1] += 1;
       }
@@ -417,7 +493,8 @@ std::optional<StepReport> Trainer::finish() {
   return report;
 }
 
-Scalars Trainer::validate(const Sampler& sampler, const std::function<bool()>& stop) const {
+Scalars Trainer::validate(const Sampler& sampler, const std::function<bool()>& stop) {
+  for (Worker& worker : workers_) worker.replays.clear();  // whole chains need their memory
   const AlphaFold model(config_.model, Params(config_.model, state_.ema, "the average"), Dtype::f32,
                         grid_.dap);
   RunOptions options;

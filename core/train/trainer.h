@@ -2,6 +2,8 @@
 #pragma once
 
 #include <functional>
+#include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -68,7 +70,7 @@ class Trainer {
 
   /// Whole chains with the averaged parameters: val/lddt_ca, tm, gdt_ts, gdt_ha, rmsd, drmsd; empty
   /// where `stop`, asked before each chain, said so.
-  Scalars validate(const Sampler& sampler, const std::function<bool()>& stop) const;
+  Scalars validate(const Sampler& sampler, const std::function<bool()>& stop);
 
   /// What of the trunk is kept for the backward, of the largest samples. The same on all ranks:
   /// what the one with the least free memory can keep; of a CPU's at most half.
@@ -79,12 +81,26 @@ class Trainer {
   Dtype precision() const { return precision_; }
 
  private:
-  /// One sample's gradients and what is reported of it.
+  /// One sample's gradients and what is reported of it, where the network is.
   struct Result {
     Arrays gradients;
-    std::vector<Tensor> terms;  ///< the total, then the log's; numbers where the network is
-    Tensor lddt;                ///< [n_res] f64
+    Tensor terms;  ///< the total, then the log's
+    std::vector<bool> has_term;
+    Tensor lddt;  ///< [n_res] f64
     double flops = 0;
+  };
+  /// A pass that a GPU is asked for as a whole, and where it leaves its numbers.
+  struct Replay {
+    int64_t seen = 0;  ///< samples of its shapes, before there was one
+    std::unique_ptr<Recording> recording;
+    Tensor terms, lddt;
+  };
+  /// What a sample is run with. Workers share the parameters' values.
+  struct Worker {
+    Params params;
+    Arrays gradients = {};                    ///< of replays, one after another
+    std::map<uint64_t, Replay> replays = {};  ///< by their samples' shapes
+    bool records = false;
   };
   /// A sample's numbers on their way to the host.
   struct Told {
@@ -101,6 +117,8 @@ class Trainer {
     double rate = 0;
   };
   Result run(Params& params, const TrainingSample& sample) const;
+  /// The same, on a GPU from a recording where samples of these shapes come again and again.
+  Result run(Worker& worker, const TrainingSample& sample) const;
   /// The plan for `samples` at a time, or for as many of them as a GPU should have.
   RecomputePlan make_plan(Device device, const PassSizes& sizes, int64_t samples) const;
   /// Runs a sample again under a FiniteWatch.
@@ -113,7 +131,7 @@ class Trainer {
   int threads_;
   Grid grid_;
   RecomputePlan plan_;
-  std::vector<Params> workers_;  ///< share their values, and have gradients of their own
+  std::vector<Worker> workers_;
   std::optional<Step> given_, updated_;
 };
 

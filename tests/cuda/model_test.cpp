@@ -53,6 +53,37 @@ TEST_CASE("GPU: bf16 representations are near f32's") {
     CHECK(norm_error(got.at(key), want.at(key)) < 3e-2);
 }
 
+TEST_CASE("GPU: recycles from a recording are those launched kernel by kernel") {
+  if (!have_gpu()) return;
+  for (const char* folder : {"tiny", "tiny_ensemble"}) {
+    const Fixture f(folder);
+    const AlphaFold model(f.config, f.params().on(kGpu), Dtype::f32);
+    Arrays outputs[2];
+    int64_t launches[2];
+    for (const bool graphs : {false, true}) {
+      RunOptions options;
+      options.num_recycle = 5;
+      options.num_ensemble = f.num_ensemble();
+      options.graphs = graphs;
+      const int64_t before = device_work().launches;
+      // Other features in each, of the same shapes.
+      outputs[graphs] = model.run(
+          [&](int64_t i) {
+            Arrays slice = f.slice(i % 2);
+            slice["msa_feat"] = random(slice.at("msa_feat").shape(), uint64_t(i));
+            return slice;
+          },
+          options);
+      launches[graphs] = device_work().launches - before;
+    }
+    CHECK(launches[1] < launches[0] / 2);
+    for (const auto& [name, value] : outputs[0]) {
+      INFO(folder << " " << name);
+      CHECK(norm_error(outputs[1].at(name).to(Device{}), value.to(Device{})) == 0);
+    }
+  }
+}
+
 // The limits are the CPU's (tests/unit/loss/parity_test.cpp). tiny's pass without recycles is left
 // out: of its MSA transition one hidden unit (block 0, row 4, residue 6, unit 35) is 1.03e-6 before
 // the relu in AlphaFold's own run, nearer to zero than f32 computes it.

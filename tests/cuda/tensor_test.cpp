@@ -95,6 +95,65 @@ TEST_CASE("GPU: a recording does again what it was made of") {
   }
 }
 
+TEST_CASE("GPU: a recording follows what asks for the same with other values, and nothing else") {
+  if (!have_gpu()) return;
+  const Kernels& gpu = kernels(kGpu);
+  const Tensor w = random({1, 64, 64}, 1).to(kGpu), other = random({1, 64, 64}, 2).to(kGpu),
+               product = poisoned({1, 64, 64}, Dtype::f32);
+  const int64_t n = 2 << 20;  // of which the copy is the driver's
+  // An upload, memory that comes and goes, a kernel with a number, a product, a long copy.
+  const auto asks = [&](const Tensor& host, const Tensor& by, uint64_t seed, const Tensor& to) {
+    const Tensor x = host.to(kGpu), factors = Tensor::empty({n}, Dtype::f32, kGpu);
+    gpu.draw_dropout(Rng(seed, {3}), 0.5, factors);
+    gpu.linear(x, by, {}, Activation::kNone, {}, product);
+    factors.narrow(0, 64, 4096).copy_from(product.view({4096}));
+    to.copy_from(factors.clone());
+  };
+  const auto ends = [&] { return poisoned({n}, Dtype::f32); };
+  const auto plain = [&](const Tensor& host, uint64_t seed) {
+    const Tensor to = ends();
+    asks(host, w, seed, to);
+    return to.to(Device{});
+  };
+  const Tensor first = random({1, 64, 64}, 10), to = ends();
+  const Recording recording(kGpu, [&] { asks(first, w, 1, to); });
+  const auto launches = [] { return device_work().launches; };
+  recording.play();
+  CHECK(equal(to, plain(first, 1)));
+  for (const uint64_t seed : {2, 3, 4, 5}) {
+    const Tensor host = random({1, 64, 64}, 10 + seed), elsewhere = ends();
+    const int64_t before = launches();
+    CHECK(recording.follow([&] { asks(host, w, seed, elsewhere); }));
+    CHECK(launches() == before + 1);
+    CHECK(equal(elsewhere, plain(host, seed)));
+    CHECK(equal(to, plain(first, 1)));  // left alone
+  }
+  // Anything else is not asked for.
+  const Tensor untouched = ends();
+  const auto refuses = [&](const std::function<void()>& f) {
+    const int64_t before = launches();
+    CHECK_FALSE(recording.follow(f));
+    CHECK(launches() == before);
+    CHECK(std::isnan(untouched.select(0, 7).item()));
+  };
+  refuses([&] { asks(first, other, 1, untouched); });  // a product of other memory
+  refuses([&] { asks(first, w, 1, untouched), untouched.clone(); });
+  refuses([&] { asks(random({1, 32, 64}, 3), w, 1, untouched); });
+  refuses([&] { asks(first, w, 1, untouched), synchronize(kGpu); });
+  refuses([] {});
+  Tensor kept;
+  CHECK_THROWS_AS(Recording(kGpu, [&] { kept = w.clone(); }), CannotRecord);
+  kept = {};
+  CHECK_THROWS_AS(Recording(kGpu, [&] { product.select(0, 0).select(0, 0).select(0, 0).item(); }),
+                  CannotRecord);
+  // What needs more memory takes the others'; they follow no more.
+  const Recording larger(kGpu,
+                         [&] { asks(first, w, 1, to), Tensor::zeros({4 * n}, Dtype::f32, kGpu); });
+  refuses([&] { asks(first, w, 1, untouched); });
+  larger.play();
+  CHECK(equal(to, plain(first, 1)));
+}
+
 TEST_CASE("GPU: a download brings what was there when it was asked for, however late it is read") {
   if (!have_gpu()) return;
   const Tensor t = Tensor::empty({30'000}, Dtype::f32, kGpu);

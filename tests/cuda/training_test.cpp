@@ -31,3 +31,33 @@ TEST_CASE("GPU: a step is the same whether its samples go one by one or side by 
   CHECK(same_bits(ends[0].ema, ends[1].ema));
   CHECK_FALSE(same_bits(ends[0].params, fresh(config).params));
 }
+
+TEST_CASE("GPU: steps from recordings are those launched kernel by kernel") {
+  if (!have_gpu()) return;
+  const Data data(9);
+  std::vector<TrainState> ends;
+  std::vector<double> losses[2];
+  for (const bool graphs : {false, true}) {
+    const TrainConfig config =
+        small({cat("run.graphs=", graphs ? "true" : "false"), "data.train.clamp_prob=0.5"});
+    Trainer trainer(config, fresh(config), 2, {}, kGpu);
+    const int64_t before = device_work().launches;
+    int64_t last = 0;
+    for (int64_t step = 0; step < 6; ++step) {
+      last = device_work().launches;
+      losses[graphs].push_back(trainer.step(data.samples(config, step)).loss);
+    }
+    const int64_t now = device_work().launches;
+    // In the last step all samples are followed.
+    CHECK((now - last < (now - before) / 12) == graphs);
+    TrainState end = trainer.state();
+    for (Arrays* arrays : {&end.params, &end.v, &end.ema})
+      for (auto& [name, t] : *arrays) t = t.to(Device{});
+    ends.push_back(std::move(end));
+  }
+  set_threads(available_threads());
+  CHECK(losses[0] == losses[1]);
+  CHECK(same_bits(ends[0].params, ends[1].params));
+  CHECK(same_bits(ends[0].v, ends[1].v));
+  CHECK(same_bits(ends[0].ema, ends[1].ema));
+}

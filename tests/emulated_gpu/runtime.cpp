@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <utility>
 
@@ -91,11 +92,7 @@ cudaError_t cudaHostAlloc(void** to, size_t bytes, unsigned) {
   *to = std::malloc(bytes);
   return *to ? cudaSuccess : failed(cudaErrorMemoryAllocation);
 }
-cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
-                            cudaStream_t) {
-  std::memmove(to, from, bytes);
-  return cudaSuccess;
-}
+cudaError_t cudaFreeHost(void* p) { return std::free(p), cudaSuccess; }
 
 // One stream is as good as another.
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* to, unsigned) {
@@ -128,17 +125,110 @@ cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t from, cudaEvent_t to) {
 cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t* to, int) {
   return *to = nullptr, cudaSuccess;
 }
-// There are no graphs here: what would be recorded is an error, at once.
+
+// A graph's nodes are done one after another, as they were captured. Memory is no node.
+struct CUgraphNode_st {
+  const void* kernel = nullptr;
+  Launch launch;
+  dim3 blocks, threads;
+  size_t shared = 0;
+  std::vector<std::vector<char>> arguments;
+  void* to = nullptr;
+  const void* from = nullptr;
+  size_t bytes = 0;
+  std::function<void()> work;
+
+  void run() {
+    if (work) return work();
+    if (!kernel) return void(std::memmove(to, from, bytes));
+    std::vector<void*> at;
+    for (std::vector<char>& argument : arguments) at.push_back(argument.data());
+    launch(blocks, threads, shared, at.data());
+  }
+};
+struct CUgraph_st {
+  std::vector<std::unique_ptr<CUgraphNode_st>> nodes;
+};
+struct CUgraphExec_st {
+  std::map<cudaGraphNode_t, CUgraphNode_st> nodes;
+  std::vector<cudaGraphNode_t> order;
+};
+namespace {
+thread_local std::unique_ptr<CUgraph_st> t_captured;
+CUgraphNode_st& new_node() {
+  return *t_captured->nodes.emplace_back(std::make_unique<CUgraphNode_st>());
+}
+}  // namespace
+bool ff::emulated::captures() { return t_captured != nullptr; }
+void ff::emulated::capture(const void* kernel, Launch launch, dim3 blocks, dim3 threads,
+                           size_t shared, const std::vector<std::vector<char>>& arguments) {
+  CUgraphNode_st& node = new_node();
+  node.kernel = kernel;
+  node.launch = std::move(launch);
+  node.blocks = blocks;
+  node.threads = threads;
+  node.shared = shared;
+  node.arguments = arguments;
+}
+void ff::emulated::capture(std::function<void()> work) { new_node().work = std::move(work); }
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
+                            cudaStream_t) {
+  if (!captures()) return std::memmove(to, from, bytes), cudaSuccess;
+  CUgraphNode_st& node = new_node();
+  node.to = to;
+  node.from = from;
+  return node.bytes = bytes, cudaSuccess;
+}
 cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) {
-  return cudaErrorNotSupported;
+  t_captured = std::make_unique<CUgraph_st>();
+  return cudaSuccess;
 }
-cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t*) { return cudaErrorNotSupported; }
-cudaError_t cudaGraphInstantiate(cudaGraphExec_t*, cudaGraph_t, unsigned long long) {
-  return cudaErrorNotSupported;
+cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t* to) {
+  return *to = t_captured.release(), cudaSuccess;
 }
-cudaError_t cudaGraphLaunch(cudaGraphExec_t, cudaStream_t) { return cudaErrorNotSupported; }
-cudaError_t cudaGraphDestroy(cudaGraph_t) { return cudaErrorNotSupported; }
-cudaError_t cudaGraphExecDestroy(cudaGraphExec_t) { return cudaErrorNotSupported; }
+cudaError_t cudaStreamGetCaptureInfo(cudaStream_t, cudaStreamCaptureStatus* status,
+                                     unsigned long long*, cudaGraph_t*,
+                                     const cudaGraphNode_t** last, const cudaGraphEdgeData**,
+                                     size_t* count) {
+  thread_local cudaGraphNode_t node;
+  node = t_captured->nodes.back().get();
+  *status = cudaStreamCaptureStatusActive;
+  *last = &node;
+  return *count = 1, cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* to, cudaGraph_t graph, unsigned long long) {
+  *to = new CUgraphExec_st;
+  for (const auto& node : graph->nodes) {
+    (*to)->nodes[node.get()] = *node;
+    (*to)->order.push_back(node.get());
+  }
+  return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t ready, cudaStream_t) {
+  for (const cudaGraphNode_t node : ready->order) ready->nodes.at(node).run();
+  return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return delete graph, cudaSuccess; }
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t ready) { return delete ready, cudaSuccess; }
+cudaError_t cudaGraphExecKernelNodeSetParams(cudaGraphExec_t ready, cudaGraphNode_t which,
+                                             const cudaKernelNodeParams* params) {
+  CUgraphNode_st& node = ready->nodes.at(which);
+  if (params->func != node.kernel) return failed(cudaErrorInvalidValue);
+  node.blocks = params->gridDim;
+  node.threads = params->blockDim;
+  node.shared = params->sharedMemBytes;
+  for (size_t i = 0; i < node.arguments.size(); ++i)
+    std::memcpy(node.arguments[i].data(), params->kernelParams[i], node.arguments[i].size());
+  return cudaSuccess;
+}
+cudaError_t cudaGraphExecMemcpyNodeSetParams1D(cudaGraphExec_t ready, cudaGraphNode_t which,
+                                               void* to, const void* from, size_t bytes,
+                                               cudaMemcpyKind) {
+  CUgraphNode_st& node = ready->nodes.at(which);
+  node.to = to;
+  node.from = from;
+  return node.bytes = bytes, cudaSuccess;
+}
 cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return cudaSuccess; }
 /// A pool that gives back at once: what it has reserved is in use.
 cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t, cudaMemPoolAttr, void* value) {

@@ -7,6 +7,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
+#include <utility>
+#include <vector>
 
 #define __host__
 #define __device__
@@ -72,6 +75,7 @@ const char* cudaGetErrorString(cudaError_t status);
 cudaError_t cudaMallocAsync(void** to, size_t bytes, cudaStream_t);
 cudaError_t cudaFreeAsync(void* p, cudaStream_t);
 cudaError_t cudaHostAlloc(void** to, size_t bytes, unsigned flags);
+cudaError_t cudaFreeHost(void* p);
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t);
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* to, unsigned flags);
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t* to, unsigned flags, int priority);
@@ -85,15 +89,6 @@ cudaError_t cudaEventQuery(cudaEvent_t);
 cudaError_t cudaEventSynchronize(cudaEvent_t);
 cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t from, cudaEvent_t to);
 cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t* to, int device);
-enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal = 1 };
-typedef struct EmulatedGraph* cudaGraph_t;
-typedef struct EmulatedGraphExec* cudaGraphExec_t;
-cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode);
-cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t*);
-cudaError_t cudaGraphInstantiate(cudaGraphExec_t*, cudaGraph_t, unsigned long long flags = 0);
-cudaError_t cudaGraphLaunch(cudaGraphExec_t, cudaStream_t);
-cudaError_t cudaGraphDestroy(cudaGraph_t);
-cudaError_t cudaGraphExecDestroy(cudaGraphExec_t);
 cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void* value);
 cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t, cudaMemPoolAttr, void* value);
 cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, size_t bytes);
@@ -128,6 +123,42 @@ struct dim3 {
 
 #include "emulated.h"
 
+enum cudaStreamCaptureMode { cudaStreamCaptureModeRelaxed = 2 };
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive };
+using cudaGraph_t = struct CUgraph_st*;
+using cudaGraphExec_t = struct CUgraphExec_st*;
+using cudaGraphNode_t = struct CUgraphNode_st*;
+struct cudaGraphEdgeData {};
+struct cudaKernelNodeParams {
+  void* func;
+  dim3 gridDim, blockDim;
+  unsigned sharedMemBytes;
+  void** kernelParams;
+  void** extra;
+};
+cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode);
+cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t*);
+cudaError_t cudaStreamGetCaptureInfo(cudaStream_t, cudaStreamCaptureStatus*, unsigned long long* id,
+                                     cudaGraph_t*, const cudaGraphNode_t** last,
+                                     const cudaGraphEdgeData** edges, size_t* count);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t*, cudaGraph_t, unsigned long long flags = 0);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t, cudaStream_t);
+cudaError_t cudaGraphDestroy(cudaGraph_t);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t);
+cudaError_t cudaGraphExecKernelNodeSetParams(cudaGraphExec_t, cudaGraphNode_t,
+                                             const cudaKernelNodeParams*);
+cudaError_t cudaGraphExecMemcpyNodeSetParams1D(cudaGraphExec_t, cudaGraphNode_t, void* to,
+                                               const void* from, size_t bytes, cudaMemcpyKind);
+namespace ff::emulated {
+/// A launch whose arguments are known by their addresses alone.
+using Launch = std::function<void(dim3 blocks, dim3 threads, size_t shared, void** arguments)>;
+/// While the calling thread captures: keeps a kernel's launch, or anything else that is to be done.
+bool captures();
+void capture(const void* kernel, Launch launch, dim3 blocks, dim3 threads, size_t shared,
+             const std::vector<std::vector<char>>& arguments);
+void capture(std::function<void()> work);
+}  // namespace ff::emulated
+
 enum cudaLaunchAttributeID { cudaLaunchAttributeProgrammaticStreamSerialization = 6 };
 struct cudaLaunchAttribute {
   cudaLaunchAttributeID id;
@@ -145,10 +176,26 @@ struct cudaLaunchConfig_t {
 template <class... Params>
 void cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...),
                         const Params&... args) {
-  auto thread = [&] { kernel(args...); };
-  ff::emulated::run(
-      config->gridDim, config->blockDim, config->dynamicSmemBytes,
-      [](void* t) { (*static_cast<decltype(thread)*>(t))(); }, &thread);
+  const auto launch = [kernel](dim3 blocks, dim3 threads, size_t shared, const Params&... all) {
+    auto thread = [&] { kernel(all...); };
+    ff::emulated::run(
+        blocks, threads, shared, [](void* t) { (*static_cast<decltype(thread)*>(t))(); }, &thread);
+  };
+  if (!ff::emulated::captures())
+    return launch(config->gridDim, config->blockDim, config->dynamicSmemBytes, args...);
+  const auto bytes = [](const auto& arg) {
+    const auto* p = reinterpret_cast<const char*>(&arg);
+    return std::vector<char>(p, p + sizeof arg);
+  };
+  ff::emulated::capture(reinterpret_cast<const void*>(kernel),
+                        [launch](dim3 blocks, dim3 threads, size_t shared, void** at) {
+                          [&]<size_t... I>(std::index_sequence<I...>) {
+                            launch(blocks, threads, shared, *static_cast<const Params*>(at[I])...);
+                          }
+                          (std::index_sequence_for<Params...>());
+                        },
+                        config->gridDim, config->blockDim, config->dynamicSmemBytes,
+                        {bytes(args)...});
 }
 
 extern uint3 threadIdx, blockIdx;
