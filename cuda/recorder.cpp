@@ -137,8 +137,8 @@ class Graph final : public Recorder {
   std::unordered_set<void*> own_;  ///< in use now
   std::vector<void*> others_;
   cudaGraph_t graph_ = nullptr;
-  // Twice, in turn: the driver changes nothing of a graph that runs, and lets what is launched of
-  // the same one wait for that.
+  // Twice, in turn: what one sends is written anew when its launch before has ended, while the
+  // other runs.
   cudaGraphExec_t ready_[2] = {};
   cudaEvent_t launched_[2] = {};
   int turn_ = 0;
