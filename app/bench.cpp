@@ -139,7 +139,8 @@ void training_step(Bench& bench, const Params& params, const std::string& recomp
       trainer.update();
       return Vars();
     };
-    for (int i = 0; i < 4; ++i) step();  // by then its pass is recorded
+    // By then its pass is recorded; the CPU records none.
+    for (int i = 0; i < 4 && Recording::possible(bench.device); ++i) step();
     return step;
   };
   if (!bench.wants("training step")) return;
@@ -152,7 +153,7 @@ void training_step(Bench& bench, const Params& params, const std::string& recomp
   bench.row("training step", training_flops(bench.config, sizes, 0, trainer.plan().recompute), step,
             kSteps);
   bench.plan_beside_peak(trainer.plan());
-  if (graphs) {
+  if (graphs && Recording::possible(bench.device)) {
     Trainer other = trainer_with(false);
     bench.beside_graph(step_of(other), step, 0, kSteps);
   }

@@ -452,6 +452,7 @@ Arrays AlphaFold::run(const FeatureSource& features, const RunOptions& options) 
                         feature(slices[0], "seq_mask")) < options.recycle_early_stop_tolerance;
     if (cycle < options.num_recycle && !settled) {
       prev = {trunk.first_row, trunk.pair, positions.to(Dtype::f32)};
+      forget();  // the next pass needs the memory
       continue;
     }
 
