@@ -207,9 +207,11 @@ void launch_turns(const Turn<T, From>& first, const Turn<T, T>& second) {
   check_launch("outer_product_mean", blocks, " tiles");
 }
 
-/// The operands, with rows of whole 16 bytes, which the matrix units want.
+/// The operands, with rows of whole 16 bytes, which the matrix units want, and room for products:
+/// `kept`, where it is defined.
 struct Operands {
-  Operands(const Tensor& left, const Tensor& right, const Tensor& w, bool backward)
+  Operands(const Tensor& left, const Tensor& right, const Tensor& w, bool backward,
+           const Tensor& kept = {})
       : n_seq(left.size(0)),
         n_i(left.size(1)),
         n_j(right.size(1)),
@@ -223,7 +225,7 @@ struct Operands {
     left_t = like(left, {n_seq, c, padded});
     right_t = like(left, {ranges, n_seq, d, step});
     if (backward) right_flat = like(left, {n_seq, ranges * step, d});
-    products = like(left, {step * padded * c * d});
+    products = kept.defined() ? kept : like(left, {step * padded * c * d});
     by_type(left, [&](auto zero) {
       using T = decltype(zero);
       launch_turns<T, T>({left, left_t, {}}, {right, right_t, right_flat});
@@ -241,8 +243,9 @@ struct Operands {
   Tensor multiply(int64_t k) const {
     matmul(right_t.narrow(0, k, 1).view({1, n_seq, d * step}).transpose(1, 2),
            left_t.transpose(0, 1), products.view({c, d * step, padded}));
-    return products.view({1, c * d, step * padded});
+    return outer();
   }
+  Tensor outer() const { return products.view({1, c * d, step * padded}); }
 
   int64_t n_seq, n_i, n_j, c, d, c_z, padded, ranges, step;
   Tensor left_t, right_t, right_flat, products;
@@ -250,9 +253,9 @@ struct Operands {
 
 }  // namespace
 
-void outer_product_mean(const Tensor& left, const Tensor& right, const Tensor& w, const Tensor& b,
-                        const Tensor& norm, const Tensor& residual, const Tensor& z) {
-  if (!z.numel()) return;
+Tensor outer_product_mean(const Tensor& left, const Tensor& right, const Tensor& w, const Tensor& b,
+                          const Tensor& norm, const Tensor& residual, const Tensor& z, bool keep) {
+  if (!z.numel()) return {};
   const Operands o(left, right, w, false);
   const Tensor weights = w.contiguous().view({1, o.c * o.d, o.c_z});
   const Tensor update = o.like(left, {o.step, o.padded, o.c_z});
@@ -265,17 +268,19 @@ void outer_product_mean(const Tensor& left, const Tensor& right, const Tensor& w
                             update.narrow(0, 0, o.count(k)).narrow(1, 0, o.n_i).transpose(0, 1)},
                            {View<float>(columns(norm).unsqueeze(-1))});
   }
+  return keep && o.ranges == 1 ? o.products : Tensor();
 }
 
 void outer_product_mean_backward(const Tensor& left, const Tensor& right, const Tensor& w,
-                                 const Tensor& norm, const Tensor& dout, const Tensor& dleft,
-                                 const Tensor& dright, const Tensor& dw, const Tensor& db) {
+                                 const Tensor& norm, const Tensor& kept, const Tensor& dout,
+                                 const Tensor& dleft, const Tensor& dright, const Tensor& dw,
+                                 const Tensor& db) {
   if (!dout.numel()) {
     for (const Tensor& t : {dleft, dright})
       if (t.defined()) t.copy_from(Operands::zeros(t, t.shape()));
     return;
   }
-  const Operands o(left, right, w, true);
+  const Operands o(left, right, w, true, kept);
   const int64_t columns = o.ranges * o.step;
   const Dims pairs{columns, o.padded, o.c_z};
   const Tensor dz =
@@ -291,7 +296,8 @@ void outer_product_mean_backward(const Tensor& left, const Tensor& right, const 
     const Tensor g = dz.narrow(0, k * o.step, o.step);
     if (dw.defined()) {
       const Tensor to = dw.view({1, o.c * o.d, o.c_z});
-      linear(o.multiply(k), g.view({1, o.step * o.padded, o.c_z}), {}, Activation::kNone, to, to);
+      linear(kept.defined() ? o.outer() : o.multiply(k), g.view({1, o.step * o.padded, o.c_z}), {},
+             Activation::kNone, to, to);
     }
     if (!dleft.defined() && !dright.defined()) continue;
     // The gradient of the outer products, in their place.

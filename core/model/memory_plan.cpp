@@ -74,8 +74,9 @@ class Forms {
             (3 + 2 * factor) * x + converted(x, factor * x)};
   }
 
-  /// m [s, own n, c_m] into z [own n, n, c_z]. Keeps the norm, both projections; where one
-  /// product makes both, the norm is made again.
+  /// m [s, own n, c_m] into z [own n, n, c_z]. Keeps the norm, both projections, and on a GPU the
+  /// products, if they exist at once; where one product makes both projections, the norm is made
+  /// again.
   ModuleMemory outer_product_mean(int64_t s, int64_t n, int64_t c_m, int64_t c, int64_t c_z) const {
     const int64_t rows = own(n), x = e * s * rows * c_m, left = e * s * rows * c,
                   right = e * s * n * c, z = e * rows * n * c_z, sums = f * rows * n,
@@ -87,8 +88,10 @@ class Forms {
     const int64_t products =
         gpu ? e * std::min(all, most) + 2 * left + 3 * right + (e == 2 && all > most ? left : 0)
             : e * n * c * c + sums + (e == 2 ? 2 : 1) * right;
-    return {"outer_product_mean", true, (gpu && e == 2 ? 0 : x) + left + own_right + right + z,
-            x + 2 * left + 2 * own_right + 2 * right + 2 * z + products + converted(right, 0)};
+    return {
+        "outer_product_mean", true,
+        (gpu && e == 2 ? 0 : x) + left + own_right + right + z + (gpu && all <= most ? e * all : 0),
+        x + 2 * left + 2 * own_right + 2 * right + 2 * z + products + converted(right, 0)};
   }
 
   /// Of `rows` x n pairs of c channels, t in the product. Keeps three times the norm, the gate and

@@ -170,14 +170,17 @@ struct Kernels {
   /// y *= mask, one factor for each row of the last axis.
   void (*scale_rows)(const Tensor& mask, const Tensor& y);
   /// z[i, j] = residual[i, j] + (sum_{c,d} (sum_s left[s,i,c] right[s,j,d]) w[c,d] + b) /
-  /// (1e-3 + norm[i,j]); z may be the residual.
-  void (*outer_product_mean)(const Tensor& left, const Tensor& right, const Tensor& w,
-                             const Tensor& b, const Tensor& norm, const Tensor& residual,
-                             const Tensor& z);
+  /// (1e-3 + norm[i,j]); z may be the residual. Where `keep`, returns what its backward need not
+  /// make again, if there is anything.
+  Tensor (*outer_product_mean)(const Tensor& left, const Tensor& right, const Tensor& w,
+                               const Tensor& b, const Tensor& norm, const Tensor& residual,
+                               const Tensor& z, bool keep);
   /// Its gradients, the sides' written, the others added; each of the last four may be undefined.
+  /// `kept` is what was returned, or undefined, and is overwritten.
   void (*outer_product_mean_backward)(const Tensor& left, const Tensor& right, const Tensor& w,
-                                      const Tensor& norm, const Tensor& dz, const Tensor& dleft,
-                                      const Tensor& dright, const Tensor& dw, const Tensor& db);
+                                      const Tensor& norm, const Tensor& kept, const Tensor& dz,
+                                      const Tensor& dleft, const Tensor& dright, const Tensor& dw,
+                                      const Tensor& db);
   /// Input and recycled pair embedding; see core/ops/embed.h.
   void (*pair_embed)(const Tensor& left, const Tensor& right, const Tensor& residue_index,
                      const Tensor& relpos, const Tensor& beta, const Tensor& dgram,

@@ -28,20 +28,23 @@ Var outer_product_mean(const Var& residual, const Vars& sides, const Var& w, con
   check(!NoGrad::active() || !residual.requires_grad(), "a recorded tensor would be overwritten");
   const Tensor& old = residual.value();
   const Tensor z = NoGrad::active() ? old : Tensor::empty(old.shape(), old.dtype(), old.device());
-  kernels(z.device()).outer_product_mean(left, right, w.value(), b.value(), norm, old, z);
-  return result("outer_product_mean", z, {&residual, &sides.front(), &sides.back(), &w, &b},
-                [sides, left, right, w, b, norm, r = residual.gradient_only()](const Tensor& dz) {
-                  hand_over(r, dz);
-                  std::vector<Tensor> made;
-                  for (const Var& v : sides)
-                    made.push_back(v.requires_grad() ? Tensor::empty(v.shape(), v.value().dtype(),
-                                                                     v.value().device())
-                                                     : Tensor());
-                  kernels(dz.device())
-                      .outer_product_mean_backward(left, right, w.value(), norm, dz, side(made, 0),
-                                                   side(made, 1), w.grad_into(), b.grad_into());
-                  for (size_t i = 0; i < sides.size(); ++i) hand_over(sides[i], made[i]);
-                });
+  const Tensor kept = kernels(z.device())
+                          .outer_product_mean(left, right, w.value(), b.value(), norm, old, z,
+                                              !NoGrad::active() && w.requires_grad());
+  return result(
+      "outer_product_mean", z, {&residual, &sides.front(), &sides.back(), &w, &b},
+      [sides, left, right, w, b, norm, kept, r = residual.gradient_only()](const Tensor& dz) {
+        hand_over(r, dz);
+        std::vector<Tensor> made;
+        for (const Var& v : sides)
+          made.push_back(v.requires_grad()
+                             ? Tensor::empty(v.shape(), v.value().dtype(), v.value().device())
+                             : Tensor());
+        kernels(dz.device())
+            .outer_product_mean_backward(left, right, w.value(), norm, kept, dz, side(made, 0),
+                                         side(made, 1), w.grad_into(), b.grad_into());
+        for (size_t i = 0; i < sides.size(); ++i) hand_over(sides[i], made[i]);
+      });
 }
 
 Tensor pair_count(const Tensor& left, const Tensor& right, Dtype dtype) {

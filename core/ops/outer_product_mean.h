@@ -11,7 +11,8 @@ namespace ff {
 /// norm      [n_i, n_j]        f32 (f64): sum_s mask[s,i] mask[s,j]
 /// residual  [n_i, n_j, c_z]   under NoGrad overwritten
 /// The sides are both or, in one tensor, [n_seq, n, 2, c].
-/// The [n_i, n_j, c, d] product exists a few rows, on a GPU columns, at a time.
+/// The [n_i, n_j, c, d] product exists a few rows, on a GPU columns, at a time; where a GPU makes
+/// it at once, it is kept for the gradient of w.
 Var outer_product_mean(const Var& residual, const Vars& sides, const Var& w, const Var& b,
                        const Tensor& norm);
 

@@ -4,8 +4,9 @@
 
 namespace ff::cpu::FF_ISA {
 
-void outer_product_mean(const Tensor& left, const Tensor& right, const Tensor& w, const Tensor& b,
-                        const Tensor& norm, const Tensor& residual, const Tensor& z) {
+Tensor outer_product_mean(const Tensor& left, const Tensor& right, const Tensor& w, const Tensor& b,
+                          const Tensor& norm, const Tensor& residual, const Tensor& z,
+                          bool /*keep*/) {
   by_type(left, [&](auto t) {
     using T = decltype(t);
     using A = Acc<T>;
@@ -57,12 +58,14 @@ void outer_product_mean(const Tensor& left, const Tensor& right, const Tensor& w
         }
     }
   });
+  return {};
 }
 
 /// The products of one row i of left with all of right, [c, n_j, d], exist at a time.
 void outer_product_mean_backward(const Tensor& left, const Tensor& right, const Tensor& w,
-                                 const Tensor& norm, const Tensor& dout, const Tensor& dleft,
-                                 const Tensor& dright, const Tensor& dw, const Tensor& db) {
+                                 const Tensor& norm, const Tensor& /*kept*/, const Tensor& dout,
+                                 const Tensor& dleft, const Tensor& dright, const Tensor& dw,
+                                 const Tensor& db) {
   const Tensor factor = norm.clone();
   const auto invert = [&](auto* f) {
     for (int64_t i = 0; i < factor.numel(); ++i) f[i] = 1 / (decltype(+*f)(1e-3) + f[i]);

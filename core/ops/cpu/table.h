@@ -46,11 +46,12 @@ void add(const Tensor& x, const Tensor& y);
 void add_gated(const Tensor& x, const Tensor& gate, const Tensor& y);
 void add_dropped(const Tensor& x, const Tensor& factors, const Tensor& base, const Tensor& y);
 void scale_rows(const Tensor& mask, const Tensor& y);
-void outer_product_mean(const Tensor& left, const Tensor& right, const Tensor& w, const Tensor& b,
-                        const Tensor& norm, const Tensor& residual, const Tensor& z);
+Tensor outer_product_mean(const Tensor& left, const Tensor& right, const Tensor& w, const Tensor& b,
+                          const Tensor& norm, const Tensor& residual, const Tensor& z, bool keep);
 void outer_product_mean_backward(const Tensor& left, const Tensor& right, const Tensor& w,
-                                 const Tensor& norm, const Tensor& dz, const Tensor& dleft,
-                                 const Tensor& dright, const Tensor& dw, const Tensor& db);
+                                 const Tensor& norm, const Tensor& kept, const Tensor& dz,
+                                 const Tensor& dleft, const Tensor& dright, const Tensor& dw,
+                                 const Tensor& db);
 void pair_embed(const Tensor& left, const Tensor& right, const Tensor& residue_index,
                 const Tensor& relpos, const Tensor& beta, const Tensor& dgram, const Tensor& breaks,
                 int64_t first_row, const Tensor& z);

@@ -363,7 +363,7 @@ TEST_CASE("a device with too little memory is told before anything is there, wit
   g_free = int64_t(1) << 40;
   const int64_t peak = plan({"run.recompute=3"}, error), small = plan({crop + "32"}, error);
   REQUIRE(small > 0);
-  g_free = (peak + small) / 2;
+  g_free = (3 * peak + small) / 4;
   CHECK(plan({}, error) == 0);
   CHECK_THAT(error, Contains("96 x 4 x 512 (residues, clusters, extra rows) needs at least") &&
                         Contains("can be had"));

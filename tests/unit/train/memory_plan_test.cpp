@@ -131,12 +131,12 @@ TEST_CASE("as many blocks are kept as the memory holds") {
   // A choice is kept to, whatever there is.
   CHECK(plan_recompute(pass, 1, 0, 0, 7).recompute == 7);
   CHECK(plan_recompute(pass, 1, 0, 0, kEveryBlock).recompute == 52);
-  // A block of PERFORMANCE.md's S=128, N=256 in bf16 as it is now: 21.25 M and 26 Z, in which M and
-  // Z are alike, and biases, log-sum-exps and dropout's factors.
+  // A block of PERFORMANCE.md's S=128, N=256 in bf16 as it is now: 21.25 M and 34 Z (8 of them
+  // outer products), in which M and Z are alike, and biases, log-sum-exps and dropout's factors.
   int64_t kept = 0;
   for (const ModuleMemory& module : block_memory(config, sizes, setting, false))
     kept += module.kept;
-  CHECK(double(kept) == Approx(47.25 * 128 * 256 * 256 * 2).epsilon(0.02));
+  CHECK(double(kept) == Approx(55.25 * 128 * 256 * 256 * 2).epsilon(0.02));
 }
 
 TEST_CASE("a plan that does not hold says so when the memory ends") {
