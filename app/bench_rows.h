@@ -61,9 +61,10 @@ struct Bench {
   void host_side(const std::string& name, const std::function<Vars()>& f);
 
   /// Of the row that was printed last: what it costs to give its launches one by one, beside
-  /// `graph`, which makes them as one CUDA graph. Seconds of `copies` count for neither.
+  /// `graph`, which makes them as one CUDA graph, `turns` times. Seconds of `copies` count for
+  /// neither.
   void beside_graph(const std::function<void()>& one_by_one, const std::function<void()>& graph,
-                    double copies = 0, int calls = 1);
+                    double copies = 0, int calls = 1, int turns = 1);
   /// The same, recorded here. Nothing on a CPU.
   void beside_graph(const std::function<void()>& all, double copies = 0);
 
