@@ -109,37 +109,40 @@ void compare_modules(Dtype dtype, int64_t n_seq, int64_t n_res, double limit,
       if (extra && module != std::string("row") && module != std::string("column") &&
           module != std::string("outer"))
         continue;
-      // What the f64 reference sees is rounded as the GPU's operands are.
-      const auto rounded = [&](const Tensor& t) { return t.to(dtype).to(Dtype::f32); };
-      Arrays exact;
-      const Params same_bits = Params(config, values, "test").in_precision(dtype);
-      for (const auto& [name, value] : same_bits.all()) exact[name] = value.value().to(Dtype::f32);
-      const Inputs same{rounded(in.m), rounded(in.z), in.msa_mask, in.pair_mask};
-      for (const bool backward : {false, true}) {
-        const auto run = [&](Device device) {
-          return results(config, values, in, extra, module, dtype, device, backward);
-        };
-        const Arrays want = results(config, exact, same, extra, module, Dtype::f64, {}, backward),
-                     got = run(kGpu), again = run(kGpu);
-        REQUIRE(got.size() == want.size());
-        // Of a bias that shifts every logit of a softmax the gradient is zero but for rounding.
-        const auto size = [](const Tensor& t) { return norm_error(t, Tensor::zeros(t.shape())); };
-        double largest = 0;
-        for (const auto& [name, value] : want) largest = std::max(largest, size(value));
-        for (const auto& [name, value] : want) {
-          INFO(name_of(dtype) << " " << module << (extra ? " of the extra MSA" : "") << " " << n_seq
-                              << " x " << n_res << (backward ? " backward " : " ") << name);
-          if (size(value) < 1e-9 * largest) {
-            CHECK(size(got.at(name)) < limit * largest);
-          } else {
-            const double error = norm_error(got.at(name), value);
-            // A relu near zero may switch in bf16, on the CPU as here.
-            if (error >= limit && dtype == Dtype::bf16)
-              CHECK(error < 1.5 * norm_error(run(Device{}).at(name), value));
-            else
-              CHECK(error < limit);
+      DYNAMIC_SECTION(module << (extra ? " of the extra MSA " : " ") << n_seq << " x " << n_res
+                             << ", " << name_of(dtype)) {
+        // What the f64 reference sees is rounded as the GPU's operands are.
+        const auto rounded = [&](const Tensor& t) { return t.to(dtype).to(Dtype::f32); };
+        Arrays exact;
+        const Params same_bits = Params(config, values, "test").in_precision(dtype);
+        for (const auto& [name, value] : same_bits.all())
+          exact[name] = value.value().to(Dtype::f32);
+        const Inputs same{rounded(in.m), rounded(in.z), in.msa_mask, in.pair_mask};
+        for (const bool backward : {false, true}) {
+          const auto run = [&](Device device) {
+            return results(config, values, in, extra, module, dtype, device, backward);
+          };
+          const Arrays want = results(config, exact, same, extra, module, Dtype::f64, {}, backward),
+                       got = run(kGpu), again = run(kGpu);
+          REQUIRE(got.size() == want.size());
+          // Of a bias that shifts every logit of a softmax the gradient is zero but for rounding.
+          const auto size = [](const Tensor& t) { return norm_error(t, Tensor::zeros(t.shape())); };
+          double largest = 0;
+          for (const auto& [name, value] : want) largest = std::max(largest, size(value));
+          for (const auto& [name, value] : want) {
+            INFO(name << (backward ? " backward" : ""));
+            if (size(value) < 1e-9 * largest) {
+              CHECK(size(got.at(name)) < limit * largest);
+            } else {
+              const double error = norm_error(got.at(name), value);
+              // A relu near zero may switch in bf16, on the CPU as here.
+              if (error >= limit && dtype == Dtype::bf16)
+                CHECK(error < 1.5 * norm_error(run(Device{}).at(name), value));
+              else
+                CHECK(error < limit);
+            }
+            CHECK(norm_error(again.at(name), got.at(name)) == 0);
           }
-          CHECK(norm_error(again.at(name), got.at(name)) == 0);
         }
       }
     }

@@ -1,0 +1,88 @@
+#!/usr/bin/env python3
+"""Runs the GPU tests under compute-sanitizer, each section of each test in a process of its own.
+
+    scripts/sanitize_gpu.py build/release/test_cuda --tool racecheck --only 'outer product|modules'
+
+One line for each: clean, what was reported and in which kernels, or that it did not end. Reports whose both ends are in
+kernels of cuBLASLt's (nvjet, cutlass, cublas) are counted apart. Exit 1 where a test fails, does not end, or one of our
+kernels is reported. Launches wait for each other: otherwise racecheck's queue of records fills the machine's memory.
+"""
+import argparse
+import collections
+import concurrent.futures
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as xml
+
+THEIRS = re.compile(r"nvjet|cutlass|cublas|splitK|gemm|gemv|dot_kernel|reduce_1Block|ncclDev", re.I)
+
+
+def tests(program, only):
+    """(test, section or None) of each test whose name has `only`; a run of the test tells its sections."""
+    names = subprocess.run([program, "--list-test-names-only"], capture_output=True, text=True).stdout.splitlines()
+    for name in names:
+        if not name.startswith("GPU:") or not re.search(only, name):
+            continue
+        run = subprocess.run([program, name.replace(",", "\\,"), "-r", "xml"], capture_output=True, text=True)
+        start = run.stdout.find("<?xml")
+        if run.returncode or start < 0:
+            sys.exit(f"sanitize_gpu: '{name}' fails or is skipped without the sanitizer:\n{run.stdout[-2000:]}{run.stderr}")
+        sections = [s.get("name") for s in xml.fromstring(run.stdout[start:]).findall(".//TestCase/Section")]
+        yield from ((name, s) for s in dict.fromkeys(sections or [None]))
+
+
+def check(program, tool, seconds, name, section):
+    command = ["compute-sanitizer", "--tool", tool, "--force-blocking-launches", "--print-limit", "100000", program,
+               name.replace(",", "\\,")] + (["-c", section] if section else [])
+    start = time.monotonic()
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True)
+    ended = True
+    try:
+        text = run.communicate(timeout=seconds)[0]
+    except subprocess.TimeoutExpired:
+        os.killpg(run.pid, signal.SIGKILL)
+        text, ended = run.communicate()[0], False
+    ours, theirs = collections.Counter(), 0
+    # Reports end with an empty line.
+    for report in re.split(r"\n=========\s*\n", text):
+        kernels = re.findall(r" at (\S.*?)\+0x", report)  # demangled: with spaces
+        if kernels and all(THEIRS.search(k) for k in kernels):
+            theirs += 1
+        elif kernels:
+            ours[kernels[0]] += 1
+        elif re.search(r"Internal Sanitizer Error", report):
+            ours["the sanitizer itself"] += 1
+    # What the tool counts and is no report of a kernel's: errors of the API. No count: the tool broke off.
+    counts = re.findall(r"SUMMARY: (\d+)", text)
+    if not counts and ended:
+        ours["no summary"] += 1
+    elif counts and int(counts[-1]) > theirs + sum(ours.values()):
+        ours["elsewhere"] += int(counts[-1]) - theirs - sum(ours.values())
+    passed = "All tests passed" in text
+    verdict = ("did not end" if not ended else "FAILED" if not passed else "reported" if ours else "clean")
+    print(f"{verdict} | {tool} | {name}{' | ' + section if section else ''} | {time.monotonic() - start:.0f} s"
+          f"{f' | {theirs} in libraries' if theirs else ''}{f' | {dict(ours)}' if ours else ''}", flush=True)
+    return verdict
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("program", help="test_cuda")
+    parser.add_argument("--tool", choices=["memcheck", "racecheck", "initcheck", "synccheck"], default="racecheck")
+    parser.add_argument("--only", default="", metavar="REGEX", help="tests whose names match")
+    parser.add_argument("--jobs", type=int, default=8, help="processes side by side (%(default)s)")
+    parser.add_argument("--seconds", type=int, default=600, help="of each process at most (%(default)s)")
+    options = parser.parse_args()
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        verdicts = collections.Counter(pool.map(
+            lambda test: check(options.program, options.tool, options.seconds, *test), list(tests(options.program, options.only))))
+    print(", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()) or "no such tests")
+    sys.exit(set(verdicts) != {"clean"})
+
+
+if __name__ == "__main__":
+    main()
