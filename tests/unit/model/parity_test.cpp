@@ -167,3 +167,25 @@ TEST_CASE("two runs give the same bits, and recycling stops early when asked", "
   options.recycle_early_stop_tolerance = 1e6;
   REQUIRE(model.run([&](int64_t i) { return f.slice(i); }, options).at("num_recycles").item() == 1);
 }
+
+TEST_CASE("a recycle's trunk needs no more memory than the first pass's and what it goes on from") {
+  const Fixture f("tiny");
+  const AlphaFold model(f.config, f.params(), Dtype::f32);
+  const Arrays slice = f.slice(0);
+  const auto peak = [&](int64_t recycles) {
+    const int64_t before = memory_count().current;
+    int64_t most = 0;
+    RunOptions options;
+    options.num_recycle = recycles;
+    options.progress = [&](const std::string& what, double) {
+      if (what.ends_with("structure module")) most = memory_count().peak - before;
+    };
+    reset_memory_peak();
+    model.run([&](int64_t) { return slice; }, options);
+    return most;
+  };
+  const int64_t n = slice.at("aatype").size(0), first = peak(0), second = peak(1);
+  CHECK(first > 0);
+  CHECK(second <= first + 4 * n * (n * f.config.pair_channel + f.config.msa_channel + 37 * 3));
+  CHECK(peak(3) == second);
+}
