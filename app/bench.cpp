@@ -105,6 +105,7 @@ Arrays made_up_labels(const Tensor& aatype) {
 /// and the average.
 void training_step(Bench& bench, const Params& params, const std::string& recompute, int threads) {
   const bool graphs = std::exchange(bench.graphs, false);
+  if (!bench.wants("training step")) return;
   TrainConfig config = read_train_config("initial_training");
   config.model = bench.config;
   config.model.num_recycle = 0;
@@ -143,7 +144,6 @@ void training_step(Bench& bench, const Params& params, const std::string& recomp
     for (int i = 0; i < 4 && Recording::possible(bench.device); ++i) step();
     return step;
   };
-  if (!bench.wants("training step")) return;
   Trainer trainer = trainer_with(true);
   const PassSizes sizes{bench.n.n_res, bench.n.n_seq, bench.n.n_extra, 0};
   bench.training = false;  // the row times all of it as one

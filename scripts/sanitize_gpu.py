@@ -12,6 +12,7 @@ import collections
 import concurrent.futures
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,15 +22,20 @@ import xml.etree.ElementTree as xml
 THEIRS = re.compile(r"nvjet|cutlass|cublas|splitK|gemm|gemv|dot_kernel|reduce_1Block|ncclDev", re.I)
 
 
+def filter_of(name):
+    """Catch's: a comma would begin another name."""
+    return name.replace(",", "\\,")
+
+
 def tests(program, only):
     """(test, section or None) of each test whose name has `only`; a run of the test tells its sections."""
     names = subprocess.run([program, "--list-test-names-only"], capture_output=True, text=True).stdout.splitlines()
     for name in names:
         if not name.startswith("GPU:") or not re.search(only, name):
             continue
-        run = subprocess.run([program, name.replace(",", "\\,"), "-r", "xml"], capture_output=True, text=True)
+        run = subprocess.run([program, filter_of(name), "-r", "xml"], capture_output=True, text=True)
         start = run.stdout.find("<?xml")
-        if run.returncode or start < 0:
+        if run.returncode or start < 0 or "SKIPPED" in run.stdout:
             sys.exit(f"sanitize_gpu: '{name}' fails or is skipped without the sanitizer:\n{run.stdout[-2000:]}{run.stderr}")
         sections = [s.get("name") for s in xml.fromstring(run.stdout[start:]).findall(".//TestCase/Section")]
         yield from ((name, s) for s in dict.fromkeys(sections or [None]))
@@ -37,7 +43,7 @@ def tests(program, only):
 
 def check(program, tool, seconds, name, section):
     command = ["compute-sanitizer", "--tool", tool, "--force-blocking-launches", "--print-limit", "100000", program,
-               name.replace(",", "\\,")] + (["-c", section] if section else [])
+               filter_of(name)] + (["-c", section] if section else [])
     start = time.monotonic()
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True)
     ended = True
@@ -60,8 +66,8 @@ def check(program, tool, seconds, name, section):
     counts = re.findall(r"SUMMARY: (\d+)", text)
     if not counts and ended:
         ours["no summary"] += 1
-    elif counts and int(counts[-1]) > theirs + sum(ours.values()):
-        ours["elsewhere"] += int(counts[-1]) - theirs - sum(ours.values())
+    elif counts and (more := int(counts[-1]) - theirs - sum(ours.values())) > 0:
+        ours["elsewhere"] += more
     passed = "All tests passed" in text
     verdict = ("did not end" if not ended else "FAILED" if not passed else "reported" if ours else "clean")
     print(f"{verdict} | {tool} | {name}{' | ' + section if section else ''} | {time.monotonic() - start:.0f} s"
@@ -77,6 +83,9 @@ def main():
     parser.add_argument("--jobs", type=int, default=8, help="processes side by side (%(default)s)")
     parser.add_argument("--seconds", type=int, default=600, help="of each process at most (%(default)s)")
     options = parser.parse_args()
+    for program, from_where in (("compute-sanitizer", "the CUDA toolkit has it in bin/"), (options.program, "build it (README.md)")):
+        if not shutil.which(program):
+            sys.exit(f"sanitize_gpu: there is no program {program}; {from_where}")
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         verdicts = collections.Counter(pool.map(
             lambda test: check(options.program, options.tool, options.seconds, *test), list(tests(options.program, options.only))))

@@ -28,9 +28,9 @@ Var outer_product_mean(const Var& residual, const Vars& sides, const Var& w, con
   check(!NoGrad::active() || !residual.requires_grad(), "a recorded tensor would be overwritten");
   const Tensor& old = residual.value();
   const Tensor z = NoGrad::active() ? old : Tensor::empty(old.shape(), old.dtype(), old.device());
-  const Tensor kept = kernels(z.device())
-                          .outer_product_mean(left, right, w.value(), b.value(), norm, old, z,
-                                              !NoGrad::active() && w.requires_grad());
+  const Tensor kept =
+      kernels(z.device())
+          .outer_product_mean(left, right, w.value(), b.value(), norm, old, z, recording({&w}));
   return result(
       "outer_product_mean", z, {&residual, &sides.front(), &sides.back(), &w, &b},
       [sides, left, right, w, b, norm, kept, r = residual.gradient_only()](const Tensor& dz) {
