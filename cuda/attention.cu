@@ -3,6 +3,7 @@
 #include "cuda/attention.cuh"
 
 #include <algorithm>
+#include <bit>
 
 #include "cuda/attention_hopper.cuh"
 #include "cuda/table.h"
@@ -16,10 +17,13 @@ constexpr int kRowLanes = 4;
 
 /// Of every row, from dy and the gated output o:
 ///   delta = sum dy o,  dgate += dy o (1 - sigmoid(gate)),  dy *= sigmoid(gate)
+/// And done [n_done] = 0.
 template <class T, bool kWide>
 __global__ void __launch_bounds__(kThreads)
-    rows_kernel(Attention<T> a, HeadView<T> dy, HeadView<const T> o, HeadView<T> d_gate) {
+    rows_kernel(Attention<T> a, HeadView<T> dy, HeadView<const T> o, HeadView<T> d_gate,
+                Deltas deltas, unsigned* done, unsigned n_done) {
   after_earlier();
+  if (const unsigned at = blockIdx.x * kThreads + threadIdx.x; at < n_done) done[at] = 0;
   constexpr unsigned kRows = kThreads / kRowLanes;
   const unsigned row = blockIdx.x * kRows + threadIdx.x / kRowLanes;
   const int lane = threadIdx.x % kRowLanes;
@@ -48,7 +52,7 @@ __global__ void __launch_bounds__(kThreads)
     }
 #pragma unroll
   for (int lanes = kRowLanes / 2; lanes; lanes /= 2) sum += __shfl_xor_sync(~0u, sum, lanes);
-  if (lane == 0 && b < a.batch) a.delta[(int64_t(b) * a.n_head + h) * a.n_query + i] = sum;
+  if (lane == 0 && b < a.batch) *deltas.at(b, h, i) = sum;
 }
 
 /// to[h, i, j] += sums[0, h, i, j] + sums[1, h, i, j] + ...; a block a query of a head.
@@ -199,8 +203,8 @@ bool is_empty(const Tensor& q, const Tensor& k) {
 }
 
 template <class T>
-void rows(const Attention<T>& a, const Tensor& dy, const Tensor& o, const Tensor& d_gate,
-          bool wide) {
+void rows(const Attention<T>& a, const AttentionGradients<T>& d, unsigned n_done, const Tensor& dy,
+          const Tensor& o, const Tensor& d_gate, bool wide) {
   const int64_t count = int64_t(a.batch) * a.n_query * a.n_head,
                 blocks = ceil_div(count * kRowLanes, kThreads);
   check(count <= INT32_MAX, "attention's backward of ", count, " rows");
@@ -208,10 +212,10 @@ void rows(const Attention<T>& a, const Tensor& dy, const Tensor& o, const Tensor
   const HeadView<T> dy_view(dy), d_gate_view(d_gate);
   if (wide)
     launch<rows_kernel<T, true>>("attention's backward, rows", blocks, kThreads, 0, a, dy_view,
-                                 o_view, d_gate_view);
+                                 o_view, d_gate_view, d.deltas, d.done, n_done);
   else
     launch<rows_kernel<T, false>>("attention's backward, rows", blocks, kThreads, 0, a, dy_view,
-                                  o_view, d_gate_view);
+                                  o_view, d_gate_view, d.deltas, d.done, n_done);
 }
 
 }  // namespace
@@ -276,10 +280,7 @@ void attention_backward(const Tensor& q, const Tensor& k, const Tensor& v, const
       d.bias_head = dbias.stride(0);
       d.bias_row = dbias.stride(1);
     }
-    const int64_t n_rows = int64_t(a.batch) * a.n_query * a.n_head;
-    const Scratch delta(n_rows * int64_t(sizeof(float)));
     a.lse = lse.data<float>();
-    a.delta = delta.data<float>();
     a.d_out = HeadView<const T>(dy);  // what `rows` makes of it
     const bool wide = sizeof(T) == 2 && a.c_v % 8 == 0 && aligned(dy) && aligned(o) &&
                       aligned(gate) && aligned(dgate);
@@ -288,12 +289,32 @@ void attention_backward(const Tensor& q, const Tensor& k, const Tensor& v, const
     bool hopper = false;
     if constexpr (sizeof(T) == 2) hopper = mma && suits_hopper(a);
     a.fresh = fresh && hopper;  // others add
-    if (a.fresh && dq && dq.is_contiguous()) {
-      d.later = static_cast<float*>(dq.raw());
-      d.later_bytes = dq.numel() * size_of(dq.dtype());
+    if (a.fresh && dk && dk.is_contiguous()) {
+      d.later = static_cast<float*>(dk.raw());
+      d.later_bytes = dk.numel() * size_of(dk.dtype());
     }
     if (fresh && !hopper) clear(fresh);
-    rows<T>(a, dy, o, dgate, wide);
+    const int64_t rows_of_head = int64_t(a.batch) * a.n_query;
+    // No memory for deltas, for 2 % of the time. Within a module, where q's gradient is part of a
+    // larger tensor, other steps have the peak.
+    const bool in_dq = a.fresh && dq && dq.is_contiguous() && dq.numel() <= INT32_MAX;
+    const int64_t n_done = in_dq ? row_pairs(a) : 0;
+    const Scratch numbers((in_dq ? n_done : rows_of_head * a.n_head) * 4);
+    if (in_dq) {
+      constexpr int kEach = 4 / sizeof(T);
+      d.done = numbers.data<unsigned>();
+      d.deltas.base = static_cast<float*>(dq.raw());
+      d.deltas.batch = d.q.batch / kEach;
+      d.deltas.head = d.q.head / kEach;
+      d.deltas.row = d.q.row / kEach;
+      d.deltas.run = kDeltaRun * d.deltas.row;
+      d.deltas.shift = std::bit_width(unsigned(a.c / kEach)) - 1;
+    } else {
+      d.deltas.base = a.delta = numbers.data<float>();
+      d.deltas.batch = int64_t(a.n_head) * a.n_query;
+      d.deltas.head = a.n_query;
+    }
+    rows<T>(a, d, unsigned(n_done), dy, o, dgate, wide);
     if (few_keys(a))
       return launch<few_keys_backward_kernel<T>>("backward of attention to few keys",
                                                  ceil_div(int64_t(a.batch) * a.n_head, kThreads),

@@ -81,13 +81,32 @@ Attention<T> attention_of(const Tensor& q, const Tensor& k, const Tensor& v, con
   return a;
 }
 
+constexpr int kDeltaRun = 64;
+
+/// Where the backward's deltas are: in an array [batch, n_head, n_query], or in q's gradient until
+/// that is written, those of kDeltaRun queries of a head in the first of the rows of the same.
+struct Deltas {
+  float* base = nullptr;
+  int64_t batch = 0, head = 0, run = kDeltaRun, row = 0;
+  int shift = 6;  ///< log2 of how many are in a row
+  __device__ __forceinline__ float* at(int64_t b, int64_t h, int i) const {
+    const int n = i % kDeltaRun;
+    return base + b * batch + h * head + i / kDeltaRun * run + (n >> shift) * row +
+           (n & ((1 << shift) - 1));
+  }
+};
+
 /// What the backward adds into.
 template <class T>
 struct AttentionGradients {
   HeadView<T> q, k, v;
   float* bias = nullptr;
   int64_t bias_head = 0, bias_row = 0;
-  /// Memory that q's gradient is written to, after the bias's, and its bytes.
+  Deltas deltas;
+  /// Where they are in q's gradient: of each pair of rows of the batch and head, a count of the
+  /// blocks that need them no longer.
+  unsigned* done = nullptr;
+  /// Memory that k's gradient is written to, after the bias's, and its bytes.
   float* later = nullptr;
   int64_t later_bytes = 0;
 };

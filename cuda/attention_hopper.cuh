@@ -22,6 +22,12 @@ inline bool suits_hopper(const Operands& a) {
          a.n_head <= kMostBlocks;
 }
 
+/// Pairs of rows of the batch and head.
+template <class T>
+int64_t row_pairs(const Attention<T>& a) {
+  return ceil_div(a.batch, kRows) * a.n_head;
+}
+
 /// Blocks (tile, rows of the batch, head): three numbers that no block must divide for.
 inline dim3 row_blocks(const Operands& a, int64_t tiles) {
   return {unsigned(tiles), unsigned(ceil_div(a.batch, kRows)), unsigned(a.n_head)};

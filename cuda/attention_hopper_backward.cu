@@ -27,19 +27,21 @@ struct Layout {
                        kBitsAt = kSumsAt + kGroups * kSumBytes;  ///< of keys passed over
 };
 
-/// Tile own_tile of rows first_b ... of the batch; `first` is dq, or dk; `second` is dv.
+/// Tile own_tile of a pair of rows of the batch; `first` is dq, or dk; `second` is dv.
 template <int kC, bool kBias, bool kKeys>
 __device__ __forceinline__ void backward_tile(const Operands& a, const BiasPieces& bias,
+                                              const AttentionGradients<__nv_bfloat16>& d,
                                               const HeadView<__nv_bfloat16>& first,
                                               const HeadView<__nv_bfloat16>& second, int own_tile,
-                                              int first_b, int64_t h) {
+                                              int pair, int key_tiles) {
   using L = Layout<kC, kBias, kKeys>;
   extern __shared__ __align__(1024) unsigned char shared[];
   const int lane = threadIdx.x % 32, index = __shfl_sync(~0u, int(threadIdx.x) / 32, 0),
             warp = index % 4, group = index / 4, thread = threadIdx.x % kGroupThreads;
   const int n_own = kKeys ? a.n_key : a.n_query, n_other = kKeys ? a.n_query : a.n_key;
   const int tiles = (n_other + kTileRows - 1) / kTileRows, row0 = own_tile * kTileRows,
-            b = min(first_b + group, a.batch - 1);
+            b = min(pair * kRows + group, a.batch - 1);
+  const int64_t h = blockIdx.z;
   const auto &own_c = kKeys ? a.k : a.q, &own_v = kKeys ? a.v : a.d_out,
              &other_c = kKeys ? a.q : a.k, &other_v = kKeys ? a.d_out : a.v;
 
@@ -47,15 +49,20 @@ __device__ __forceinline__ void backward_tile(const Operands& a, const BiasPiece
                  stages = base + L::kOwnBytes;
   using Copy = TileCopy<kC, kGroupThreads>;
   Copy c(other_c, b, h, 0, a.c, thread), v(other_v, b, h, 0, a.c_v, thread);
+  // A tile is four rows of four pieces, of which a warp copies two.
+  const int bias_row = kKeys ? 0 : row0 / 16, bias_column = kKeys ? row0 / 16 : 0;
   const uint4* from_bias =
-      kBias ? bias.row(h, row0 / 16 + index / 2, lane) + index % 2 * 64 : nullptr;
+      kBias ? bias.row(h, bias_row + index / 2, lane) + (bias_column + index % 2 * 2) * 32
+            : nullptr;
   // Of queries that do not exist all is 0: they add nothing.
-  const auto copy_numbers = [&](uint32_t to, int query0) {
-    const int query = query0 + thread % kTileRows, there = query < a.n_query;
-    copy_async4(to + threadIdx.x * 4,
-                (thread < kTileRows ? a.lse : a.delta) + (int64_t(b) * a.n_head + h) * a.n_query +
-                    (there ? query : 0),
-                there ? 4 : 0);
+  const int of_tile = thread % kTileRows;
+  const bool is_lse = thread < kTileRows;
+  const int number_at = is_lse ? (b * a.n_head + int(h)) * a.n_query + of_tile
+                               : int(d.deltas.at(b, h, of_tile) - d.deltas.base);
+  const auto copy_numbers = [&](uint32_t to, int tile, int n) {
+    const float* const from = is_lse ? a.lse : d.deltas.base;
+    const int run = is_lse ? kTileRows : int(d.deltas.run);
+    copy_async4(to + threadIdx.x * 4, from + (number_at + tile * run), of_tile < n ? 4 : 0);
   };
   // Tiles in their order.
   const auto copy = [&](int tile, int stage) {
@@ -69,9 +76,9 @@ __device__ __forceinline__ void backward_tile(const Operands& a, const BiasPiece
 #pragma unroll
       for (int i = 0; i < 64; i += 32)
         copy_async16(to + L::kBiasAt + (index * 64 + i + lane) * 16, from_bias + i, 16);
-      from_bias += 128;
+      from_bias += kKeys ? 128 * bias.columns : 128;
     }
-    if (kKeys) copy_numbers(to + L::kNumbersAt, tile * kTileRows);
+    if (kKeys) copy_numbers(to + L::kNumbersAt, tile, n);
   };
   // Whether the keys of the two rows of this thread are there and kept; not asked before all copies
   // are on their way.
@@ -84,7 +91,7 @@ __device__ __forceinline__ void backward_tile(const Operands& a, const BiasPiece
     }
   Copy(own_c, b, h, row0, a.c, thread).copy(own_c, own, n_own - row0);
   Copy(own_v, b, h, row0, a.c_v, thread).copy(own_v, own + L::kTileBytes, n_own - row0);
-  if (!kKeys) copy_numbers(base + L::kOwnNumbersAt, row0);
+  if (!kKeys) copy_numbers(base + L::kOwnNumbersAt, own_tile, n_own - row0);
   copy(0, 0);
   copy_commit();
   if (!a.fresh) {
@@ -132,10 +139,14 @@ __device__ __forceinline__ void backward_tile(const Operands& a, const BiasPiece
     // The bias before the logits: after the products it would wait for both.
     if constexpr (kBias)
 #pragma unroll
-      for (int n = 0; n < 4; ++n)
-        begin_with_piece(
-            reinterpret_cast<float(&)[8]>(w[8 * n]),
-            reinterpret_cast<const uint4*>(memory + L::kBiasAt)[warp * 128 + 32 * n + lane], unit);
+      for (int n = 0; n < 4; ++n) {
+        const auto* pieces = reinterpret_cast<const uint4*>(memory + L::kBiasAt);
+        auto& x = reinterpret_cast<float(&)[8]>(w[8 * n]);
+        if constexpr (kKeys)
+          begin_with_transposed(x, pieces[128 * n + warp * 32 + lane], unit);
+        else
+          begin_with_piece(x, pieces[warp * 128 + 32 * n + lane], unit);
+      }
     keep_registers(w);
     wgmma_fence();
     wgmma_rows<!kBias>(w, mine, other);
@@ -230,8 +241,22 @@ __device__ __forceinline__ void backward_tile(const Operands& a, const BiasPiece
   wgmma_wait<0>();
   keep_registers(sum_first);
   keep_registers(packed_d);
+  if (d.done && key_tiles) {
+    // Queries are not written over deltas that a block of keys has yet to read; what such a block
+    // has in shared memory it has read. Blocks begin in their order, so that those which this one
+    // waits for have begun.
+    if (kKeys) __syncthreads();
+    if (threadIdx.x == 0) {
+      unsigned* const done = d.done + blockIdx.z * ((a.batch + kRows - 1) / kRows) + pair;
+      if (kKeys)
+        atomicAdd(done, 1u);
+      else
+        while (*static_cast<volatile unsigned*>(done) < unsigned(key_tiles)) __nanosleep(100);
+    }
+    if (!kKeys) __syncthreads();
+  }
   // Counted again: no register is left to keep them in.
-  const int own_group = int(threadIdx.x) / kGroupThreads, own_b = first_b + own_group,
+  const int own_group = int(threadIdx.x) / kGroupThreads, own_b = pair * kRows + own_group,
             own_warp = threadIdx.x / 32 % 4;
   unsigned char* const to = shared + L::kSumsAt + own_group * L::kSumBytes;
   const auto add = [&](const HeadView<__nv_bfloat16>& view, const float(&sum)[kC / 2], float factor,
@@ -253,19 +278,20 @@ __device__ __forceinline__ void backward_tile(const Operands& a, const BiasPiece
   if constexpr (kKeys) add(second, sum_second, 1, to + L::kTileBytes, a.c_v);
 }
 
-/// Blocks of a pair of rows: key_tiles of keys, if they are wanted, and then those of queries.
+/// Blocks of a pair of rows of the batch and a head: key_tiles of keys, if they are wanted, and
+/// then the others of the queries of the pair that is `lag` before.
 template <int kC, bool kBias>
 __global__ void __launch_bounds__(kThreads, 2)
-    backward_kernel(Operands a, BiasPieces bias, BiasPieces transposed, HeadView<__nv_bfloat16> dq,
-                    HeadView<__nv_bfloat16> dk, HeadView<__nv_bfloat16> dv, int key_tiles) {
+    backward_kernel(Operands a, BiasPieces bias, AttentionGradients<__nv_bfloat16> d, int key_tiles,
+                    int lag) {
   after_earlier();
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  const int tile = blockIdx.x, first_b = blockIdx.y * kRows;
-  const int64_t h = blockIdx.z;
+  const int tile = blockIdx.x, pair = int(blockIdx.y) - (tile < key_tiles ? 0 : lag);
+  if (pair < 0 || pair * kRows >= a.batch) return;
   if (tile < key_tiles)
-    backward_tile<kC, kBias, true>(a, transposed, dk, dv, tile, first_b, h);
+    backward_tile<kC, kBias, true>(a, bias, d, d.k, d.v, tile, pair, key_tiles);
   else
-    backward_tile<kC, kBias, false>(a, bias, dq, dq, tile - key_tiles, first_b, h);
+    backward_tile<kC, kBias, false>(a, bias, d, d.q, d.q, tile - key_tiles, pair, key_tiles);
 #endif
 }
 
@@ -311,9 +337,11 @@ __global__ void __launch_bounds__(kThreads, 2)
   Copy q(a.q, first, h, query0, a.c, thread), d_out(a.d_out, first, h, query0, a.c_v, thread),
       keys(side, first, h, key0, group ? a.c_v : a.c, thread);
   // Queries and keys that do not exist have no sums to spoil.
-  const float* number = (thread < kTileRows ? a.lse : a.delta) +
-                        (first * int64_t(a.n_head) + h) * a.n_query +
-                        min(query0 + thread % kTileRows, a.n_query - 1);
+  const int query = min(query0 + thread % kTileRows, a.n_query - 1);
+  const bool is_lse = thread < kTileRows;
+  const float* number = is_lse ? a.lse + (first * int64_t(a.n_head) + h) * a.n_query + query
+                               : d.deltas.at(first, h, query);
+  const int64_t next_number = is_lse ? int64_t(a.n_head) * a.n_query : d.deltas.batch;
   const float* mask =
       a.mask + first * a.mask_batch + min(key0 + thread % kTileRows, a.n_key - 1) * a.mask_key;
   // Rows of the batch in their order.
@@ -329,7 +357,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     q.from += a.q.batch;
     d_out.from += a.d_out.batch;
     keys.from += side.batch;
-    number += int64_t(a.n_head) * a.n_query;
+    number += next_number;
     mask += a.mask_batch;
   };
   const int last_tile = (a.n_query - 1) / kTileRows * kTileRows;
@@ -421,15 +449,21 @@ template <int kC, bool kBias>
 void backward(const Operands& a, const AttentionGradients<__nv_bfloat16>& d) {
   const int key_tiles = int(ceil_div(a.n_key, kTileRows)),
             of_keys = d.k.base || d.v.base ? key_tiles : 0,
-            own_tiles = of_keys + (d.q.base ? int(ceil_div(a.n_query, kTileRows)) : 0);
-  const PackedBias bias(a, d.q.base || d.bias, of_keys > 0);
+            tiles = of_keys + (d.q.base ? int(ceil_div(a.n_query, kTileRows)) : 0);
+  const PackedBias bias(a);
   if (d.bias) backward_bias<kC>(a, bias.pieces(), d);  // first: what `later` is
-  if (own_tiles)
-    launch<backward_kernel<kC, kBias>>(
-        "attention's backward", row_blocks(a, own_tiles), kThreads,
-        std::max(Layout<kC, kBias, true>::kBitsAt,
-                 Layout<kC, kBias, false>::kBitsAt + 4 * kGroups * 2 * key_tiles),
-        a, bias.pieces(), bias.transposed(), d.q, d.k, d.v, of_keys);
+  if (!tiles) return;
+  // Queries that must wait for keys come half a round of blocks after them.
+  dim3 blocks = row_blocks(a, tiles);
+  const int lag = d.done && of_keys ? std::min(int(ceil_div(device_info().sm_count, tiles)),
+                                               kMostBlocks - int(blocks.y))
+                                    : 0;
+  blocks.y += unsigned(lag);
+  launch<backward_kernel<kC, kBias>>(
+      "attention's backward", blocks, kThreads,
+      std::max(Layout<kC, kBias, true>::kBitsAt,
+               Layout<kC, kBias, false>::kBitsAt + 4 * kGroups * 2 * key_tiles),
+      a, bias.pieces(), d, of_keys, lag);
 }
 
 }  // namespace

@@ -6,23 +6,15 @@ namespace {
 
 constexpr int kStageKeys = 64;
 
-/// The pieces of `to`, if it has memory, and then those of `transposed`.
-__global__ void __launch_bounds__(kPartThreads)
-    pack_bias_kernel(Operands a, BiasPieces to, BiasPieces transposed) {
+__global__ void __launch_bounds__(kPartThreads) pack_bias_kernel(Operands a, BiasPieces to) {
   after_earlier();
   const int lane = threadIdx.x % 32;
-  unsigned piece = blockIdx.x * kPartWarps + threadIdx.x / 32;
-  const unsigned count = to.at ? unsigned(a.n_head) * to.rows * to.columns : 0;
-  const bool second = piece >= count;
-  if (second) {
-    piece -= count;
-    to = transposed;
-  }
+  const unsigned piece = blockIdx.x * kPartWarps + threadIdx.x / 32;
   const int column = int(piece % to.columns) * 16 + lane % 4 * 2;
   const int row = int(piece / to.columns % to.rows) * 16 + lane / 4;
   const int h = piece / to.columns / to.rows;
-  if (h >= a.n_head || !to.at) return;
-  const auto pair = [&](int r, int c) { return bias_pair(a, h, r, c, second); };
+  if (h >= a.n_head) return;
+  const auto pair = [&](int i, int j) { return bias_pair(a, h, i, j); };
   const_cast<uint4*>(to.at)[int64_t(piece) * 32 + lane] = make_uint4(
       pair(row, column), pair(row + 8, column), pair(row, column + 8), pair(row + 8, column + 8));
 }
@@ -239,18 +231,16 @@ void forward_of(const Operands& a) {
 
 }  // namespace
 
-PackedBias::PackedBias(const Operands& a, bool straight, bool transposed) {
-  if (!a.bias || !(straight || transposed)) return;
+PackedBias::PackedBias(const Operands& a) {
+  if (!a.bias) return;
   const auto pieces = [](int n) { return int(kPieceRun * ceil_div(n, 16 * kPieceRun)); };
-  pieces_.rows = transposed_.columns = pieces(a.n_query);
-  pieces_.columns = transposed_.rows = pieces(a.n_key);
-  const int64_t count = int64_t(a.n_head) * pieces_.rows * pieces_.columns,
-                all = count * (int(straight) + int(transposed));
-  memory_.emplace(all * 32 * int64_t(sizeof(uint4)));
-  if (straight) pieces_.at = memory_->data<uint4>();
-  if (transposed) transposed_.at = memory_->data<uint4>() + (straight ? count * 32 : 0);
-  launch<pack_bias_kernel>("attention's bias", ceil_div(all, kPartWarps), kPartThreads, 0, a,
-                           pieces_, transposed_);
+  pieces_.rows = pieces(a.n_query);
+  pieces_.columns = pieces(a.n_key);
+  const int64_t count = int64_t(a.n_head) * pieces_.rows * pieces_.columns;
+  memory_.emplace(count * 32 * int64_t(sizeof(uint4)));
+  pieces_.at = memory_->data<uint4>();
+  launch<pack_bias_kernel>("attention's bias", ceil_div(count, kPartWarps), kPartThreads, 0, a,
+                           pieces_);
 }
 
 void attention_mma(const Operands& a) {

@@ -28,16 +28,14 @@ struct BiasPieces {
   }
 };
 
-/// Two numbers of a piece: row r, columns c and c + 1. What f16 cannot hold becomes the most that
+/// Two numbers of a piece: query i, keys j and j + 1. What f16 cannot hold becomes the most that
 /// it can: an infinite one would spoil its row in the product that adds it.
-__device__ __forceinline__ uint32_t bias_pair(const Operands& a, int64_t h, int r, int c,
-                                              bool transposed = false) {
+__device__ __forceinline__ uint32_t bias_pair(const Operands& a, int64_t h, int i, int j) {
   float x[2];
 #pragma unroll
   for (int e = 0; e < 2; ++e) {
-    const int i = transposed ? c + e : r, j = transposed ? r : c + e;
-    const bool there = i < a.n_query && j < a.n_key;
-    x[e] = there ? a.bias[h * a.bias_head + i * a.bias_row + j] * a.inverse_scale : 0.0f;
+    const bool there = i < a.n_query && j + e < a.n_key;
+    x[e] = there ? a.bias[h * a.bias_head + i * a.bias_row + j + e] * a.inverse_scale : 0.0f;
     constexpr float kMost = 65504;
     if (x[e] > kMost) x[e] = kMost;
     if (x[e] < -kMost) x[e] = -kMost;
@@ -45,16 +43,14 @@ __device__ __forceinline__ uint32_t bias_pair(const Operands& a, int64_t h, int 
   return pack_f16(x[0], x[1]);
 }
 
-/// Pieces in temporary memory; none where there is no bias. Rows are queries; keys where they are
-/// transposed.
+/// Pieces in temporary memory, rows are queries; none where there is no bias.
 class PackedBias {
  public:
-  explicit PackedBias(const Operands& a, bool straight = true, bool transposed = false);
+  explicit PackedBias(const Operands& a);
   const BiasPieces& pieces() const { return pieces_; }
-  const BiasPieces& transposed() const { return transposed_; }
 
  private:
-  BiasPieces pieces_, transposed_;
+  BiasPieces pieces_;
   std::optional<Scratch> memory_;
 };
 
@@ -69,6 +65,13 @@ __device__ __forceinline__ void add_piece(float (&low)[4], float (&high)[4], con
 __device__ __forceinline__ void begin_with_piece(float (&x)[8], const uint4& piece, uint32_t unit) {
   mma_f16_first(reinterpret_cast<float(&)[4]>(x[0]), piece.x, piece.y, unit);
   mma_f16_first(reinterpret_cast<float(&)[4]>(x[4]), piece.z, piece.w, unit);
+}
+
+/// x = a piece of the bias, transposed: the unit matrix times it.
+__device__ __forceinline__ void begin_with_transposed(float (&x)[8], const uint4& piece,
+                                                      uint32_t unit) {
+  mma_f16_first(reinterpret_cast<float(&)[4]>(x[0]), unit, 0, 0, unit, piece.x, piece.z);
+  mma_f16_first(reinterpret_cast<float(&)[4]>(x[4]), unit, 0, 0, unit, piece.y, piece.w);
 }
 
 /// Rows of a warp as A operands: rows `row` + 16 m + ..., from memory; rows from n and channels

@@ -21,6 +21,26 @@ __device__ __forceinline__ void lanes_sums(float (&x)[N]) {
     for (int k = 0; k < N; ++k) x[k] += __shfl_xor_sync(~0u, x[k], d);
 }
 
+/// Rows first, first + kStep, ... of a view for the kLanes lanes of a group; in place of those that
+/// do not exist one that does. Where several axes are to be divided for, a lane does so for one
+/// row.
+template <int kLanes, int kStep, class T, int N>
+__device__ __forceinline__ void rows_at(const View<T>& view, int64_t first, T* (&row)[N]) {
+  static_assert(N <= kLanes);
+  const int64_t last = view.rows.n - 1;
+  if (view.rows.axes <= 1) {
+    row[0] = view.base + min(first, last) * view.rows.stride[0];
+    const int beyond = int(min(last - first, int64_t(N * kStep)));
+#pragma unroll
+    for (int k = 1; k < N; ++k)
+      row[k] = row[0] + (k * kStep <= beyond ? k * (kStep * view.rows.stride[0]) : 0);
+  } else {
+    const int64_t mine = view.rows.offset(min(first + threadIdx.x % N * kStep, last));
+#pragma unroll
+    for (int k = 0; k < N; ++k) row[k] = view.base + __shfl_sync(~0u, mine, k, kLanes);
+  }
+}
+
 /// What a lane holds of a row: kPacks packs of V columns, kLanes packs apart.
 template <int V, int kLanes, int kPacks>
 struct Columns {
@@ -70,86 +90,71 @@ struct Columns {
   float share;  ///< 1 / c
 };
 
-/// Rows that a group of lanes has in flight, and blocks on a multiprocessor: what keeps enough
-/// bytes on their way.
 constexpr bool small(int width, int packs) { return width * packs <= 8; }
 /// Whether a row, as it was loaded, takes few enough of a lane's registers for more rows.
 template <class T, int V, int kPacks>
 constexpr bool kFew = kPacks*(int(V * sizeof(T) + 3) / 4) <= 4;
 
+/// Rows that a group of lanes has in flight, and blocks on a multiprocessor: what keeps enough
+/// bytes on their way. Blocks of one tile of rows, and small ones: while some store, others load.
 template <class T, int V, int kLanes, int kPacks>
 struct Forward {
-  static constexpr bool kAhead = kFew<T, V, kPacks>;
-  static constexpr int kRows = kAhead             ? 4
+  static constexpr bool kMany = kFew<T, V, kPacks>;
+  static constexpr int kThreads = 128,
+                       kRows = kMany              ? 8
                                : small(V, kPacks) ? 2
                                                   : 1,
-                       kBlocks = kAhead             ? 2
-                                 : small(V, kPacks) ? 3
-                                                    : 1,
+                       kBlocks = kMany              ? 4
+                                 : small(V, kPacks) ? 6
+                                                    : 2,
                        kGroups = kThreads / kLanes;
 };
 
-/// Blocks take tiles of kGroups * kRows rows in turn, and where registers allow it the next rows
-/// are on their way while these are worked on.
 template <class T, int V, int kLanes, int kPacks>
-__global__ void __launch_bounds__(kThreads, Forward<T, V, kLanes, kPacks>::kBlocks)
+__global__ void __launch_bounds__(Forward<T, V, kLanes, kPacks>::kThreads,
+                                  Forward<T, V, kLanes, kPacks>::kBlocks)
     norm_kernel(const __grid_constant__ View<T> x, const float* scale, const float* offset,
                 const __grid_constant__ View<T> y) {
   after_earlier();
   using F = Forward<T, V, kLanes, kPacks>;
-  using Rows = Raw<T, V>[F::kRows][kPacks];
   const Columns<V, kLanes, kPacks> columns(x.rows.c);
-  const int64_t n = x.rows.n, step = int64_t(gridDim.x) * F::kGroups * F::kRows;
+  const int64_t n = x.rows.n,
+                first = int64_t(blockIdx.x) * F::kGroups * F::kRows + threadIdx.x / kLanes;
   // All lanes of a warp take part in the sums: a group beyond the last row works on that one.
-  const auto load = [&](int64_t first, Rows& rows) {
-    const T* row[F::kRows];
+  T* row[F::kRows];
+  rows_at<kLanes, F::kGroups>(x, first, row);
+  Raw<T, V> rows[F::kRows][kPacks];
 #pragma unroll
-    for (int k = 0; k < F::kRows; ++k) row[k] = x.row(min(first + k * F::kGroups, n - 1));
-#pragma unroll
-    for (int k = 0; k < F::kRows; ++k) columns.load(row[k], rows[k]);
-  };
-  int64_t tile = int64_t(blockIdx.x) * F::kGroups * F::kRows, first = tile + threadIdx.x / kLanes;
-  Rows now, next;
-  if (F::kAhead) load(first, now);
+  for (int k = 0; k < F::kRows; ++k) columns.load(row[k], rows[k]);
   float s[kPacks][V], o[kPacks][V];
   columns.load_floats(scale, s);
   columns.load_floats(offset, o);
-  for (; tile < n; tile += step, first += step) {
-    load(F::kAhead ? first + step : first, F::kAhead ? next : now);
-    float mean[F::kRows], squares[F::kRows] = {};
-    columns.template means<T>(now, mean);
+  float mean[F::kRows], squares[F::kRows] = {};
+  columns.template means<T>(rows, mean);
 #pragma unroll
-    for (int k = 0; k < F::kRows; ++k)
+  for (int k = 0; k < F::kRows; ++k)
 #pragma unroll
-      for (int p = 0; p < kPacks; ++p)
-        if (columns.has(p))
+    for (int p = 0; p < kPacks; ++p)
+      if (columns.has(p))
 #pragma unroll
-          for (int i = 0; i < V; ++i) {
-            const float d = unpacked<T, V>(now[k][p], i) - mean[k];
-            squares[k] += d * d;
-          }
-    lanes_sums<kLanes>(squares);
+        for (int i = 0; i < V; ++i) {
+          const float d = unpacked<T, V>(rows[k][p], i) - mean[k];
+          squares[k] += d * d;
+        }
+  lanes_sums<kLanes>(squares);
+  rows_at<kLanes, F::kGroups>(y, first, row);
 #pragma unroll
-    for (int k = 0; k < F::kRows; ++k) {
-      const int64_t r = first + k * F::kGroups;
-      if (r >= n) continue;
-      const float rstd = columns.rstd(squares[k]);
-      T* to = y.row(r);
+  for (int k = 0; k < F::kRows; ++k) {
+    if (first + k * F::kGroups >= n) return;
+    const float rstd = columns.rstd(squares[k]);
 #pragma unroll
-      for (int p = 0; p < kPacks; ++p) {
-        if (!columns.has(p)) continue;
-        float out[V];
+    for (int p = 0; p < kPacks; ++p) {
+      if (!columns.has(p)) continue;
+      float out[V];
 #pragma unroll
-        for (int i = 0; i < V; ++i)
-          out[i] = (unpacked<T, V>(now[k][p], i) - mean[k]) * rstd * s[p][i] + o[p][i];
-        store_floats<V>(to + columns[p], out);
-      }
-    }
-    if constexpr (F::kAhead) {
-#pragma unroll
-      for (int k = 0; k < F::kRows; ++k)
-#pragma unroll
-        for (int p = 0; p < kPacks; ++p) now[k][p] = next[k][p];
+      for (int i = 0; i < V; ++i)
+        out[i] = (unpacked<T, V>(rows[k][p], i) - mean[k]) * rstd * s[p][i] + o[p][i];
+      store_floats<V>(row[k] + columns[p], out);
     }
   }
 }
@@ -180,14 +185,10 @@ __global__ void __launch_bounds__(kThreads, small(V, kPacks) ? 2 : 1)
   constexpr bool kAhead = kFew<T, V, kPacks>;
   using Rows = Held<T, V, kRows, kPacks>;
   const auto load = [&](int64_t first, Rows& rows) {
-    const T *at_x[kRows], *at_dy[kRows], *at_dx[kRows];
-#pragma unroll
-    for (int k = 0; k < kRows; ++k) {
-      const int64_t r = min(first + k * kGroups, n - 1);
-      at_x[k] = x.row(r);
-      at_dy[k] = dy.row(r);
-      if (kAdds) at_dx[k] = dx.row(r);
-    }
+    T *at_x[kRows], *at_dy[kRows], *at_dx[kRows];
+    rows_at<kLanes, kGroups>(x, first, at_x);
+    rows_at<kLanes, kGroups>(dy, first, at_dy);
+    if (kAdds) rows_at<kLanes, kGroups>(dx, first, at_dx);
 #pragma unroll
     for (int k = 0; k < kRows; ++k) {
       columns.load(at_x[k], rows.x[k]);
@@ -220,10 +221,11 @@ __global__ void __launch_bounds__(kThreads, small(V, kPacks) ? 2 : 1)
         }
     }
     lanes_sums<kLanes>(sums);
+    T* to[kRows];
+    rows_at<kLanes, kGroups>(dx, first, to);
 #pragma unroll
     for (int k = 0; k < kRows; ++k) {
-      const int64_t r = first + k * kGroups;
-      if (r >= n) continue;
+      if (first + k * kGroups >= n) continue;
       const float rstd = columns.rstd(sums[3 * k]), g_mean = sums[3 * k + 1] * columns.share,
                   gx_mean = sums[3 * k + 2] * rstd * columns.share;
 #pragma unroll
@@ -237,7 +239,7 @@ __global__ void __launch_bounds__(kThreads, small(V, kPacks) ? 2 : 1)
           out[i] = rstd * (up * s[p][i] - g_mean - h * gx_mean);
           if (kAdds) out[i] += unpacked<T, V>(now.dx[k][p], i);
         }
-        if (dx.base && columns.has(p)) store_floats<V>(dx.row(r) + columns[p], out);
+        if (dx.base && columns.has(p)) store_floats<V>(to[k] + columns[p], out);
       }
     }
     if (kAhead) now = next;
@@ -480,9 +482,8 @@ void layer_norm(const Tensor& x, const Tensor& scale, const Tensor& offset, cons
     by_shape<T>(from.rows.c, packed, [&](auto shape) {
       using S = decltype(shape);
       using F = Forward<T, S::kV, S::kL, S::kP>;
-      const int64_t blocks = std::min<int64_t>(ceil_div(from.rows.n, F::kGroups * F::kRows),
-                                               F::kBlocks * device_info().sm_count);
-      start_kernel(norm_kernel<T, S::kV, S::kL, S::kP>, blocks, kThreads, 0, from,
+      start_kernel(norm_kernel<T, S::kV, S::kL, S::kP>,
+                   ceil_div(from.rows.n, F::kGroups * F::kRows), F::kThreads, 0, from,
                    scale.data<float>(), offset.data<float>(), to);
     });
   });

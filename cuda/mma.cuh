@@ -93,7 +93,17 @@ __device__ __forceinline__ void mma_f16_first(float (&d)[4], uint32_t a0, uint32
       : "r"(a0), "r"(a1), "r"(b), "f"(0.0f));
 }
 
-/// The b of mma_f16 that is the unit matrix: d += a.
+/// The same with depth 16: a2 and a3 are columns 2t + 8 and 2t + 9 of a0's and a1's rows; b1 rows
+/// 2t + 8 and 2t + 9.
+__device__ __forceinline__ void mma_f16_first(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2,
+                                              uint32_t a3, uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %10, %10, %10};\n"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "f"(0.0f));
+}
+
+/// The b of mma_f16 that is the unit matrix: d += a. And the a.
 __device__ __forceinline__ uint32_t unit_fragment(int lane) {
   const int column = lane / 4 - lane % 4 * 2;
   return column == 0 ? 0x00003c00u : column == 1 ? 0x3c000000u : 0u;
