@@ -10,6 +10,7 @@ kernels is reported. Launches wait for each other: otherwise racecheck's queue o
 import argparse
 import collections
 import concurrent.futures
+import json
 import os
 import re
 import shutil
@@ -27,18 +28,27 @@ def filter_of(name):
     return name.replace(",", "\\,")
 
 
-def tests(program, only):
-    """(test, section or None) of each test whose name has `only`; a run of the test tells its sections."""
+def sections(program, name):
+    """Of a test, or [None] of one without; a run of it tells them."""
+    run = subprocess.run([program, filter_of(name), "-r", "xml"], capture_output=True, text=True)
+    start = run.stdout.find("<?xml")
+    if run.returncode or start < 0 or "SKIPPED" in run.stdout:
+        sys.exit(f"sanitize_gpu: '{name}' fails or is skipped without the sanitizer:\n{run.stdout[-2000:]}{run.stderr}")
+    return list(dict.fromkeys(s.get("name") for s in xml.fromstring(run.stdout[start:]).findall(".//TestCase/Section"))) or [None]
+
+
+def tests(program, only, pool, cache):
+    """(test, section or None) of each test whose name has `only`; `cache` is a file of what earlier runs told, or None."""
     names = subprocess.run([program, "--list-test-names-only"], capture_output=True, text=True).stdout.splitlines()
-    for name in names:
-        if not name.startswith("GPU:") or not re.search(only, name):
-            continue
-        run = subprocess.run([program, filter_of(name), "-r", "xml"], capture_output=True, text=True)
-        start = run.stdout.find("<?xml")
-        if run.returncode or start < 0 or "SKIPPED" in run.stdout:
-            sys.exit(f"sanitize_gpu: '{name}' fails or is skipped without the sanitizer:\n{run.stdout[-2000:]}{run.stderr}")
-        sections = [s.get("name") for s in xml.fromstring(run.stdout[start:]).findall(".//TestCase/Section")]
-        yield from ((name, s) for s in dict.fromkeys(sections or [None]))
+    names = [n for n in names if n.startswith("GPU:") and re.search(only, n)]
+    known = json.load(open(cache)) if cache and os.path.exists(cache) else {}
+    new = [n for n in names if n not in known]
+    known.update(zip(new, pool.map(lambda n: sections(program, n), new)))
+    if cache and new:
+        with open(cache + ".new", "w") as f:
+            json.dump(known, f, indent=1)
+        os.replace(cache + ".new", cache)
+    return [(n, s) for n in names for s in known[n]]
 
 
 def check(program, tool, seconds, name, section):
@@ -82,13 +92,16 @@ def main():
     parser.add_argument("--only", default="", metavar="REGEX", help="tests whose names match")
     parser.add_argument("--jobs", type=int, default=8, help="processes side by side (%(default)s)")
     parser.add_argument("--seconds", type=int, default=600, help="of each process at most (%(default)s)")
+    parser.add_argument("--sections", metavar="FILE", help="JSON: the tests' sections, read where it is there and added to;"
+                        " without it each test is run once without the sanitizer first")
     options = parser.parse_args()
     for program, from_where in (("compute-sanitizer", "the CUDA toolkit has it in bin/"), (options.program, "build it (README.md)")):
         if not shutil.which(program):
             sys.exit(f"sanitize_gpu: there is no program {program}; {from_where}")
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         verdicts = collections.Counter(pool.map(
-            lambda test: check(options.program, options.tool, options.seconds, *test), list(tests(options.program, options.only))))
+            lambda test: check(options.program, options.tool, options.seconds, *test),
+            tests(options.program, options.only, pool, options.sections)))
     print(", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()) or "no such tests")
     sys.exit(set(verdicts) != {"clean"})
 

@@ -207,9 +207,7 @@ inline unsigned atomicAdd(unsigned* to, unsigned n) {
   return __atomic_fetch_add(to, n, __ATOMIC_RELAXED);
 }
 /// Blocks run one after another: what one waits for must be there.
-inline void __nanosleep(unsigned) {
-  ff::emulated::fail("waits for what no earlier block does");
-}
+inline void __nanosleep(unsigned) { ff::emulated::fail("waits for what no earlier block does"); }
 inline void __syncwarp(unsigned mask = ~0u) {
   ff::emulated::meet(mask, "__syncwarp", nullptr, [](void**) {});
 }
