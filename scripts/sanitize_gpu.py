@@ -51,11 +51,17 @@ def tests(program, only, pool, cache):
     return [(n, s) for n in names for s in known[n]]
 
 
+def clear_products(program):
+    return os.path.join(os.path.dirname(os.path.abspath(program)), "libclear_products.so")
+
+
 def check(program, tool, seconds, name, section):
     command = ["compute-sanitizer", "--tool", tool, "--force-blocking-launches", "--print-limit", "100000", program,
                filter_of(name)] + (["-c", section] if section else [])
     start = time.monotonic()
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True)
+    environment = dict(os.environ, LD_PRELOAD=clear_products(program)) if tool == "initcheck" else None
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+                           env=environment, start_new_session=True)
     ended = True
     try:
         text = run.communicate(timeout=seconds)[0]
@@ -98,6 +104,8 @@ def main():
     for program, from_where in (("compute-sanitizer", "the CUDA toolkit has it in bin/"), (options.program, "build it (README.md)")):
         if not shutil.which(program):
             sys.exit(f"sanitize_gpu: there is no program {program}; {from_where}")
+    if options.tool == "initcheck" and not os.path.exists(clear_products(options.program)):
+        sys.exit(f"sanitize_gpu: there is no {clear_products(options.program)}; build all (README.md)")
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         verdicts = collections.Counter(pool.map(
             lambda test: check(options.program, options.tool, options.seconds, *test),

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "tests/cuda/gpu.h"
+#include "tests/cudnn.h"
 
 using namespace ff;
 using namespace ff::test;
@@ -156,17 +157,19 @@ TEST_CASE("GPU: attention of which some queries' later keys have ever larger log
 
 TEST_CASE("GPU: attention's gradients each alone, and the same bits again", "[cuda]") {
   if (!have_gpu()) return;
-  for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
-    INFO(name_of(dtype));
-    const int64_t batch = 37, n = 100, n_head = 4, c = 32;
-    const auto operand = [&](uint64_t stream) {
+  for (const auto& [dtype, c] :
+       {std::pair(Dtype::f32, int64_t(32)), std::pair(Dtype::bf16, int64_t(32)),
+        std::pair(Dtype::bf16, int64_t(24)), std::pair(Dtype::bf16, int64_t(8))}) {
+    INFO(name_of(dtype) << ", " << c << " channels");
+    const int64_t batch = 37, n = 100, n_head = 4;
+    const auto operand = [&, dtype = dtype, c = c](uint64_t stream) {
       return random({batch, n, n_head, c}, stream).to(dtype).to(kGpu);
     };
     const Tensor q = operand(1), k = operand(2), v = operand(3), gate = operand(4), dy = operand(5),
                  bias = random({n_head, n, n}, 6, 4).to(kGpu), mask = mask_of(batch, n, 7).to(kGpu),
                  o = poisoned(q.shape(), dtype), lse = poisoned({batch, n_head, n}, Dtype::f32);
     kernels(kGpu).attention(q, k, v, gate, bias, mask, o, lse);
-    const auto gradients = [&](int wanted) {
+    const auto gradients = [&, dtype = dtype](int wanted) {
       std::vector<Tensor> d(5);
       for (int i = 0; i < 5; ++i)
         if (wanted >> i & 1)
@@ -201,6 +204,11 @@ TEST_CASE("GPU: attention's gradients each alone, and the same bits again", "[cu
       CHECK(norm_error(dbias, all[4]) == 0);
     }
   }
+}
+
+TEST_CASE("GPU: attention and its gradients are cuDNN's", "[cuda]") {
+  if (!have_gpu()) return;
+  for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) compare_attention_with_cudnn(kGpu, dtype);
 }
 
 TEST_CASE("GPU: global attention and the masked mean, forward and backward", "[cuda]") {

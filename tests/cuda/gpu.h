@@ -12,6 +12,7 @@
 #include "app/gpu.h"
 #include "core/base/rng.h"
 #include "core/ops/kernels.h"
+#include "tests/norm_error.h"
 
 namespace ff::test {
 
@@ -53,20 +54,6 @@ inline Tensor poisoned(const Dims& shape, Dtype dtype) {
   for (int64_t i = 0; i < t.numel(); ++i)
     t.data<float>()[i] = std::numeric_limits<float>::quiet_NaN();
   return t.to(dtype).to(kGpu);
-}
-
-/// |got - want| / |want| in f64; infinite for a NaN.
-inline double norm_error(const Tensor& got, const Tensor& want) {
-  REQUIRE(got.shape() == want.shape());
-  const Tensor a = got.to(Device{}).to(Dtype::f64).contiguous(),
-               b = want.to(Device{}).to(Dtype::f64).contiguous();
-  double gap = 0, norm = 0;
-  for (int64_t i = 0; i < a.numel(); ++i) {
-    gap += std::pow(a.data<double>()[i] - b.data<double>()[i], 2);
-    norm += std::pow(b.data<double>()[i], 2);
-  }
-  if (std::isnan(gap)) return std::numeric_limits<double>::infinity();
-  return norm > 0 ? std::sqrt(gap / norm) : std::sqrt(gap);
 }
 
 /// The largest norm_error of one operation against its f64 counterpart on the same values: f32

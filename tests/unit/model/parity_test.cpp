@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "core/predict/predictor.h"
+#include "tests/norm_error.h"
 #include "tests/unit/compare.h"
 #include "tests/unit/model/fixture.h"
 
@@ -68,16 +69,6 @@ Tensor masked(const Tensor& x, const Tensor& mask) {
     for (int64_t c = 0; c < y.size(2); ++c)
       y.data<float>()[i * y.size(2) + c] *= mask.data<float>()[i];
   return y;
-}
-
-double norm_error(const Tensor& got, const Tensor& want) {
-  const Tensor a = got.to(Dtype::f64).contiguous(), b = want.to(Dtype::f64).contiguous();
-  double difference = 0, norm = 0;
-  for (int64_t i = 0; i < a.numel(); ++i) {
-    difference += std::pow(a.data<double>()[i] - b.data<double>()[i], 2);
-    norm += std::pow(b.data<double>()[i], 2);
-  }
-  return std::sqrt(difference / norm);
 }
 
 }  // namespace
@@ -147,8 +138,8 @@ TEST_CASE("bf16 stays within 3e-2 of AlphaFold's f32, norm-wise", "[parity]") {
     const Arrays want = read_npz(test::data_path(cat(folder, "/outputs_r0.npz")));
     const Arrays got = run(Fixture(folder), 0, Dtype::bf16);
     for (const char* key : {"single", "pair", "msa", "msa_first_row"}) {
-      const double error =
-          norm_error(got.at(cat("representations/", key)), want.at(cat("representations/", key)));
+      const double error = test::norm_error(got.at(cat("representations/", key)),
+                                            want.at(cat("representations/", key)));
       INFO(folder << " " << key << ": " << error);
       REQUIRE(error < 3e-2);
     }
