@@ -66,10 +66,10 @@ __device__ __forceinline__ void backward_tile(const Operands& a, const BiasPiece
   };
   // Tiles in their order.
   const auto copy = [&](int tile, int stage) {
-    const uint32_t to = stages + stage * L::kStageBytes, pair = to + group * L::kPairBytes;
+    const uint32_t to = stages + stage * L::kStageBytes, of_group = to + group * L::kPairBytes;
     const int n = n_other - tile * kTileRows;
-    c.copy(other_c, pair, n);
-    v.copy(other_v, pair + L::kTileBytes, n);
+    c.copy(other_c, of_group, n);
+    v.copy(other_v, of_group + L::kTileBytes, n);
     c.from += kTileRows * other_c.row;
     v.from += kTileRows * other_v.row;
     if constexpr (kBias) {

@@ -37,14 +37,16 @@ void clear(void* to, cublasLtMatrixLayout_t layout, cudaStream_t stream) {
   };
   const size_t size = get(CUBLASLT_MATRIX_LAYOUT_TYPE, uint32_t()) == CUDA_R_32F ? 4 : 2;
   const uint64_t rows = get(CUBLASLT_MATRIX_LAYOUT_ROWS, uint64_t()),
-                 columns = get(CUBLASLT_MATRIX_LAYOUT_COLS, uint64_t());
+                 of_one = get(CUBLASLT_MATRIX_LAYOUT_COLS, uint64_t());
   const auto ld = size_t(get(CUBLASLT_MATRIX_LAYOUT_LD, int64_t())),
              stride = size_t(get(CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, int64_t()));
-  const int batch = get(CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, int32_t());
+  const auto count = uint64_t(get(CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, int32_t()));
+  const bool whole = stride == ld * of_one;  // one after the other: cleared at once
+  const uint64_t batch = whole ? 1 : count, columns = whole ? of_one * count : of_one;
   const auto set = function<CUresult(CUdeviceptr, size_t, unsigned char, size_t, size_t, CUstream)>(
       driver, "cuMemsetD2D8Async");
-  for (int b = 0; b < batch; ++b)
-    set(CUdeviceptr(to) + size_t(b) * stride * size, ld * size, 0, rows * size, columns, stream);
+  for (uint64_t b = 0; b < batch; ++b)
+    set(CUdeviceptr(to) + b * stride * size, ld * size, 0, rows * size, columns, stream);
 }
 
 cublasStatus_t product(cublasLtHandle_t handle, cublasLtMatmulDesc_t how, const void* alpha,
