@@ -9,6 +9,7 @@ namespace {
 
 constexpr int kGroups = 2, kThreads = kGroups * kGroupThreads;
 constexpr int kNumberBytes = 4 * kThreads;  ///< [group][lse, delta][row] of a tile
+static_assert(kTileRows == kDeltaRun);
 
 template <int kC, bool kBias, bool kKeys>
 struct Layout {
