@@ -28,13 +28,11 @@ struct Layout {
                        kBitsAt = kSumsAt + kGroups * kSumBytes;  ///< of keys passed over
 };
 
-/// Tile own_tile of a pair of rows of the batch; `first` is dq, or dk; `second` is dv.
+/// Tile own_tile of a pair of rows of the batch.
 template <int kC, bool kBias, bool kKeys>
 __device__ __forceinline__ void backward_tile(const Operands& a, const BiasPieces& bias,
                                               const AttentionGradients<__nv_bfloat16>& d,
-                                              const HeadView<__nv_bfloat16>& first,
-                                              const HeadView<__nv_bfloat16>& second, int own_tile,
-                                              int pair, int key_tiles) {
+                                              int own_tile, int pair, int key_tiles) {
   using L = Layout<kC, kBias, kKeys>;
   extern __shared__ __align__(1024) unsigned char shared[];
   const int lane = threadIdx.x % 32, index = __shfl_sync(~0u, int(threadIdx.x) / 32, 0),
@@ -45,6 +43,7 @@ __device__ __forceinline__ void backward_tile(const Operands& a, const BiasPiece
   const int64_t h = blockIdx.z;
   const auto &own_c = kKeys ? a.k : a.q, &own_v = kKeys ? a.v : a.d_out,
              &other_c = kKeys ? a.q : a.k, &other_v = kKeys ? a.d_out : a.v;
+  const HeadView<__nv_bfloat16>&first = kKeys ? d.k : d.q, &second = d.v;
 
   const uint32_t base = shared_address(shared), own = base + group * L::kPairBytes,
                  stages = base + L::kOwnBytes;
@@ -290,9 +289,9 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int tile = blockIdx.x, pair = int(blockIdx.y) - (tile < key_tiles ? 0 : lag);
   if (pair < 0 || pair * kRows >= a.batch) return;
   if (tile < key_tiles)
-    backward_tile<kC, kBias, true>(a, bias, d, d.k, d.v, tile, pair, key_tiles);
+    backward_tile<kC, kBias, true>(a, bias, d, tile, pair, key_tiles);
   else
-    backward_tile<kC, kBias, false>(a, bias, d, d.q, d.q, tile - key_tiles, pair, key_tiles);
+    backward_tile<kC, kBias, false>(a, bias, d, tile - key_tiles, pair, key_tiles);
 #endif
 }
 

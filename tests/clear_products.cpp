@@ -24,7 +24,7 @@ F* function(void* library, const char* name) {
 }
 
 void clear(void* to, cublasLtMatrixLayout_t layout, cudaStream_t stream) {
-  void* const driver = dlopen("libcuda.so.1", RTLD_NOW);
+  static void* const driver = dlopen("libcuda.so.1", RTLD_NOW);
   CUstreamCaptureStatus status{};
   const auto capturing =
       function<CUresult(CUstream, CUstreamCaptureStatus*)>(driver, "cuStreamIsCapturing");
