@@ -8,16 +8,10 @@ namespace {
 
 constexpr int kThreads = 256;
 
-template <class T>
-__device__ void add_one(const View<T>& to, int64_t j, float sum) {
-  T* p = to.row(j / to.rows.c) + j % to.rows.c;
-  *p = from_float<T>(to_float(*p) + sum);
-}
-
 constexpr int kSumColumns = 16, kSumRuns = 64;
 
 /// Block (kSumColumns, kSumRuns): as many interleaved runs of parts, so that few loads wait for
-/// others.
+/// others; what a sum is added to is read meanwhile.
 template <class T>
 __global__ void __launch_bounds__(kSumColumns* kSumRuns)
     partials_kernel(const float* partial, int64_t parts, int64_t stride, int64_t n,
@@ -27,6 +21,11 @@ __global__ void __launch_bounds__(kSumColumns* kSumRuns)
   const int64_t j0 = int64_t(blockIdx.x) * kSumColumns, j = j0 + threadIdx.x, set = blockIdx.y;
   const View<T>& to = set ? second : first;
   if (!to.base) return;
+  const int thread = threadIdx.y * kSumColumns + threadIdx.x, column = thread / 32,
+            lane = thread % 32;
+  const bool adds = lane == 0 && column < kSumColumns && j0 + column < n;
+  T* const sum_at = adds ? to.row((j0 + column) / to.rows.c) + (j0 + column) % to.rows.c : nullptr;
+  const float before = adds ? to_float(*sum_at) : 0.0f;
   float sum = 0;
   if (j < n)
 #pragma unroll 8
@@ -34,11 +33,9 @@ __global__ void __launch_bounds__(kSumColumns* kSumRuns)
       sum += partial[p * stride + set * n + j];
   run[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();
-  const int thread = threadIdx.y * kSumColumns + threadIdx.x, column = thread / 32,
-            lane = thread % 32;
-  if (column >= kSumColumns || j0 + column >= n) return;
+  if (column >= kSumColumns) return;
   sum = warp_sum(run[lane][column] + run[lane + 32][column]);
-  if (lane == 0) add_one(to, j0 + column, sum);
+  if (adds) *sum_at = from_float<T>(before + sum);
 }
 
 /// Block (x, y): x packs of columns, y interleaved runs of the part's rows. partial [parts, c].

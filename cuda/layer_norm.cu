@@ -21,13 +21,14 @@ __device__ __forceinline__ void lanes_sums(float (&x)[N]) {
     for (int k = 0; k < N; ++k) x[k] += __shfl_xor_sync(~0u, x[k], d);
 }
 
-/// Rows first, first + kStep, ... of a view for the kLanes lanes of a group; in place of those that
-/// do not exist one that does. Where several axes are to be divided for, a lane does so for one
+/// Rows first, first + kStep, ... of a view for the kLanes lanes of a group; in place of those from
+/// `end` on the one before it. Where several axes are to be divided for, a lane does so for one
 /// row.
 template <int kLanes, int kStep, class T, int N>
-__device__ __forceinline__ void rows_at(const View<T>& view, int64_t first, T* (&row)[N]) {
+__device__ __forceinline__ void rows_at(const View<T>& view, int64_t first, int64_t end,
+                                        T* (&row)[N]) {
   static_assert(N <= kLanes);
-  const int64_t last = view.rows.n - 1;
+  const int64_t last = end - 1;
   if (view.rows.axes <= 1) {
     row[0] = view.base + min(first, last) * view.rows.stride[0];
     const int beyond = int(min(last - first, int64_t(N * kStep)));
@@ -122,7 +123,7 @@ __global__ void __launch_bounds__(Forward<T, V, kLanes, kPacks>::kThreads,
                 first = int64_t(blockIdx.x) * F::kGroups * F::kRows + threadIdx.x / kLanes;
   // All lanes of a warp take part in the sums: a group beyond the last row works on that one.
   T* row[F::kRows];
-  rows_at<kLanes, F::kGroups>(x, first, row);
+  rows_at<kLanes, F::kGroups>(x, first, n, row);
   Raw<T, V> rows[F::kRows][kPacks];
 #pragma unroll
   for (int k = 0; k < F::kRows; ++k) columns.load(row[k], rows[k]);
@@ -142,7 +143,7 @@ __global__ void __launch_bounds__(Forward<T, V, kLanes, kPacks>::kThreads,
           squares[k] += d * d;
         }
   lanes_sums<kLanes>(squares);
-  rows_at<kLanes, F::kGroups>(y, first, row);
+  rows_at<kLanes, F::kGroups>(y, first, n, row);
 #pragma unroll
   for (int k = 0; k < F::kRows; ++k) {
     if (first + k * F::kGroups >= n) return;
@@ -181,14 +182,17 @@ __global__ void __launch_bounds__(kThreads, small(V, kPacks) ? 2 : 1)
   const int c = columns.c;
   float s[kPacks][V], dscale[kPacks][V] = {}, doffset[kPacks][V] = {};
   columns.load_floats(scale, s);
-  const int64_t n = x.rows.n, step = int64_t(gridDim.x) * kGroups * kRows;
+  // As many rows for every block: all end at once.
+  const int64_t start = x.rows.n * blockIdx.x / gridDim.x,
+                end = x.rows.n * (blockIdx.x + 1) / gridDim.x;
+  constexpr int kStep = kGroups * kRows;
   constexpr bool kAhead = kFew<T, V, kPacks>;
   using Rows = Held<T, V, kRows, kPacks>;
   const auto load = [&](int64_t first, Rows& rows) {
     T *at_x[kRows], *at_dy[kRows], *at_dx[kRows];
-    rows_at<kLanes, kGroups>(x, first, at_x);
-    rows_at<kLanes, kGroups>(dy, first, at_dy);
-    if (kAdds) rows_at<kLanes, kGroups>(dx, first, at_dx);
+    rows_at<kLanes, kGroups>(x, first, end, at_x);
+    rows_at<kLanes, kGroups>(dy, first, end, at_dy);
+    if (kAdds) rows_at<kLanes, kGroups>(dx, first, end, at_dx);
 #pragma unroll
     for (int k = 0; k < kRows; ++k) {
       columns.load(at_x[k], rows.x[k]);
@@ -196,18 +200,18 @@ __global__ void __launch_bounds__(kThreads, small(V, kPacks) ? 2 : 1)
       if (kAdds) columns.load(at_dx[k], rows.dx[k]);
     }
   };
-  int64_t first = int64_t(blockIdx.x) * kGroups * kRows + threadIdx.x / kLanes;
+  int64_t first = start + threadIdx.x / kLanes;
   Rows now;
   if (kAhead) load(first, now);
   // As often for all groups of a warp, whose lanes are summed together.
-  for (int64_t tile = int64_t(blockIdx.x) * kGroups * kRows; tile < n; tile += step) {
+  for (int64_t tile = start; tile < end; tile += kStep) {
     Rows next;
-    load(kAhead ? first + step : first, kAhead ? next : now);
+    load(kAhead ? first + kStep : first, kAhead ? next : now);
     float mean[kRows], sums[3 * kRows] = {};  // of (x - mean)^2, dy scale, dy scale (x - mean)
     columns.template means<T>(now.x, mean);
 #pragma unroll
     for (int k = 0; k < kRows; ++k) {
-      const bool inside = first + k * kGroups < n;
+      const bool inside = first + k * kGroups < end;
 #pragma unroll
       for (int p = 0; p < kPacks; ++p)
 #pragma unroll
@@ -222,10 +226,10 @@ __global__ void __launch_bounds__(kThreads, small(V, kPacks) ? 2 : 1)
     }
     lanes_sums<kLanes>(sums);
     T* to[kRows];
-    rows_at<kLanes, kGroups>(dx, first, to);
+    rows_at<kLanes, kGroups>(dx, first, end, to);
 #pragma unroll
     for (int k = 0; k < kRows; ++k) {
-      if (first + k * kGroups >= n) continue;
+      if (first + k * kGroups >= end) continue;
       const float rstd = columns.rstd(sums[3 * k]), g_mean = sums[3 * k + 1] * columns.share,
                   gx_mean = sums[3 * k + 2] * rstd * columns.share;
 #pragma unroll
@@ -243,27 +247,28 @@ __global__ void __launch_bounds__(kThreads, small(V, kPacks) ? 2 : 1)
       }
     }
     if (kAhead) now = next;
-    first += step;
+    first += kStep;
   }
   if (!partial) return;
   // The block's groups one after the other, a pack of columns for each lane at a time.
-  __shared__ float room[kThreads][V];
+  constexpr int kColumns = kLanes * V;
+  __shared__ __align__(16) float room[2][kThreads][V];
 #pragma unroll
-  for (int set = 0; set < 2; ++set)
+  for (int p = 0; p < kPacks; ++p) {
+    if (p) __syncthreads();
+    store_floats<V>(room[0][threadIdx.x], dscale[p]);
+    store_floats<V>(room[1][threadIdx.x], doffset[p]);
+    __syncthreads();
+    for (int k = threadIdx.x; k < 2 * kColumns; k += kThreads) {
+      const int set = k / kColumns, lane_column = k % kColumns, column = p * kColumns + lane_column;
+      if (column >= c) continue;
+      float sum = 0;
 #pragma unroll
-    for (int p = 0; p < kPacks; ++p) {
-      __syncthreads();
-#pragma unroll
-      for (int i = 0; i < V; ++i) room[threadIdx.x][i] = set ? doffset[p][i] : dscale[p][i];
-      __syncthreads();
-      for (int k = threadIdx.x; k < kLanes * V; k += kThreads) {
-        const int column = p * kLanes * V + k;
-        if (column >= c) continue;
-        float sum = 0;
-        for (int g = 0; g < kGroups; ++g) sum += room[g * kLanes + k / V][k % V];
-        partial[(int64_t(blockIdx.x) * 2 + set) * c + column] = sum;
-      }
+      for (int g = 0; g < kGroups; ++g)
+        sum += room[set][g * kLanes + lane_column / V][lane_column % V];
+      partial[(int64_t(blockIdx.x) * 2 + set) * c + column] = sum;
     }
+  }
 }
 
 template <int V, int kLanes, int kPacks>

@@ -19,7 +19,8 @@ namespace ff {
 Var attention(const Var& q, const Var& k, const Var& v, const Var& gate, const Var& bias,
               const Tensor& mask, int along = 1);
 
-/// The same of query, key, value and gate beside each other, [.., .., 4, n_head, c].
+/// The same of query, key, value and gate beside each other, [.., .., 4, n_head, c]. Where no tape
+/// records, the result takes the queries' place: they are lost, and no memory is asked for.
 Var attention(const Var& qkvg, const Var& bias, const Tensor& mask, int along = 1);
 
 /// Global attention. Suppl. Alg. 19 lines 4-7: one query a batch element, keys and values shared by

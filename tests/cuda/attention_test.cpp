@@ -100,6 +100,12 @@ TEST_CASE("GPU: attention, forward and backward", "[cuda]") {
       kernels(kGpu).attention(q.gpu, k.gpu, v.gpu, gate.gpu, bias.gpu, mask.gpu, o, lse);
       kernels(Device{}).attention(q.cpu, k.cpu, v.cpu, gate.cpu, bias.cpu, mask.cpu, want, {});
       CHECK(norm_error(o, want) < limit(dtype));
+      if (c.c == c.c_v) {  // in the queries' place, beside what there is of keys, values and gate
+        const Tensor place = poisoned({c.batch, c.n_query, 4, c.n_head, c.c}, dtype).select(2, 0);
+        place.copy_from(q.gpu);
+        kernels(kGpu).attention(place, k.gpu, v.gpu, gate.gpu, bias.gpu, mask.gpu, place, {});
+        CHECK(norm_error(place, o) == 0);
+      }
 
       // What is added to a single key's gradient, zero, is roundings.
       const float there = c.n_key == 1 ? 1 : 0.1f;
