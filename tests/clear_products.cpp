@@ -1,6 +1,6 @@
 // Preloaded for compute-sanitizer's initcheck, which does not see what a kernel copies out of
-// shared memory in bulk (TMA), as cuBLASLt's do: what a product is going to write is cleared before
-// it, so that the tool knows of it. Recordings are left as they are.
+// shared memory in bulk (TMA), as cuBLASLt's do: what a product is going to write, its workspace
+// too, is cleared before it, so that the tool knows of it. Recordings are left as they are.
 #include <cublasLt.h>
 #include <cuda.h>
 #include <dlfcn.h>
@@ -23,12 +23,17 @@ F* function(void* library, const char* name) {
   return reinterpret_cast<F*>(real_dlsym()(library, name));
 }
 
-void clear(void* to, cublasLtMatrixLayout_t layout, cudaStream_t stream) {
+void clear(void* to, cublasLtMatrixLayout_t layout, void* workspace, size_t bytes,
+           cudaStream_t stream) {
   static void* const driver = dlopen("libcuda.so.1", RTLD_NOW);
   CUstreamCaptureStatus status{};
   const auto capturing =
       function<CUresult(CUstream, CUstreamCaptureStatus*)>(driver, "cuStreamIsCapturing");
   if (capturing(stream, &status) != CUDA_SUCCESS || status) return;
+  const auto run =
+      function<CUresult(CUdeviceptr, unsigned char, size_t, CUstream)>(driver, "cuMemsetD8Async");
+  if (bytes) run(CUdeviceptr(workspace), 0, bytes, stream);
+  if (!layout) return;
   const auto read = function<decltype(cublasLtMatrixLayoutGetAttribute)>(
       g_library, "cublasLtMatrixLayoutGetAttribute");
   const auto get = [&](cublasLtMatrixLayoutAttribute_t which, auto value) {
@@ -41,12 +46,18 @@ void clear(void* to, cublasLtMatrixLayout_t layout, cudaStream_t stream) {
   const auto ld = size_t(get(CUBLASLT_MATRIX_LAYOUT_LD, int64_t())),
              stride = size_t(get(CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, int64_t()));
   const auto count = uint64_t(get(CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, int32_t()));
-  const bool whole = stride == ld * of_one;  // one after the other: cleared at once
-  const uint64_t batch = whole ? 1 : count, columns = whole ? of_one * count : of_one;
+  // At once where the batch's lie one after the other, or beside each other in every column.
+  const bool after = stride == ld * of_one, beside = stride == rows && ld >= rows * count;
+  const uint64_t batch = after || beside ? 1 : count, columns = after ? of_one * count : of_one,
+                 width = beside ? rows * count : rows;
+  if (batch == 1 && width == ld) {
+    run(CUdeviceptr(to), 0, width * columns * size, stream);
+    return;
+  }
   const auto set = function<CUresult(CUdeviceptr, size_t, unsigned char, size_t, size_t, CUstream)>(
       driver, "cuMemsetD2D8Async");
   for (uint64_t b = 0; b < batch; ++b)
-    set(CUdeviceptr(to) + b * stride * size, ld * size, 0, rows * size, columns, stream);
+    set(CUdeviceptr(to) + b * stride * size, ld * size, 0, width * size, columns, stream);
 }
 
 cublasStatus_t product(cublasLtHandle_t handle, cublasLtMatmulDesc_t how, const void* alpha,
@@ -55,7 +66,8 @@ cublasStatus_t product(cublasLtHandle_t handle, cublasLtMatmulDesc_t how, const 
                        cublasLtMatrixLayout_t lc, void* d, cublasLtMatrixLayout_t ld,
                        const cublasLtMatmulAlgo_t* algorithm, void* workspace, size_t bytes,
                        cudaStream_t stream) {
-  if (c != d || *static_cast<const float*>(beta) == 0) clear(d, ld, stream);
+  const bool written = c != d || *static_cast<const float*>(beta) == 0;
+  clear(d, written ? ld : nullptr, workspace, bytes, stream);
   return function<decltype(cublasLtMatmul)>(g_library, "cublasLtMatmul")(
       handle, how, alpha, a, la, b, lb, beta, c, lc, d, ld, algorithm, workspace, bytes, stream);
 }

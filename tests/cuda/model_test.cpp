@@ -63,7 +63,7 @@ TEST_CASE("GPU: recycles from a recording are those launched kernel by kernel") 
       int64_t launches[2];
       for (const bool graphs : {false, true}) {
         RunOptions options;
-        options.num_recycle = 5;
+        options.num_recycle = 4;
         options.num_ensemble = f.num_ensemble();
         options.graphs = graphs;
         const int64_t before = device_work().launches;
