@@ -6,7 +6,7 @@
 One line for each: clean, what was reported and in which kernels, or that it did not end. Reports whose both ends are in
 kernels of cuBLASLt's (nvjet, cutlass, cublas) are counted apart. Exit 1 where a test fails, does not end, or one of our
 kernels is reported. Launches wait for each other: otherwise racecheck's queue of records fills the machine's memory. But
-where threads are ranks: there the one that waits would keep the other from the call that lets it go on.
+not where threads are ranks: so none of those tests ended.
 For initcheck what cuBLASLt's products will write is cleared first (tests/clear_products.cpp says why).
 """
 import argparse

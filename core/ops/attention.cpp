@@ -12,14 +12,14 @@ namespace {
 /// [a, b, h, c] as [batch, positions, h, c]; an absent tensor stays that.
 Tensor turn(const Tensor& t, int along) { return t && along == 0 ? t.transpose(0, 1) : t; }
 
-/// Operands as they were given, with what the forward leaves for the backward.
+/// Operands as they were given, with what the forward leaves for the backward: o, new where it is
+/// not there.
 struct Attending {
   Tensor q, k, v, gate, mask;
   int along;
   Tensor o, lse;
 
-  /// The result is new, or in the queries' place, which it then takes.
-  void forward(const Var& bias, bool record, bool over_q = false) {
+  void forward(const Var& bias, bool record) {
     const Tensor qs = turn(q, along), ks = turn(k, along), vs = turn(v, along);
     check(qs.rank() == 4 && ks.rank() == 4 && vs.rank() == 4 && qs.size(0) == ks.size(0) &&
               qs.size(2) == ks.size(2) && qs.size(3) == ks.size(3) && ks.size(1) == vs.size(1) &&
@@ -30,8 +30,7 @@ struct Attending {
           "attention: bias ", bias.shape(), " for q ", qs.shape(), ", k ", ks.shape());
     check(!mask.defined() || mask.shape() == Dims{ks.size(0), ks.size(1)}, "attention: mask ",
           mask.shape(), " for k ", ks.shape());
-    o = over_q ? q
-               : Tensor::empty({q.size(0), q.size(1), q.size(2), v.size(3)}, q.dtype(), q.device());
+    if (!o) o = Tensor::empty({q.size(0), q.size(1), q.size(2), v.size(3)}, q.dtype(), q.device());
     check(!gate || gate.shape() == o.shape(), "attention: gate ", gate.shape(), " for ", o.shape());
     // The GPU's backward begins from the forward's log-sum-exp; the CPU's computes the softmax
     // again.
@@ -77,9 +76,10 @@ Var attention(const Var& qkvg, const Var& bias, const Tensor& mask, int along) {
   check(qkvg.rank() == 5 && qkvg.size(2) == 4, "attention of ", qkvg.shape());
   const auto part = [](const Tensor& t, int i) { return t ? t.select(2, i) : t; };
   const Tensor& all = qkvg.value();
-  Attending a{part(all, 0), part(all, 1), part(all, 2), part(all, 3), mask, along, {}, {}};
+  const Tensor q = part(all, 0);
   const bool record = recording({&qkvg, &bias});
-  a.forward(bias, record, !record);
+  Attending a{q, part(all, 1), part(all, 2), part(all, 3), mask, along, record ? Tensor() : q, {}};
+  a.forward(bias, record);
   return result("attention", a.o, {&qkvg, &bias}, [=](const Tensor& dy) {
     // Written instead of added to zeros, where nothing was added yet.
     const Tensor fresh =

@@ -15,9 +15,11 @@ TEST_CASE("GPU: a step is the same whether its samples go one by one or side by 
   for (const int threads : {1, 3}) {
     Trainer trainer(config, fresh(config), threads, {}, kGpu);
     CHECK(trainer.plan().samples == std::min<int64_t>(threads, config.run.global_batch));
-    const StepReport report = trainer.step(data.samples(config, 0));
-    CHECK_FALSE(report.skipped);
-    CHECK(std::isfinite(report.loss));
+    for (int64_t step = 0; step < 2; ++step) {
+      const StepReport report = trainer.step(data.samples(config, step));
+      CHECK_FALSE(report.skipped);
+      CHECK(std::isfinite(report.loss));
+    }
     TrainState end = trainer.state();
     for (Arrays* arrays : {&end.params, &end.v, &end.ema})
       for (auto& [name, t] : *arrays) t = t.to(Device{});
@@ -34,11 +36,11 @@ TEST_CASE("GPU: steps from recordings are those launched kernel by kernel") {
   if (!have_gpu()) return;
   struct Way {
     const char* name;
-    int64_t batch, steps, recycles;
+    int64_t batch, lanes, steps, recycles;
   };
   // What is asked for differs by the number of recycles, and is recorded when it comes again.
   for (const Way& way :
-       {Way{"two side by side", 2, 4, 0}, Way{"with and without a recycle", 1, 7, 1}})
+       {Way{"three in two lanes", 3, 2, 4, 0}, Way{"with and without a recycle", 1, 1, 7, 1}})
     DYNAMIC_SECTION(way.name) {
       const Data data(9);
       std::vector<TrainState> ends;
@@ -47,7 +49,7 @@ TEST_CASE("GPU: steps from recordings are those launched kernel by kernel") {
         const TrainConfig config = small(
             {cat("run.graphs=", graphs ? "true" : "false"), cat("run.global_batch=", way.batch),
              cat("model.num_recycle=", way.recycles), "data.train.clamp_prob=0.5"});
-        Trainer trainer(config, fresh(config), int(way.batch), {}, kGpu);
+        Trainer trainer(config, fresh(config), int(way.lanes), {}, kGpu);
         const int64_t before = device_work().launches;
         int64_t last = 0;
         for (int64_t step = 0; step < way.steps; ++step) {

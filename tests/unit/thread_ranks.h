@@ -44,7 +44,7 @@ class ThreadLink : public Link {
     for (size_t i = 0; i < members.size(); ++i) {
       if (members[i] == rank_ || !recv[i].bytes) continue;
       auto& box = hub_.mail[{members[i], rank_}];
-      if (!hub_.changed.wait_for(lock, std::chrono::seconds(120), [&] { return !box.empty(); }))
+      if (!hub_.changed.wait_for(lock, std::chrono::seconds(20), [&] { return !box.empty(); }))
         fail(Exit::kDevice, "rank ", members[i], " is late in '", what, "'");
       check(int64_t(box.front().size()) == recv[i].bytes, "'", what, "' got ", box.front().size(),
             " bytes, expected ", recv[i].bytes);
