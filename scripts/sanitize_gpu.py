@@ -4,9 +4,11 @@
     scripts/sanitize_gpu.py build/release/test_cuda --tool racecheck --only 'outer product|modules'
 
 One line for each: clean, what was reported and in which kernels, or that it did not end. Reports whose both ends are in
-kernels of cuBLASLt's (nvjet, cutlass, cublas) are counted apart. Exit 1 where a test fails, does not end, or one of our
-kernels is reported. Launches wait for each other: otherwise racecheck's queue of records fills the machine's memory. But
-not where threads are ranks: so none of those tests ended.
+kernels of cuBLASLt's (nvjet, cutlass, cublas) are counted apart; racecheck looks at our kernels alone. Exit 1 where a test
+fails, does not end, or one of our kernels is reported.
+Launches wait for each other: otherwise racecheck's queue of records fills the machine's memory. Threads that are ranks
+would then wait for each other, too: those that only exchange do not wait, and the gradients of two ranks are those of
+`fastfold parity` in two processes, the program beside test_cuda, in time and late.
 For initcheck what cuBLASLt's products will write is cleared first (tests/clear_products.cpp says why).
 """
 import argparse
@@ -19,13 +21,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import xml.etree.ElementTree as xml
 
 THEIRS = re.compile(r"nvjet|cutlass|cublas|splitK|gemm|gemv|dot_kernel|reduce_1Block|ncclDev", re.I)
 
-RANKS = re.compile(r"ranks that share")
-
+EXCHANGE = re.compile(r"^GPU: ranks that share it exchange")
+IN_PROCESSES = re.compile(r"^GPU: gradients of two ranks that share it")
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 def filter_of(name):
     """Catch's: a comma would begin another name."""
@@ -41,38 +45,66 @@ def sections(program, name):
     return list(dict.fromkeys(s.get("name") for s in xml.fromstring(run.stdout[start:]).findall(".//TestCase/Section"))) or [None]
 
 
-def tests(program, only, pool, cache):
-    """(test, section or None) of each test whose name has `only`; `cache` is a file of what earlier runs told, or None."""
+def tests(program, only, pool, cache, scratch):
+    """(what it is called, its command, processes, whether launches wait, variables) of each section of the tests whose
+    names have `only`; `cache` is a file of what earlier runs told, or None."""
     names = subprocess.run([program, "--list-test-names-only"], capture_output=True, text=True).stdout.splitlines()
     names = [n for n in names if n.startswith("GPU:") and re.search(only, n)]
     known = json.load(open(cache)) if cache and os.path.exists(cache) else {}
-    new = [n for n in names if n not in known]
+    new = [n for n in names if n not in known and not IN_PROCESSES.search(n)]
     known.update(zip(new, pool.map(lambda n: sections(program, n), new)))
     if cache and new:
         with open(cache + ".new", "w") as f:
             json.dump(known, f, indent=1)
         os.replace(cache + ".new", cache)
-    return [(n, s) for n in names for s in known[n]]
+    for name in names:
+        if IN_PROCESSES.search(name):
+            yield from two_processes(program, name, scratch)
+            continue
+        for section in known[name]:
+            yield (f"{name} | {section}" if section else name, [program, filter_of(name)] + (["-c", section] if section else []),
+                   1, not EXCHANGE.search(name), {})
 
 
-def clear_products(program):
-    return os.path.join(os.path.dirname(os.path.abspath(program)), "libclear_products.so")
+def two_processes(program, name, scratch):
+    """Gradients by two ranks of one GPU that are processes."""
+    data = os.path.join(ROOT, "tests", "data")
+    for fixture in ("tiny", "tiny_padded"):
+        at = os.path.join(data, fixture)
+        for late, spin in (("", "0"), (", late", "200")):
+            yield (f"{name} | {fixture}{late}",
+                   [beside(program, "fastfold"), "parity", "--device", "cuda", "-q", "--dap", "2", "--num-recycle", "1",
+                    "--config", f"{at}/config.json", "--params", f"{data}/tiny/params.npz", "--batch", f"{at}/batch.npz",
+                    "--labels", f"{at}/labels.npz", "--gradients", os.path.join(scratch, f"{fixture}{spin}.npz")],
+                   2, True, {"FASTFOLD_COMM": "host", "FASTFOLD_SPIN_US": spin})
 
 
-def check(program, tool, seconds, name, section):
-    waits = [] if RANKS.search(name) else ["--force-blocking-launches"]
-    command = ["compute-sanitizer", "--tool", tool, *waits, "--print-limit", "100000", program, filter_of(name)]
-    command += ["-c", section] if section else []
+def beside(program, name):
+    return os.path.join(os.path.dirname(os.path.abspath(program)), name)
+
+
+def check(clears, tool, seconds, name, command, processes, waits, variables):
+    command = ["compute-sanitizer", "--tool", tool, "--print-limit", "100000", *["--force-blocking-launches"] * waits,
+               *["--kernel-name", "kernel_substring=2ff4cuda"] * (tool == "racecheck"), *command]
+    if tool == "initcheck":
+        command = ["env", f"LD_PRELOAD={clears}", *command]
+    if processes > 1:
+        command = [os.path.join(ROOT, "tests", "mpirun"), str(processes), *command]
     start = time.monotonic()
-    environment = dict(os.environ, LD_PRELOAD=clear_products(program)) if tool == "initcheck" else None
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-                           env=environment, start_new_session=True)
+                           env=dict(os.environ, **variables), start_new_session=True)
     ended = True
     try:
         text = run.communicate(timeout=seconds)[0]
     except subprocess.TimeoutExpired:
-        os.killpg(run.pid, signal.SIGKILL)
-        text, ended = run.communicate()[0], False
+        ended = False
+        os.killpg(run.pid, signal.SIGTERM)  # so that mpirun ends its processes
+        time.sleep(5)
+        try:
+            os.killpg(run.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        text = run.communicate()[0]
     ours, theirs = collections.Counter(), 0
     # Reports end with an empty line.
     for report in re.split(r"\n=========\s*\n", text):
@@ -84,14 +116,13 @@ def check(program, tool, seconds, name, section):
         elif re.search(r"Internal Sanitizer Error", report):
             ours["the sanitizer itself"] += 1
     # What the tool counts and is no report of a kernel's: errors of the API. No count: the tool broke off.
-    counts = re.findall(r"SUMMARY: (\d+)", text)
-    if not counts and ended:
+    counts = [int(n) for n in re.findall(r"SUMMARY: (\d+)", text)]
+    if len(counts) < processes and ended:
         ours["no summary"] += 1
-    elif counts and (more := int(counts[-1]) - theirs - sum(ours.values())) > 0:
+    elif (more := sum(counts) - theirs - sum(ours.values())) > 0:
         ours["elsewhere"] += more
-    passed = "All tests passed" in text
-    verdict = ("did not end" if not ended else "FAILED" if not passed else "reported" if ours else "clean")
-    print(f"{verdict} | {tool} | {name}{' | ' + section if section else ''} | {time.monotonic() - start:.0f} s"
+    verdict = ("did not end" if not ended else "FAILED" if run.returncode else "reported" if ours else "clean")
+    print(f"{verdict} | {tool} | {name} | {time.monotonic() - start:.0f} s"
           f"{f' | {theirs} in libraries' if theirs else ''}{f' | {dict(ours)}' if ours else ''}", flush=True)
     if verdict == "FAILED":  # what the test says, without the tool's lines
         print("\n".join([line for line in text.splitlines() if line.strip() and not line.startswith("=====")][-20:]), flush=True)
@@ -111,12 +142,13 @@ def main():
     for program, from_where in (("compute-sanitizer", "the CUDA toolkit has it in bin/"), (options.program, "build it (README.md)")):
         if not shutil.which(program):
             sys.exit(f"sanitize_gpu: there is no program {program}; {from_where}")
-    if options.tool == "initcheck" and not os.path.exists(clear_products(options.program)):
-        sys.exit(f"sanitize_gpu: there is no {clear_products(options.program)}; build all (README.md)")
-    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+    clears = beside(options.program, "libclear_products.so")
+    if options.tool == "initcheck" and not os.path.exists(clears):
+        sys.exit(f"sanitize_gpu: there is no {clears}; build all (README.md)")
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool, tempfile.TemporaryDirectory() as scratch:
         verdicts = collections.Counter(pool.map(
-            lambda test: check(options.program, options.tool, options.seconds, *test),
-            tests(options.program, options.only, pool, options.sections)))
+            lambda test: check(clears, options.tool, options.seconds, *test),
+            tests(options.program, options.only, pool, options.sections, scratch)))
     print(", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()) or "no such tests")
     sys.exit(set(verdicts) != {"clean"})
 
