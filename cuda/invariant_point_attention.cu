@@ -13,7 +13,6 @@ namespace {
 
 constexpr int kWarps = 4, kOwn = 16, kEach = kOwn / kWarps;  // rows of a block, and of its warps
 constexpr int kMostFeatures = 240;                           // of a head: a block's shared memory
-constexpr int64_t kScratch = int64_t(256) << 20;
 
 struct Sizes {
   explicit Sizes(const IpaTensors& in)
@@ -500,7 +499,7 @@ struct Attention {
       : in(in_),
         s(in),
         // A range's scores are bounded; it ends with a block.
-        rows(std::clamp<int64_t>(kScratch / (4 * scores * s.h * s.n) / kOwn * kOwn, kOwn,
+        rows(std::clamp<int64_t>(kGpuIpaBytes / (4 * scores * s.h * s.n) / kOwn * kOwn, kOwn,
                                  ceil_div(s.n_query, kOwn) * kOwn)),
         room(std::min(rows, s.n_query) * s.h * s.n * 4 * scores),
         weights(room.data<float>()),

@@ -36,7 +36,7 @@ __device__ __forceinline__ void rows_at(const View<T>& view, int64_t first, int6
     for (int k = 1; k < N; ++k)
       row[k] = row[0] + (k * kStep <= beyond ? k * (kStep * view.rows.stride[0]) : 0);
   } else {
-    const int64_t mine = view.rows.offset(min(first + threadIdx.x % N * kStep, last));
+    const int64_t mine = view.rows.offset(min(first + threadIdx.x % kLanes % N * kStep, last));
 #pragma unroll
     for (int k = 0; k < N; ++k) row[k] = view.base + __shfl_sync(~0u, mine, k, kLanes);
   }
@@ -102,10 +102,10 @@ template <class T, int V, int kLanes, int kPacks>
 struct Forward {
   static constexpr bool kMany = kFew<T, V, kPacks>;
   static constexpr int kThreads = 128,
-                       kRows = kMany              ? 8
+                       kRows = kMany              ? 5
                                : small(V, kPacks) ? 2
                                                   : 1,
-                       kBlocks = kMany              ? 4
+                       kBlocks = kMany              ? 7
                                  : small(V, kPacks) ? 6
                                                     : 2,
                        kGroups = kThreads / kLanes;

@@ -11,12 +11,6 @@
 namespace ff::cuda {
 namespace {
 
-/// Elements of the outer products that exist at a time. Fewer would stay in the L2 cache, but
-/// products of a quarter are slower (4 x 15 us, not 47, of 128 x 256 on an H200; in three parts 512
-/// x 384 takes 1.67 ms with its backward, not 1.55); and the backward rounds its sums once for each
-/// range of columns.
-constexpr int64_t kMost = int64_t(1) << 28;
-
 /// z, the residual, update; rows are pairs.
 struct AddMean {
   static constexpr bool kByRow = true;
@@ -219,7 +213,10 @@ struct Operands {
         d(right.size(2)),
         c_z(w.size(2)),
         padded(ceil_div(n_i, 8) * 8) {
-    const int64_t most = std::max<int64_t>(1, kMost / (padded * c * d * 8)) * 8;
+    // Fewer products would stay in the L2 cache, but those of a quarter are slower (4 x 15 us, not
+    // 47, of 128 x 256 on an H200; in three parts 512 x 384 takes 1.67 ms with its backward, not
+    // 1.55); and the backward rounds its sums once for each range of columns.
+    const int64_t most = std::max<int64_t>(1, kGpuOuterProducts / (padded * c * d * 8)) * 8;
     ranges = ceil_div(n_j, most);
     step = ceil_div(ceil_div(n_j, ranges), 8) * 8;
     left_t = like(left, {n_seq, c, padded});

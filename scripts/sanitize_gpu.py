@@ -31,6 +31,7 @@ EXCHANGE = re.compile(r"^GPU: ranks that share it exchange")
 IN_PROCESSES = re.compile(r"^GPU: gradients of two ranks that share it")
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
+
 def filter_of(name):
     """Catch's: a comma would begin another name."""
     return name.replace(",", "\\,")

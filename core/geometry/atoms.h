@@ -14,9 +14,12 @@ struct Torsions {
 
 /// Torsion angles as AlphaFold's atom37_to_torsion_angles has them: missing atoms enter with the
 /// coordinates given, so that an angle whose mask is 0 has no meaning (it is 0, 0 where all its
-/// atoms coincide). aatype    [n_res] i32   above 20 counts as unknown positions [n_res, 37, 3] f32
-/// angstrom mask      [n_res, 37] f32, 1 = there Throws Exit::kInput on other shapes or a negative
-/// aatype.
+/// atoms coincide).
+/// - aatype: [n_res] i32, above 20 counts as unknown
+/// - positions: [n_res, 37, 3] f32, angstrom
+/// - mask: [n_res, 37] f32, 1 = there
+///
+/// Throws Exit::kInput on other shapes or a negative aatype.
 Torsions atom37_to_torsions(const Tensor& aatype, const Tensor& positions, const Tensor& mask);
 
 /// CB, or CA of glycine: [n_res, 3] f32 of positions [n_res, 37, 3] f32 or f64.

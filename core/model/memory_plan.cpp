@@ -9,6 +9,7 @@
 
 #include "core/model/params.h"
 #include "core/ops/gemm.h"
+#include "core/ops/kernels.h"
 #include "core/ops/linear.h"
 #include "core/ops/triangle.h"
 
@@ -80,7 +81,7 @@ class Forms {
   ModuleMemory outer_product_mean(int64_t s, int64_t n, int64_t c_m, int64_t c, int64_t c_z) const {
     const int64_t rows = own(n), x = e * s * rows * c_m, left = e * s * rows * c,
                   right = e * s * n * c, z = e * rows * n * c_z, sums = f * rows * n,
-                  most = int64_t(1) << 28, all = rows * n * c * c;
+                  most = kGpuOuterProducts, all = rows * n * c * c;
     // Of the right side, gathered of what one product made with the left one's.
     const int64_t own_right = gpu && e == 2 && dap > 1 ? left : 0;
     // The CPU's products of one row and one side's sums; the GPU's of many, the sides' copies, and
@@ -199,8 +200,8 @@ Ends ends(const ModelConfig& c, const PassSizes& sizes, const Forms& forms) {
              f * s.num_layer * n * layer;
   // First the heads: every logit's gradient, and the distogram's halves and theirs. Then the
   // structure module: gradients of what it and the heads have of z and m, the bias's with room to
-  // add to it, and the attention's weights and logits, of which a GPU has as many as fit 256 MiB.
-  const int64_t weights = forms.gpu ? std::min<int64_t>(2 * bias, int64_t(1) << 28) : 2 * bias;
+  // add to it, and the attention's weights and logits, of which a GPU has kGpuIpaBytes at most.
+  const int64_t weights = forms.gpu ? std::min<int64_t>(2 * bias, kGpuIpaBytes) : 2 * bias;
   out.backward = std::max(out.logits + 2 * distogram, 2 * z + m + 2 * bias + weights);
   return out;
 }

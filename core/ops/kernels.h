@@ -64,6 +64,10 @@ struct AdamLists {
   TensorList gradient, params, m, v, ema;  ///< an empty `ema` is left out
 };
 
+/// What a GPU has at a time, as core/model/memory_plan.h foresees: elements of the outer products,
+/// and bytes of invariant point attention's logits and weights.
+inline constexpr int64_t kGpuOuterProducts = int64_t(1) << 28, kGpuIpaBytes = int64_t(256) << 20;
+
 struct Kernels {
   const char* name;  ///< "AVX-512", ...
 

@@ -6,8 +6,10 @@
 namespace ff {
 
 /// y = (x - mean) / sqrt(var + 1e-5) * scale + offset, two-pass variance, statistics in f32 (f64
-/// for f64). x              [..., c]  f32, bf16 or f64, any leading strides, last axis contiguous
-/// scale, offset  [c]       f32 (f64 for f64)
+/// for f64).
+/// - x: [..., c] f32, bf16 or f64, any leading strides, last axis contiguous
+/// - scale, offset: [c] f32 (f64 for f64)
+///
 /// Returns a contiguous tensor of x's dtype. Saves x; the backward takes mean and 1/std of it
 /// again.
 Var layer_norm(const Var& x, const Var& scale, const Var& offset);

@@ -32,8 +32,10 @@ struct Lddt {
 
 /// lDDT (Mariani et al. 2013, without stereochemistry checks): of the distances under 15 angstrom
 /// between the reference's points of different residues, the share that the prediction keeps to
-/// within 0.5, 1, 2 and 4 angstrom, on average. residue  [n] ascending from 0: the points'
-/// residues. known    [n] 0 = the prediction lacks the point, whose distances count as not kept.
+/// within 0.5, 1, 2 and 4 angstrom, on average.
+/// - residue: [n] ascending from 0, the points' residues
+/// - known: [n] 0 = the prediction lacks the point, whose distances count as not kept
+///
 /// Between two C-alpha atoms a residue this is AlphaFold's lddt.py.
 Lddt lddt(Points predicted, Points reference, std::span<const int32_t> residue,
           std::span<const uint8_t> known);
@@ -58,8 +60,9 @@ struct ChainScores {
 };
 
 /// Rows are the reference's residues; the prediction's stand in the rows they are compared with.
-/// aatype  [n_res] i32   of the prediction: which of its atoms look alike
-/// predicted, reference [n_res, 37, 3] f32 angstrom, masks [n_res, 37] f32
+/// - aatype: [n_res] i32 of the prediction: which of its atoms look alike
+/// - predicted, reference: [n_res, 37, 3] f32, angstrom; their masks [n_res, 37] f32
+///
 /// lDDT of all atoms takes, of the two ways to name a residue's atoms that look alike, the one that
 /// agrees better with the atoms around them. What the prediction lacks counts against lDDT, GDT and
 /// TM-score. Throws Exit::kInput on other shapes and where no residue can be compared.
