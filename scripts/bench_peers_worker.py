@@ -1,4 +1,5 @@
 """The peers of bench_peers.py and how one of them is timed: run by it as `bench_peers_worker.py`, which takes jobs as JSON lines."""
+import contextlib
 import functools
 import gc
 import importlib.machinery
@@ -9,6 +10,7 @@ import statistics
 import sys
 import time
 import types
+import unittest.mock
 
 HEADS, HEAD = 4, 32  # of the triangle attention
 
@@ -392,8 +394,6 @@ class Worker:
         if peer == "trunk":
             run, inputs, _ = self.trunk(S, N, E)
         else:
-            if "cueq" in peer:
-                self.openfold_with_cueq()
             model = self.randomised(openfold_model("model_3_ptm", False))
             inputs = [openfold_features(S, N, E, self.device, torch.bfloat16)]
             run = lambda batch: model(dict(batch))
@@ -401,10 +401,12 @@ class Worker:
         def forward():
             with torch.no_grad():
                 run(*inputs)
-        return self.time([forward], whole=True, graph=peer == "trunk")
+        with self.openfold_with_cueq() if "cueq" in peer else contextlib.nullcontext():
+            return self.time([forward], whole=True, graph=peer == "trunk")
 
+    @contextlib.contextmanager
     def openfold_with_cueq(self):
-        """OpenFold's attention with pair bias and its triangle multiplication by cuEquivariance's kernels, in this process."""
+        """OpenFold's attention with pair bias and its triangle multiplication by cuEquivariance's kernels."""
         import cuequivariance_ops_torch as cueq
         from openfold.model import primitives, triangular_multiplicative_update as multiplication
         torch, theirs = self.torch, primitives.Attention.forward
@@ -429,8 +431,9 @@ class Worker:
                 p_out_weight=layer.linear_z.weight, p_out_bias=layer.linear_z.bias, g_out_weight=layer.linear_g.weight,
                 g_out_bias=layer.linear_g.bias).reshape(z.shape)
             return z.add_(out) if inplace_safe and _add_with_inplace else out
-        primitives.Attention.forward = attend
-        multiplication.TriangleMultiplicativeUpdate.forward = multiply
+        with (unittest.mock.patch.object(primitives.Attention, "forward", attend),
+              unittest.mock.patch.object(multiplication.TriangleMultiplicativeUpdate, "forward", multiply)):
+            yield
 
     def adam(self, parameters, how="fused"):
         """f32 parameters of our own shapes' number, and one step of Adam with clipping and the average."""
