@@ -8,6 +8,7 @@
 #include <string>
 
 #include "core/tensor/tensor.h"
+#include "tests/norm_error.h"
 
 namespace ff::test {
 
@@ -32,10 +33,7 @@ inline void compare(const std::string& name, const Tensor& got, const Tensor& wa
   REQUIRE(got.shape() == want.shape());
   const Tensor a = got.to(Dtype::f64).contiguous(), b = want.to(Dtype::f64).contiguous();
   const double *pa = a.data<double>(), *pb = b.data<double>();
-  double squares = 0;
-  for (int64_t i = 0; i < b.numel(); ++i) squares += pb[i] * pb[i];
-  const double rms = b.numel() ? std::sqrt(squares / double(b.numel())) : 0;
-  const double limit = tol * std::max(1.0, rms);
+  const double mean = rms(want), limit = tol * std::max(1.0, mean);
   int64_t worst = 0, bad = 0;
   double most = -1;
   for (int64_t i = 0; i < b.numel(); ++i) {
@@ -58,7 +56,7 @@ inline void compare(const std::string& name, const Tensor& got, const Tensor& wa
   }
   FAIL("worst element [" << where << "] of " << b.shape().str() << ": " << pa[worst]
                          << ", expected " << pb[worst] << ", off by " << most << " where " << limit
-                         << " is allowed (rms " << rms << "); " << bad << " of " << b.numel()
+                         << " is allowed (rms " << mean << "); " << bad << " of " << b.numel()
                          << " are off");
 }
 

@@ -3,22 +3,11 @@
 #include <catch2/catch.hpp>
 
 #include "core/train/objective.h"
+#include "tests/norm_error.h"
 #include "tests/unit/model/fixture.h"
 
 namespace ff::test {
 namespace {
-
-double largest(const Tensor& a, const Tensor& b, double* rms) {
-  const Tensor x = a.to(Dtype::f64).contiguous(), y = b.to(Dtype::f64).contiguous();
-  double worst = 0, squares = 0;
-  for (int64_t i = 0; i < y.numel(); ++i) {
-    const double gap = std::abs(x.data<double>()[i] - y.data<double>()[i]);
-    if (!(gap <= worst)) worst = gap;
-    squares += y.data<double>()[i] * y.data<double>()[i];
-  }
-  *rms = std::sqrt(squares / double(y.numel()));
-  return worst;
-}
 
 Arrays slice(const Arrays& all, int64_t i) {
   Arrays out;
@@ -54,12 +43,11 @@ void compare(const std::string& folder, int64_t recycles, double tolerance,
     INFO(key);
     REQUIRE(losses.terms.count(key) == 1);
     REQUIRE(losses.terms.at(key).shape() == value.shape());
-    double rms = 0;
-    const double gap = largest(losses.terms.at(key), value, &rms);
+    const double gap = largest_gap(losses.terms.at(key), value), size = rms(value);
     const bool sums =
         key.find("_sum") != std::string::npos || key.find("clashes_mean") != std::string::npos;
-    INFO("largest difference " << gap << ", rms " << rms);
-    CHECK(gap <= (sums ? 1e-3 : 1e-5) * std::max(rms, 1.0));
+    INFO("largest difference " << gap << ", rms " << size);
+    CHECK(gap <= (sums ? 1e-3 : 1e-5) * std::max(size, 1.0));
     ++compared;
   }
   CHECK(compared >= 27);
@@ -68,10 +56,9 @@ void compare(const std::string& folder, int64_t recycles, double tolerance,
   for (const auto& [key, value] : want_grads) {
     INFO(key);
     REQUIRE(grads.count(key) == 1);
-    double rms = 0;
-    const double gap = largest(grads.at(key), value, &rms);
-    INFO("largest difference " << gap << ", rms " << rms);
-    CHECK(gap <= tolerance * rms + 1e-6);
+    const double gap = largest_gap(grads.at(key), value), size = rms(value);
+    INFO("largest difference " << gap << ", rms " << size);
+    CHECK(gap <= tolerance * size + 1e-6);
   }
 }
 

@@ -8,6 +8,7 @@
 #include "core/base/machine.h"
 #include "core/model/evoformer.h"
 #include "core/ops/views.h"
+#include "tests/norm_error.h"
 #include "tests/unit/gradcheck.h"
 #include "tests/unit/model/fixture.h"
 
@@ -19,16 +20,6 @@ const DropoutStream kStream{.active = true, .seed = 7, .step = 3, .sample = 1};
 std::vector<float> values(const Tensor& t) {
   const Tensor x = t.to(Dtype::f32).contiguous();
   return {x.data<float>(), x.data<float>() + x.numel()};
-}
-
-double largest_gap(const Tensor& a, const Tensor& b) {
-  const Tensor x = a.to(Dtype::f64).contiguous(), y = b.to(Dtype::f64).contiguous();
-  double worst = 0;
-  for (int64_t i = 0; i < x.numel(); ++i) {
-    const double gap = std::abs(x.data<double>()[i] - y.data<double>()[i]);
-    if (!(gap <= worst)) worst = gap;
-  }
-  return worst;
 }
 
 bool same_bits(const Outputs& a, const Outputs& b) {

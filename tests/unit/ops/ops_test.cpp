@@ -6,6 +6,7 @@
 
 #include "core/ops/kernels.h"
 #include "core/ops/ops.h"
+#include "tests/unit/compare.h"
 
 using namespace ff;
 
@@ -14,12 +15,6 @@ extern const Kernels kTable;
 }
 
 namespace {
-
-/// Largest relative error of one operation: unit roundoff times the length of its sums, with
-/// margin.
-double tolerance(Dtype dtype) {
-  return dtype == Dtype::f64 ? 1e-12 : dtype == Dtype::f32 ? 3e-6 : 2e-2;
-}
 
 struct Random {
   std::mt19937 engine{7};
@@ -40,23 +35,6 @@ double at(const Tensor& t, std::initializer_list<int64_t> index) {
   Tensor x = t;
   for (int64_t i : index) x = x.select(0, i);
   return x.item();
-}
-
-/// Fails with the worst element unless max|a - b| <= tol * max(1, rms(b)).
-void require_close(const Tensor& got, const Tensor& want, double tol) {
-  REQUIRE(got.shape() == want.shape());
-  const Tensor a = got.to(Dtype::f64).contiguous(), b = want.to(Dtype::f64).contiguous();
-  double worst = 0, squares = 0;
-  int64_t where = 0;
-  for (int64_t i = 0; i < a.numel(); ++i) {
-    const double d = std::abs(a.data<double>()[i] - b.data<double>()[i]);
-    squares += b.data<double>()[i] * b.data<double>()[i];
-    if (!(d <= worst)) worst = d, where = i;
-  }
-  const double rms = std::sqrt(squares / double(std::max<int64_t>(1, a.numel())));
-  INFO("element " << where << " of " << a.shape().str() << ": " << a.data<double>()[where]
-                  << ", expected " << b.data<double>()[where] << ", rms " << rms);
-  REQUIRE(worst <= tol * std::max(1.0, rms));
 }
 
 double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
@@ -89,12 +67,14 @@ TEST_CASE("layer norm equals its definition", "[ops]") {
               (p[j] - mean) / std::sqrt(var + 1e-5) * s.data<double>()[j] + o.data<double>()[j];
       }
       const Var scale(s.to(wide(type))), offset(o.to(wide(type)));
-      require_close(layer_norm(x.to(type), scale, offset).value(), want, tolerance(type));
+      test::compare("", layer_norm(x.to(type), scale, offset).value(), want,
+                    test::Tolerance::of(type));
       // A transposed view gives the transposed result; channels first gives the same.
-      require_close(layer_norm(x.to(type).transpose(0, 1), scale, offset).value(),
-                    want.transpose(0, 1), tolerance(type));
+      test::compare("", layer_norm(x.to(type).transpose(0, 1), scale, offset).value(),
+                    want.transpose(0, 1), test::Tolerance::of(type));
       const Tensor first = x.transpose(1, 2).transpose(0, 1).contiguous().to(type);  // [c, 7, 5]
-      require_close(layer_norm_channels_first(first, scale, offset).value(), want, tolerance(type));
+      test::compare("", layer_norm_channels_first(first, scale, offset).value(), want,
+                    test::Tolerance::of(type));
     }
 }
 
@@ -115,10 +95,11 @@ TEST_CASE("linear equals its definition", "[ops]") {
         relu.data<double>()[r * 14 + o] = std::max(y, 0.0);
       }
     const Var wv(w.to(type)), bv(b.to(wide(type)));
-    require_close(linear(x.to(type), wv, bv).value(), plain, tolerance(type));
-    require_close(linear(x.to(type), wv, bv, Activation::kRelu).value(), relu, tolerance(type));
-    require_close(linear(x.to(type).transpose(0, 1), wv, bv).value(), plain.transpose(0, 1),
-                  tolerance(type));
+    test::compare("", linear(x.to(type), wv, bv).value(), plain, test::Tolerance::of(type));
+    test::compare("", linear(x.to(type), wv, bv, Activation::kRelu).value(), relu,
+                  test::Tolerance::of(type));
+    test::compare("", linear(x.to(type).transpose(0, 1), wv, bv).value(), plain.transpose(0, 1),
+                  test::Tolerance::of(type));
     // Added into a transposed view of the residual.
     const Tensor residual = Tensor::zeros({3, 4, 14}).to(type);
     linear_add(residual.transpose(0, 1), linear(x.to(type).transpose(0, 1), wv, bv),
@@ -130,7 +111,7 @@ TEST_CASE("linear equals its definition", "[ops]") {
     for (int64_t r = 0; r < 12; ++r)
       for (int64_t o = 0; o < 14; ++o)
         want.data<double>()[o * 12 + r] = plain.data<double>()[r * 14 + o] - b.data<double>()[o];
-    require_close(first, want, tolerance(type));
+    test::compare("", first, want, test::Tolerance::of(type));
   }
 }
 
@@ -181,7 +162,7 @@ TEST_CASE("attention equals its definition", "[ops]") {
             attention(q.to(type), k.to(type), v.to(type), with_all ? Var(g.to(type)) : Var(),
                       with_all ? Var(bias.to(wide(type))) : Var(), with_all ? mask : Tensor())
                 .value();
-        require_close(got, want, tolerance(type));
+        test::compare("", got, want, test::Tolerance::of(type));
       }
     }
 }
@@ -226,9 +207,10 @@ TEST_CASE("global attention and masked mean equal their definitions", "[ops]") {
         }
       }
     }
-    require_close(global_attention(q.to(type), k.to(type), v.to(type), g.to(type), mask).value(),
-                  want, tolerance(type));
-    require_close(masked_mean(v.to(type), mask).value(), mean, tolerance(type));
+    test::compare("",
+                  global_attention(q.to(type), k.to(type), v.to(type), g.to(type), mask).value(),
+                  want, test::Tolerance::of(type));
+    test::compare("", masked_mean(v.to(type), mask).value(), mean, test::Tolerance::of(type));
   }
 }
 
@@ -247,8 +229,8 @@ TEST_CASE("triangle operations equal their definitions", "[ops]") {
               want.data<double>()[(l * n + i) * n + j] += outgoing
                                                               ? at(a, {l, i, k}) * at(b, {l, j, k})
                                                               : at(a, {l, k, j}) * at(b, {l, k, i});
-      require_close(triangle_product(a.to(type), b.to(type), outgoing).value(), want,
-                    tolerance(type));
+      test::compare("", triangle_product(a.to(type), b.to(type), outgoing).value(), want,
+                    test::Tolerance::of(type));
     }
     const Tensor pb = rounded(random({c}), wide(type)), gb = rounded(random({c}), wide(type));
     const Tensor mask = random.mask({n * n}), want = Tensor::empty({c, n * n}, Dtype::f64);
@@ -257,10 +239,11 @@ TEST_CASE("triangle operations equal their definitions", "[ops]") {
         want.data<double>()[l * n * n + r] = mask.data<float>()[r] *
                                              (a.data<double>()[l * n * n + r] + at(pb, {l})) *
                                              sigmoid(b.data<double>()[l * n * n + r] + at(gb, {l}));
-    require_close(triangle_gate(a.view({c, -1}).to(type), pb.to(wide(type)),
+    test::compare("",
+                  triangle_gate(a.view({c, -1}).to(type), pb.to(wide(type)),
                                 b.view({c, -1}).to(type), gb.to(wide(type)), mask)
                       .value(),
-                  want, tolerance(type));
+                  want, test::Tolerance::of(type));
   }
 }
 
@@ -288,10 +271,11 @@ TEST_CASE("outer product mean equals its definition", "[ops]") {
           want.data<double>()[(i * n + j) * c_z + o] += y / (1e-3 + at(norm, {i, j}));
         }
     // A pair that no sequence covers divides by 1e-3: compare on the scale of the result.
-    require_close(outer_product_mean(z.to(type), {left.to(type), right.to(type)}, w.to(type),
+    test::compare("",
+                  outer_product_mean(z.to(type), {left.to(type), right.to(type)}, w.to(type),
                                      b.to(wide(type)), norm)
                       .value(),
-                  want, tolerance(type) * 4);
+                  want, test::Tolerance::of(type) * 4);
   }
 }
 
@@ -303,7 +287,7 @@ TEST_CASE("the AVX2 kernels agree with the ones chosen at run time", "[ops]") {
   const Tensor a = attention(q, q, g, g, bias, mask).value();
   const Tensor b = Tensor::empty(a.shape());
   cpu::v3::kTable.attention(q, q, g, g, bias, mask, b, {});
-  require_close(b, a, 1e-6);
+  test::compare("", b, a, 1e-6);
 }
 
 TEST_CASE("attention that no tape records takes the queries' place", "[ops]") {
@@ -316,7 +300,7 @@ TEST_CASE("attention that no tape records takes the queries' place", "[ops]") {
     const Tensor want = attention(part(0), part(1), part(2), part(3), bias, mask, along).value(),
                  got = attention(all, bias, mask, along).value();
     CHECK(got.raw() == all.raw());
-    require_close(got, want, 1e-12);
+    test::compare("", got, want, 1e-12);
   }
 }
 
