@@ -12,8 +12,7 @@ namespace {
 /// [a, b, h, c] as [batch, positions, h, c]; an absent tensor stays that.
 Tensor turn(const Tensor& t, int along) { return t && along == 0 ? t.transpose(0, 1) : t; }
 
-/// Operands as they were given, with what the forward leaves for the backward: o, new where it is
-/// not there.
+/// Operands as they were given, with what the forward leaves for the backward.
 struct Attending {
   Tensor q, k, v, gate, mask;
   int along;
@@ -30,7 +29,8 @@ struct Attending {
           "attention: bias ", bias.shape(), " for q ", qs.shape(), ", k ", ks.shape());
     check(!mask.defined() || mask.shape() == Dims{ks.size(0), ks.size(1)}, "attention: mask ",
           mask.shape(), " for k ", ks.shape());
-    if (!o) o = Tensor::empty({q.size(0), q.size(1), q.size(2), v.size(3)}, q.dtype(), q.device());
+    const Dims shape = {q.size(0), q.size(1), q.size(2), v.size(3)};
+    o = NoGrad::active() && q.shape() == shape ? q : Tensor::empty(shape, q.dtype(), q.device());
     check(!gate || gate.shape() == o.shape(), "attention: gate ", gate.shape(), " for ", o.shape());
     // The GPU's backward begins from the forward's log-sum-exp; the CPU's computes the softmax
     // again.
@@ -76,10 +76,8 @@ Var attention(const Var& qkvg, const Var& bias, const Tensor& mask, int along) {
   check(qkvg.rank() == 5 && qkvg.size(2) == 4, "attention of ", qkvg.shape());
   const auto part = [](const Tensor& t, int i) { return t ? t.select(2, i) : t; };
   const Tensor& all = qkvg.value();
-  const Tensor q = part(all, 0);
-  const bool record = recording({&qkvg, &bias});
-  Attending a{q, part(all, 1), part(all, 2), part(all, 3), mask, along, record ? Tensor() : q, {}};
-  a.forward(bias, record);
+  Attending a{part(all, 0), part(all, 1), part(all, 2), part(all, 3), mask, along, {}, {}};
+  a.forward(bias, recording({&qkvg, &bias}));
   return result("attention", a.o, {&qkvg, &bias}, [=](const Tensor& dy) {
     // Written instead of added to zeros, where nothing was added yet.
     const Tensor fresh =

@@ -15,13 +15,14 @@ namespace ff {
 /// - mask: [batch, n_key] f32, 0 = the key's logit becomes -1e9 (AlphaFold's rule: a row whose keys
 ///   are all masked averages them evenly), or undefined
 ///
-/// Returns [batch, n_query, n_head, c_v] contiguous. Softmax and sums in f32 (f64 for f64). Where
-/// `along` is 0, the first two axes of q, k, v, gate and of the result are the other way round.
+/// Returns [batch, n_query, n_head, c_v]. Softmax and sums in f32 (f64 for f64). Where `along` is
+/// 0, the first two axes of q, k, v, gate and of the result are the other way round. Under NoGrad
+/// the result takes the queries' place if it has their shape: they are lost, k, v and gate must be
+/// beside them, and no memory is asked for. Else it is contiguous.
 Var attention(const Var& q, const Var& k, const Var& v, const Var& gate, const Var& bias,
               const Tensor& mask, int along = 1);
 
-/// The same of query, key, value and gate beside each other, [.., .., 4, n_head, c]. Where no tape
-/// records, the result takes the queries' place: they are lost, and no memory is asked for.
+/// The same of query, key, value and gate beside each other, [.., .., 4, n_head, c].
 Var attention(const Var& qkvg, const Var& bias, const Tensor& mask, int along = 1);
 
 /// Global attention. Suppl. Alg. 19 lines 4-7: one query a batch element, keys and values shared by

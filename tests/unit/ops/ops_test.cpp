@@ -159,7 +159,8 @@ TEST_CASE("attention equals its definition", "[ops]") {
               }
             }
         const Tensor got =
-            attention(q.to(type), k.to(type), v.to(type), with_all ? Var(g.to(type)) : Var(),
+            attention(q.to(type).clone(), k.to(type), v.to(type),
+                      with_all ? Var(g.to(type)) : Var(),
                       with_all ? Var(bias.to(wide(type))) : Var(), with_all ? mask : Tensor())
                 .value();
         test::compare("", got, want, test::Tolerance::of(type));
@@ -284,23 +285,31 @@ TEST_CASE("the AVX2 kernels agree with the ones chosen at run time", "[ops]") {
   Random random;
   const Tensor q = random({3, 50, 4, 32}, Dtype::f32), g = random({3, 50, 4, 32}, Dtype::f32),
                bias = random({4, 50, 50}, Dtype::f32), mask = random.mask({3, 50});
-  const Tensor a = attention(q, q, g, g, bias, mask).value();
+  const Tensor a = attention(q.clone(), q, g, g, bias, mask).value();
   const Tensor b = Tensor::empty(a.shape());
   cpu::v3::kTable.attention(q, q, g, g, bias, mask, b, {});
   test::compare("", b, a, 1e-6);
 }
 
-TEST_CASE("attention that no tape records takes the queries' place", "[ops]") {
-  const NoGrad no_grad;
+TEST_CASE("attention under NoGrad takes the queries' place", "[ops]") {
   Random random;
   for (const int along : {0, 1}) {
     const Tensor all = random({50, 50, 4, 2, 8}, Dtype::f32),
                  bias = random({2, 50, 50}, Dtype::f32), mask = random.mask({50, 50});
     const auto part = [&](int i) { return all.select(2, i).clone(); };
-    const Tensor want = attention(part(0), part(1), part(2), part(3), bias, mask, along).value(),
+    const Tensor q = part(0),
+                 want = attention(q, part(1), part(2), part(3), bias, mask, along).value();
+    CHECK(want.raw() != q.raw());
+    const NoGrad no_grad;
+    const Tensor apart = attention(q, part(1), part(2), part(3), bias, mask, along).value(),
                  got = attention(all, bias, mask, along).value();
+    CHECK(apart.raw() == q.raw());
+    test::compare("", apart, want, 1e-12);
     CHECK(got.raw() == all.raw());
     test::compare("", got, want, 1e-12);
+    // Of other channels than the queries' there is a tensor of its own.
+    const Tensor wide = random({50, 50, 2, 9}, Dtype::f32);
+    CHECK(attention(q, part(1), wide, {}, bias, mask, along).value().raw() != q.raw());
   }
 }
 
