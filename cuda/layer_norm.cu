@@ -102,10 +102,10 @@ template <class T, int V, int kLanes, int kPacks>
 struct Forward {
   static constexpr bool kMany = kFew<T, V, kPacks>;
   static constexpr int kThreads = 128,
-                       kRows = kMany              ? 5
+                       kRows = kMany              ? 3
                                : small(V, kPacks) ? 2
                                                   : 1,
-                       kBlocks = kMany              ? 7
+                       kBlocks = kMany              ? 8
                                  : small(V, kPacks) ? 6
                                                     : 2,
                        kGroups = kThreads / kLanes;
