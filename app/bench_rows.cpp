@@ -12,8 +12,11 @@
 #include "core/base/timeline.h"
 #include "core/model/evoformer.h"
 #include "core/ops/attention.h"
+#include "core/ops/dropout.h"
+#include "core/ops/embed.h"
 #include "core/ops/kernels.h"
 #include "core/ops/layer_norm.h"
+#include "core/ops/pair_bias.h"
 
 namespace ff {
 namespace {
@@ -337,6 +340,38 @@ void Bench::operations(Inputs& z, double Z) {
   Work norm{Flops{}, 2 * Z};
   norm.backward = 1.5;
   row("layer norm", norm, [&] { return Vars{layer_norm(z.next(), scale, offset)}; });
+  const auto parameter = [&](const Dims& shape, uint64_t stream) {
+    Var x(noise(shape, stream, Dtype::f32, device));
+    x.want_grad();
+    return Var(x.value().to(dtype), x.slot());
+  };
+  const Var w = parameter({config.pair_channel, heads}, 9);
+  if (fuses_pair_bias(z.next(), w)) {
+    const double biases = 4 * double(heads * N * N);
+    Work bias_of_pairs{Flops{}, Z + biases};
+    bias_of_pairs.backward = (2 * Z + biases) / (Z + biases);
+    row("pair bias", bias_of_pairs, [&] {
+      return Vars{pair_bias(z.next(), {scale, offset, w, {}}, false)};
+    });
+  }
+  const Tensor factors = ones({N, config.pair_channel}).to(device);
+  Inputs updates = inputs({N, N, config.pair_channel}, 10);
+  Work residual{Flops{}, 3 * Z};
+  residual.backward = 2.0 / 3;
+  row("residual and dropout", residual,
+      [&] { return Vars{dropout_add(z.next(), updates.next(), factors)}; });
+  const int64_t c_z = config.pair_channel;
+  const Var left = parameter({N, c_z}, 11), right = parameter({N, c_z}, 12),
+            relpos = parameter({65, c_z}, 13), dgram = parameter({15, c_z}, 14);
+  const Tensor index = Tensor::empty({N}, Dtype::i32), breaks = Tensor::empty({15});
+  for (int64_t i = 0; i < N; ++i) index.data<int32_t>()[i] = int32_t(i);
+  for (int i = 0; i < 15; ++i) breaks.data<float>()[i] = float(i * i);
+  const Tensor there[] = {index.to(device), noise({N, 3}, 15, Dtype::f32, device, 5),
+                          breaks.to(device)};
+  Work embedding{Flops{}, Z};
+  embedding.backward = 1;
+  row("pair embedding", embedding,
+      [&] { return Vars{pair_embed(left, right, there[0], relpos, there[1], dgram, there[2])}; });
   // What as many bytes take at best.
   if (!training)
     row("copy of pairs", {Flops{}, 2 * Z}, [&] { return Vars{z.next().value().clone()}; });

@@ -87,7 +87,7 @@ struct Bench {
   void watch(Var& leaf);
   /// The most memory in use while f and its backward run, without the tape's copies of the seeds.
   int64_t backward_peak(const std::function<Vars()>& f, const std::vector<Tensor>& seeds);
-  /// What stands alone: the triangle attention's core, and a layer norm of z, of Z bytes.
+  /// What stands alone: the triangle attention's core, and what memory bounds, of z of Z bytes.
   void operations(Inputs& z, double Z);
 };
 

@@ -6,7 +6,7 @@
 namespace ff::cuda {
 namespace {
 
-constexpr int kThreads = 256, kKeys = 64;  // j's whose rows are looked up at a time
+constexpr int kThreads = 256, kKeys = 64;  // j's whose rows the backward looks up at a time
 
 /// Which rows of the tables a pair reads.
 struct Lookup {
@@ -24,29 +24,32 @@ struct Lookup {
     if (!beta) return -1;
     const float *a = beta + 3 * i, *b = beta + 3 * j;
     const float x = a[0] - b[0], y = a[1] - b[1], z = a[2] - b[2], dist2 = x * x + y * y + z * z;
-    for (int k = bins - 1; k >= 0; --k)
-      if (dist2 > edges[k] && dist2 < (k + 1 < bins ? edges[k + 1] : 1e8f)) return k;
-    return -1;
+    int found = -1;
+    for (int k = 0; k < bins; ++k)
+      if (dist2 > edges[k] && dist2 < (k + 1 < bins ? edges[k + 1] : 1e8f)) found = k;
+    return found;
   }
 };
 
-/// Block (tile of j, row i).
+/// Block (tile of kThreads j's, row i). A distance without a bin adds zeros.
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads)
     embed_kernel(const T* left, const T* right, const T* relpos, const T* dgram,
                  const __grid_constant__ Lookup lookup, int64_t first_row, int64_t n, int c, T* z,
                  int64_t stride_i, int64_t stride_j) {
   after_earlier();
-  __shared__ int positions[kKeys], bins[kKeys];
-  const int64_t tiles = (n + kKeys - 1) / kKeys, row = blockIdx.x / tiles,
-                j0 = blockIdx.x % tiles * kKeys, i = first_row + row;
-  const int keys = int(min(int64_t(kKeys), n - j0));
+  __shared__ int positions[kThreads], bins[kThreads];
+  const int64_t tiles = (n + kThreads - 1) / kThreads, row = blockIdx.x / tiles,
+                j0 = blockIdx.x % tiles * kThreads, i = first_row + row;
+  const int keys = int(min(int64_t(kThreads), n - j0));
+  const bool distances = lookup.beta && lookup.bins > 0;
   if (threadIdx.x < keys) {
     positions[threadIdx.x] = lookup.position(i, j0 + threadIdx.x);
     bins[threadIdx.x] = lookup.bin(i, j0 + threadIdx.x);
   }
   __syncthreads();
   const int packs = c / V;
+#pragma unroll 4
   for (int e = threadIdx.x; e < keys * packs; e += kThreads) {
     const int j = e / packs, k = e % packs * V;
     float sum[V], v[V];
@@ -57,10 +60,10 @@ __global__ void __launch_bounds__(kThreads)
     load_floats<V>(relpos + int64_t(positions[j]) * c + k, v);
 #pragma unroll
     for (int q = 0; q < V; ++q) sum[q] += v[q];
-    if (bins[j] >= 0) {
-      load_floats<V>(dgram + int64_t(bins[j]) * c + k, v);
+    if (distances) {
+      load_floats<V>(dgram + int64_t(max(bins[j], 0)) * c + k, v);
 #pragma unroll
-      for (int q = 0; q < V; ++q) sum[q] += v[q];
+      for (int q = 0; q < V; ++q) sum[q] += bins[j] >= 0 ? v[q] : 0.0f;
     }
     store_floats<V>(z + row * stride_i + (j0 + j) * stride_j + k, sum);
   }
@@ -225,8 +228,8 @@ void pair_embed(const Tensor& left, const Tensor& right, const Tensor& residue_i
   by_type(left, [&](auto zero) {
     using T = decltype(zero);
     const auto kernel = packed ? embed_kernel<T, 16 / int(sizeof(T))> : embed_kernel<T, 1>;
-    start_kernel(kernel, z.size(0) * ceil_div(n, kKeys), kThreads, 0, data<T>(left), data<T>(right),
-                 data<T>(relpos), data<T>(dgram),
+    start_kernel(kernel, z.size(0) * ceil_div(n, kThreads), kThreads, 0, data<T>(left),
+                 data<T>(right), data<T>(relpos), data<T>(dgram),
                  lookup_of(residue_index, beta, breaks, relpos.size(0)), first_row, n, int(c),
                  data<T>(z), z.stride(0), z.stride(1));
   });

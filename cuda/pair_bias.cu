@@ -1,6 +1,7 @@
 // Attention's bias from the pair representation: the layer norm and its product with at most eight
 // heads in one pass over z, on the matrix unit. With d = z - mean, r = 1/std, x = r d and v = scale
-// w, which is kept as the sum of two numbers of bf16: bias = x . v + offset . w.
+// w, which is kept as the sum of two numbers of bf16: bias = r d . v + offset . w. The sum of a row
+// is its product with ones.
 //
 // A warp has 16 rows of z at a time. Thread (g, t) = (lane / 4, lane % 4) holds of rows g and g + 8
 // the chunks of 8 channels at 32 j + 8 t: pair p of chunk j are channels 32 j + 8 t + 2 p and the
@@ -17,7 +18,9 @@ namespace {
 
 using bf16_t = __nv_bfloat16;
 
-constexpr int kThreads = 256, kWarps = kThreads / 32, kRows = 16, kHeads = 8, kV = 8;
+/// Threads of a block.
+constexpr int kForward = 256, kBackward = 512;
+constexpr int kRows = 16, kHeads = 8, kV = 8;
 
 /// Element [head, row of z] of a bias [h, n, m] of any strides.
 struct Plane {
@@ -53,22 +56,27 @@ __device__ __forceinline__ void split_pair(float first, float second, uint32_t& 
 
 /// v of 32 kChunks channels and kHeads heads, zero where there is none, made by the whole block:
 /// the larger parts and the rest, by channels, or by heads apart so that rows meet in no bank.
-template <int kChunks, bool kByHead>
+template <int kThreads, int kChunks, bool kByHead>
 struct Weights {
-  static constexpr int kChannels = 32 * kChunks, kRow = kByHead ? kChannels + 8 : kHeads,
+  static constexpr int kWarps = kThreads / 32, kChannels = 32 * kChunks,
+                       kRow = kByHead ? kChannels + 8 : kHeads,
                        kSize = kByHead ? kHeads * kRow : kChannels * kRow;
   __device__ __forceinline__ void make(const Layer& l) {
     const int head = threadIdx.x % kHeads;
     float sum = 0;
-    static_assert(kThreads % kHeads == 0);
-    for (int channel = threadIdx.x / kHeads; channel < kChannels; channel += kThreads / kHeads) {
+    static_assert(kChannels % (kThreads / kHeads) == 0);
+#pragma unroll
+    for (int first = 0; first < kChannels; first += kThreads / kHeads) {
+      const int channel = first + threadIdx.x / kHeads;
       const bool there = channel < l.c && head < l.heads;
-      const float w = there ? to_float(l.w[channel * l.heads + head]) : 0.0f,
-                  v = there ? w * l.scale[channel] : 0.0f;
+      // What does not exist gets the first's numbers: no load waits for a condition.
+      const int i = there ? channel : 0;
+      const float w = to_float(l.w[there ? channel * l.heads + head : 0]),
+                  v = there ? w * l.scale[i] : 0.0f, o = w * l.offset[i];
+      sum += there ? o : 0.0f;
       const int at = kByHead ? head * kRow + channel : channel * kRow + head;
       most[at] = from_float<bf16_t>(v);
       rest[at] = from_float<bf16_t>(v - to_float(most[at]));
-      sum += there ? w * l.offset[channel] : 0.0f;
     }
     for (int d = kHeads; d < 32; d *= 2) sum += __shfl_xor_sync(~0u, sum, d);
     if (threadIdx.x % 32 < kHeads) base[threadIdx.x / 32][head] = sum;
@@ -103,23 +111,35 @@ struct Held {
         chunk[k][j] = load_raw<kV>(row[k] + (channel < from.rows.c ? channel : 0));
       }
   }
+  /// Adds pairs p and p + 1 of chunk j of 16 rows, times b.
+  __device__ __forceinline__ void product(int j, int p, float (&to)[4], uint32_t b0,
+                                          uint32_t b1) const {
+    const uint32_t a[4] = {chunk[0][j].at[p], chunk[1][j].at[p], chunk[0][j].at[p + 1],
+                           chunk[1][j].at[p + 1]};
+    mma(to, a, b0, b1);
+  }
+  /// Both rows' mean, by a product with ones; share: 1 / c.
+  __device__ __forceinline__ void means(int c, float share, int t, float (&mean)[2]) const {
+    float sums[4] = {};
+#pragma unroll
+    for (int j = 0; j < kChunks; ++j) {
+      const uint32_t ones = 32 * j + 8 * t < c ? 0x3F803F80 : 0;
+      product(j, 0, sums, ones, ones);
+      product(j, 2, sums, ones, ones);
+    }
+    for (int k = 0; k < 2; ++k) mean[k] = sums[2 * k] * share;
+  }
   Chunk chunk[2][kChunks];
 };
 
 /// The same of z, with both rows' mean and 1/std.
 template <int kChunks>
 struct Normed : Held<kChunks> {
-  __device__ __forceinline__ void find(int c, int t) {
-    const float share = 1 / float(c);
+  __device__ __forceinline__ void find(int c, float share, int t) {
+    this->means(c, share, t, mean);
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
-      float sum = 0, squares = 0;
-#pragma unroll
-      for (int j = 0; j < kChunks; ++j)
-        if (32 * j + 8 * t < c)
-#pragma unroll
-          for (int i = 0; i < kV; ++i) sum += unpacked<bf16_t, kV>(this->chunk[k][j], i);
-      mean[k] = quad_sum(sum) * share;
+      float squares = 0;
 #pragma unroll
       for (int j = 0; j < kChunks; ++j)
         if (32 * j + 8 * t < c)
@@ -137,57 +157,60 @@ struct Normed : Held<kChunks> {
   float mean[2], rstd[2];
 };
 
+/// The next rows are on their way while these are worked on.
 template <int kChunks>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kForward, 2)
     forward_kernel(const __grid_constant__ View<bf16_t> z, const __grid_constant__ Layer layer,
                    const __grid_constant__ Plane bias) {
   after_earlier();
+  constexpr int kWarps = kForward / 32;
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, c = layer.c;
   const int64_t n = z.rows.n, step = int64_t(gridDim.x) * kWarps * kRows;
   int64_t row0 = (int64_t(blockIdx.x) * kWarps + threadIdx.x / 32) * kRows;
-  Normed<kChunks> rows;
+  Held<kChunks> rows, next;
   rows.load(z, row0, g, t);
-  __shared__ Weights<kChunks, true> weights;
+  __shared__ Weights<kForward, kChunks, true> weights;
   weights.make(layer);
-  // Channels in the order in which threads hold them; a product takes pairs 2 s and 2 s + 1.
-  Pack<uint32_t, 4> most[kChunks], rest[kChunks];
+  const float share = 1 / float(c), bases[2] = {weights.base_of(2 * t), weights.base_of(2 * t + 1)};
+  for (; row0 < n; row0 += step, rows = next) {
+    next.load(z, row0 + step, g, t);
+    float mean[2], squares[2] = {}, logits[4] = {};
+    rows.means(c, share, t, mean);
 #pragma unroll
-  for (int j = 0; j < kChunks; ++j) {
-    const int at = g * weights.kRow + 32 * j + 8 * t;
-    most[j] = *reinterpret_cast<const Pack<uint32_t, 4>*>(weights.most + at);
-    rest[j] = *reinterpret_cast<const Pack<uint32_t, 4>*>(weights.rest + at);
-  }
-  const float bases[2] = {weights.base_of(2 * t), weights.base_of(2 * t + 1)};
-  while (row0 < n) {
-    rows.find(c, t);
-    float logits[4] = {};
+    for (int k = 0; k < 2; ++k)
+#pragma unroll
+      for (int j = 0; j < kChunks; ++j)
+        if (32 * j + 8 * t < c)
+#pragma unroll
+          for (int p = 0; p < 4; ++p) {
+            uint32_t& pair = rows.chunk[k][j].at[p];
+            const float first = low_bf16(pair) - mean[k], second = high_bf16(pair) - mean[k];
+            squares[k] += first * first;
+            squares[k] += second * second;
+            pair = pack_bf16(first, second);
+          }
 #pragma unroll
     for (int j = 0; j < kChunks; ++j) {
-      const bool there = 32 * j + 8 * t < c;
-      uint32_t x[2][4];
-#pragma unroll
-      for (int k = 0; k < 2; ++k)
-#pragma unroll
-        for (int p = 0; p < 4; ++p)
-          x[k][p] = there ? pack_bf16(rows.x(k, j, 2 * p), rows.x(k, j, 2 * p + 1)) : 0;
+      const int at = g * weights.kRow + 32 * j + 8 * t;
+      const auto most = load_pack<4>(reinterpret_cast<const uint32_t*>(weights.most + at)),
+                 rest = load_pack<4>(reinterpret_cast<const uint32_t*>(weights.rest + at));
 #pragma unroll
       for (int p = 0; p < 4; p += 2) {
-        const uint32_t a[4] = {x[0][p], x[1][p], x[0][p + 1], x[1][p + 1]};
-        mma(logits, a, most[j].at[p], most[j].at[p + 1]);
-        mma(logits, a, rest[j].at[p], rest[j].at[p + 1]);
+        rows.product(j, p, logits, most.at[p], most.at[p + 1]);
+        rows.product(j, p, logits, rest.at[p], rest.at[p + 1]);
       }
     }
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
+      const float rstd = rsqrtf(quad_sum(squares[k]) * share + kNormEpsilon);
       const int64_t r = row0 + g + 8 * k;
       if (r >= n) continue;
       float* const to = bias.at(r);
 #pragma unroll
       for (int e = 0; e < 2; ++e)
-        if (2 * t + e < bias.heads) to[(2 * t + e) * bias.head] = logits[2 * k + e] + bases[e];
+        if (2 * t + e < bias.heads)
+          to[(2 * t + e) * bias.head] = logits[2 * k + e] * rstd + bases[e];
     }
-    row0 += step;
-    rows.load(z, row0, g, t);
   }
 }
 
@@ -196,33 +219,33 @@ constexpr int64_t kBackwardBlocks = 132;
 
 /// partial [blocks, c h + h]: the blocks' sums of x[c] dbias[h], and of dbias[h].
 template <int kChunks, bool kAdds>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kBackward, 1)
     backward_kernel(const __grid_constant__ View<bf16_t> z, const __grid_constant__ Layer layer,
                     const __grid_constant__ Plane dbias, const __grid_constant__ View<bf16_t> dz,
                     float* partial) {
   after_earlier();
+  constexpr int kWarps = kBackward / 32;
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, c = layer.c, heads = layer.heads;
   const int64_t n = z.rows.n, step = int64_t(gridDim.x) * kWarps * kRows;
   const float share = 1 / float(c);
-  // v[channel n of a tile = g, heads 2 t and the next].
-  uint32_t most[kChunks][4], rest[kChunks][4];
+  // As lanes take them: v[channel n of a tile (j, p) = g, heads 2 t and the next], both parts.
+  __shared__ uint2 by_lane[kChunks * 4][32];
   {
-    __shared__ Weights<kChunks, false> weights;
+    __shared__ Weights<kBackward, kChunks, false> weights;
     weights.make(layer);
-#pragma unroll
-    for (int j = 0; j < kChunks; ++j)
-#pragma unroll
-      for (int p = 0; p < 4; ++p) {
-        const int at = (32 * j + 8 * (g / 2) + 2 * p + g % 2) * weights.kRow + 2 * t;
-        most[j][p] = *reinterpret_cast<const uint32_t*>(weights.most + at);
-        rest[j][p] = *reinterpret_cast<const uint32_t*>(weights.rest + at);
-      }
+    for (int tile = threadIdx.x / 32; tile < kChunks * 4; tile += kWarps) {
+      const int at =
+          (32 * (tile / 4) + 8 * (g / 2) + 2 * (tile % 4) + g % 2) * weights.kRow + 2 * t;
+      by_lane[tile][lane] = make_uint2(*reinterpret_cast<const uint32_t*>(weights.most + at),
+                                       *reinterpret_cast<const uint32_t*>(weights.rest + at));
+    }
+    __syncthreads();
   }
-  float sums[kChunks][4][4] = {}, whole = 0;  // of head g
+  // Of tiles (j, p) and (j, p + 1): channel n = g, heads 2 t and the next; of head g.
+  float sums[kChunks][2][4] = {}, whole = 0;
   for (int64_t row0 = (int64_t(blockIdx.x) * kWarps + threadIdx.x / 32) * kRows; row0 < n;
        row0 += step) {
     Normed<kChunks> rows;
-    Held<kChunks> old;
     rows.load(z, row0, g, t);
     float of_head[4];  // dbias of head g, rows 2 t, 2 t + 1, 2 t + 8, 2 t + 9
 #pragma unroll
@@ -230,8 +253,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       const int64_t r = row0 + 2 * t + k % 2 + k / 2 * 8;
       of_head[k] = r < n && g < heads ? dbias.at(r)[g * dbias.head] : 0.0f;
     }
-    if (kAdds) old.load(dz, row0, g, t);
-    rows.find(c, t);
+    rows.find(c, share, t);
     whole += of_head[0] + of_head[1] + of_head[2] + of_head[3];
     uint32_t up[4];  // as rows of heads: the larger parts' first and last 8 columns, the rest's
     split_pair(of_head[0], of_head[1], up[0], up[1]);
@@ -242,7 +264,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     const auto gradient = [&](int j, int p, float(&to)[4]) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) to[i] = 0;
-      mma(to, by_row, most[j][p], rest[j][p]);
+      const uint2 v = by_lane[4 * j + p][lane];
+      mma(to, by_row, v.x, v.y);
     };
     float mean[2] = {}, mean_x[2] = {};
 #pragma unroll
@@ -266,20 +289,32 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
     for (int j = 0; j < kChunks; ++j) {
       const bool there = 32 * j + 8 * t < c;
+      Raw<bf16_t, kV> old[2];
+      if (kAdds)
+#pragma unroll
+        for (int k = 0; k < 2; ++k)
+          old[k] =
+              load_raw<kV>(dz.row(min(row0 + g + 8 * k, n - 1)) + (there ? 32 * j + 8 * t : 0));
       float out[2][kV];
 #pragma unroll
-      for (int p = 0; p < 4; ++p) {
-        float d[4], x[4];
-        gradient(j, p, d);
+      for (int p = 0; p < 4; p += 2) {
+        uint32_t by_channel[4];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int k = i / 2, e = 2 * p + i % 2;
-          x[i] = there ? rows.x(k, j, e) : 0.0f;
-          out[k][e] = rows.rstd[k] * (d[i] - mean[k] - x[i] * mean_x[k]);
-          if (kAdds) out[k][e] += unpacked<bf16_t, kV>(old.chunk[k][j], e);
+        for (int q = 0; q < 2; ++q) {
+          float d[4], x[4];
+          gradient(j, p + q, d);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const int k = i / 2, e = 2 * (p + q) + i % 2;
+            x[i] = there ? rows.x(k, j, e) : 0.0f;
+            out[k][e] = rows.rstd[k] * (d[i] - mean[k] - x[i] * mean_x[k]);
+            if (kAdds) out[k][e] += unpacked<bf16_t, kV>(old[k], e);
+          }
+          by_channel[q] = transpose_matrix(pack_bf16(x[0], x[1]));
+          by_channel[2 + q] = transpose_matrix(pack_bf16(x[2], x[3]));
         }
-        mma(sums[j][p], up, transpose_matrix(pack_bf16(x[0], x[1])),
-            transpose_matrix(pack_bf16(x[2], x[3])));
+        mma(sums[j][p / 2], by_channel, up[0], up[2]);
+        mma(sums[j][p / 2], by_channel, up[1], up[3]);
       }
 #pragma unroll
       for (int k = 0; k < 2; ++k)
@@ -287,25 +322,31 @@ __global__ void __launch_bounds__(kThreads, 1)
           store_floats<kV>(dz.row(row0 + g + 8 * k) + 32 * j + 8 * t, out[k]);
     }
   }
-  // The block's warps one after the other.
-  constexpr int kEach = (32 * kChunks + 1) * kHeads;
-  __shared__ float room[kWarps][kEach];
-  float* const mine = room[threadIdx.x / 32];
-#pragma unroll
-  for (int j = 0; j < kChunks; ++j)
-#pragma unroll
-    for (int p = 0; p < 4; ++p)
-#pragma unroll
-      for (int e = 0; e < 2; ++e)
-        mine[(32 * j + 8 * t + 2 * p + e) * kHeads + g] = sums[j][p][e] + sums[j][p][2 + e];
+  // The block's warps one after the other, half of them added to the others before.
+  constexpr int kEach = (32 * kChunks + 1) * kHeads, kHalf = kWarps / 2;
+  __shared__ float room[kHalf][kEach];
+  const int warp = threadIdx.x / 32;
+  float* const mine = room[warp % kHalf];
   whole = quad_sum(whole);
-  if (t == 0) mine[kEach - kHeads + g] = whole;
-  __syncthreads();
-  for (int k = threadIdx.x; k < (c + 1) * heads; k += kThreads) {
+  for (const bool later : {true, false}) {
+    if ((warp >= kHalf) == later) {
+      const auto put = [&](int at, float sum) { mine[at] = later ? sum : mine[at] + sum; };
+#pragma unroll
+      for (int j = 0; j < kChunks; ++j)
+#pragma unroll
+        for (int p = 0; p < 4; ++p)
+#pragma unroll
+          for (int e = 0; e < 2; ++e)
+            put((32 * j + 8 * (g / 2) + 2 * p + g % 2) * kHeads + 2 * t + e,
+                sums[j][p / 2][p % 2 * 2 + e]);
+      if (t == 0) put(kEach - kHeads + g, whole);
+    }
+    __syncthreads();
+  }
+  for (int k = threadIdx.x; k < (c + 1) * heads; k += kBackward) {
     const int row = k / heads, h = k % heads;
     float sum = 0;
-    for (int warp = 0; warp < kWarps; ++warp)
-      sum += room[warp][(row < c ? row : 32 * kChunks) * kHeads + h];
+    for (int w = 0; w < kHalf; ++w) sum += room[w][(row < c ? row : 32 * kChunks) * kHeads + h];
     partial[int64_t(blockIdx.x) * (c + 1) * heads + k] = sum;
   }
 }
@@ -371,8 +412,8 @@ void pair_bias(const Tensor& z, const NormedLinear& l, const Tensor& bias) {
   const Layer layer = layer_of(l);
   by_size(layer, [&](auto chunks) {
     const int64_t blocks =
-        std::min<int64_t>(ceil_div(from.rows.n, kWarps * kRows), 2 * device_info().sm_count);
-    start_kernel(forward_kernel<chunks()>, blocks, kThreads, 0, from, layer, Plane(bias));
+        std::min<int64_t>(ceil_div(from.rows.n, kForward / 32 * kRows), 2 * device_info().sm_count);
+    start_kernel(forward_kernel<chunks()>, blocks, kForward, 0, from, layer, Plane(bias));
   });
   check_launch("pair_bias", z.shape());
 }
@@ -384,11 +425,12 @@ void pair_bias_backward(const Tensor& z, const NormedLinear& l, const Tensor& db
   const Layer layer = layer_of(l);
   const int c = layer.c, h = layer.heads;
   by_size(layer, [&](auto chunks) {
-    const int64_t blocks = std::min(ceil_div(from.rows.n, kWarps * kRows), kBackwardBlocks);
+    const int64_t blocks = std::min(ceil_div(from.rows.n, kBackward / 32 * kRows), kBackwardBlocks);
     const Scratch partial(blocks * (c + 1) * h * 4);
     const auto kernel =
         add && dz ? backward_kernel<chunks(), true> : backward_kernel<chunks(), false>;
-    start_kernel(kernel, blocks, kThreads, 0, from, layer, Plane(dbias), to, partial.data<float>());
+    start_kernel(kernel, blocks, kBackward, 0, from, layer, Plane(dbias), to,
+                 partial.data<float>());
     check_launch("pair_bias_backward", z.shape());
     start_kernel(finish_kernel, c / kV, dim3(unsigned((kV + 1) * h), kRuns), 0,
                  partial.data<float>(), blocks, layer, data_or_null<float>(grads.scale),

@@ -6,7 +6,7 @@ expect 0 "keeps 3 of 3 blocks for the backward; predicted peak of tensors" bench
 grep -q '"predicted_peak_mib"' training.json || problem "no predicted peak: $(cat training.json)"
 expect 0 "keeps 0 of 3 blocks" bench "${small[@]}" --training --recompute blocks --rows "training step"
 expect 2 "--recompute is 'all', expected auto, blocks, none" bench "${small[@]}" --training --recompute all
-for row in "row attention" "triangle attention core" "layer norm" block "extra: outer product mean" "whole pass"; do
+for row in "row attention" "triangle attention core" "layer norm" "residual and dropout" "pair embedding" block "extra: outer product mean" "whole pass"; do
   for file in forward training; do
     grep -q "\"name\": \"$row\"" $file.json || problem "$file: no row '$row': $(cat $file.json)"
   done
