@@ -6,7 +6,9 @@
 namespace ff::cuda {
 namespace {
 
-constexpr int kThreads = 256, kKeys = 64;  // j's whose rows the backward looks up at a time
+constexpr int kThreads = 256;
+/// j's whose rows the backward looks up at a time, and those whose gradients it has in registers.
+constexpr int kKeys = 64, kAtOnce = 32;
 
 /// Which rows of the tables a pair reads.
 struct Lookup {
@@ -95,13 +97,25 @@ __global__ void __launch_bounds__(kThreads)
       }
       __syncthreads();
       if (!inside) continue;
-#pragma unroll 8
-      for (int j = 0; j < keys; ++j) {
-        const float d = to_float(dz[(i * n + j0 + j) * c + channel]);
-        left += d;
-        if (!partial) continue;
-        sums[positions[j] * blockDim.x + threadIdx.x] += d;
-        if (bins[j] >= 0) sums[(relative + bins[j]) * blockDim.x + threadIdx.x] += d;
+      for (int j = 0; j < keys; j += kAtOnce) {
+        // All on their way before the first is added; zeros in place of those beyond the last.
+        float d[kAtOnce];
+        int row[2][kAtOnce];
+#pragma unroll
+        for (int q = 0; q < kAtOnce; ++q) {
+          const int k = min(j + q, keys - 1);
+          d[q] = to_float(dz[(i * n + j0 + k) * c + channel]);
+          row[0][q] = positions[k];
+          row[1][q] = bins[k];
+        }
+#pragma unroll
+        for (int q = 0; q < kAtOnce; ++q) {
+          if (j + q >= keys) d[q] = 0;
+          left += d[q];
+          if (!partial) continue;
+          sums[row[0][q] * blockDim.x + threadIdx.x] += d[q];
+          if (row[1][q] >= 0) sums[(relative + row[1][q]) * blockDim.x + threadIdx.x] += d[q];
+        }
       }
     }
     if (inside && dleft) dleft[i * c + channel] += left;
@@ -253,7 +267,7 @@ void pair_embed_backward(const Tensor& residue_index, const Tensor& beta, const 
   const int64_t shared = rows * threads * 4;
   check(shared <= device_info().shared_bytes, "pair embedding's tables of ", rows,
         " rows: too many for a GPU");
-  const int64_t parts = std::min<int64_t>(n_row, 264);
+  const int64_t parts = std::min<int64_t>(n_row, 528);
   const Scratch partial(parts * rows * c * 4);
   by_type(dz, [&](auto zero) {
     using T = decltype(zero);
