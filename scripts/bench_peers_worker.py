@@ -131,10 +131,10 @@ def plain_modules():
                                  TriangleMultiplication=TriangleMultiplication, Block=Block)
 
 
-# ---- OpenFold's own
+# ---- OpenFold's, FastFold's and AlphaFold's own
 
 class Absent(types.ModuleType):
-    """Stands for a package that OpenFold imports beside the network and that nothing here calls."""
+    """Stands for a package that a peer imports beside the network and that nothing here calls."""
 
     def __getattr__(self, name):
         if name.startswith("__"):
@@ -143,7 +143,7 @@ class Absent(types.ModuleType):
 
 
 class AbsentFinder:
-    names = ("Bio", "modelcif", "ihm", "dllogger")
+    names = ("Bio", "modelcif", "ihm", "dllogger", "colossalai", "fastfold_layer_norm_cuda", "fastfold_softmax_cuda")
 
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in self.names:
@@ -156,17 +156,24 @@ class AbsentFinder:
         module.__path__ = []
 
 
+def package(name, folder):
+    """Puts a peer's package in reach without what its own __init__ imports. False where it is already."""
+    if name in sys.modules:
+        return False
+    if not folder or not os.path.isdir(os.path.join(folder, name)):
+        raise ImportError(f"no --peers folder with {name}")
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [os.path.join(folder, name)]
+    if not any(isinstance(finder, AbsentFinder) for finder in sys.meta_path):
+        sys.meta_path.append(AbsentFinder())
+    return True
+
+
 def openfold(folder):
     """Imports OpenFold's network alone, its CUDA softmax replaced by PyTorch's in place."""
-    if "openfold" in sys.modules:
+    if not package("openfold", folder):
         return
     import torch
-    if not folder or not os.path.isdir(os.path.join(folder, "openfold")):
-        raise ImportError("no --peers folder with openfold")
-    package = types.ModuleType("openfold")
-    package.__path__ = [os.path.join(folder, "openfold")]
-    sys.modules["openfold"] = package
-    sys.meta_path.append(AbsentFinder())
 
     def forward_(x, rows, columns):
         x = x.view(rows, columns)
@@ -213,6 +220,23 @@ def openfold_features(S, N, E, device, dtype):
                  extra_has_deletion=noise(E, N), extra_deletion_value=noise(E, N), atom14_atom_exists=ones(N, 14),
                  atom37_atom_exists=ones(N, 37), residx_atom14_to_atom37=whole(N, 14), residx_atom37_to_atom14=whole(N, 37))
     return {k: (v.to(dtype) if v.is_floating_point() else v).unsqueeze(-1).to(device) for k, v in batch.items()}
+
+
+def fastfold_block(folder):
+    """FastFold's, with its Triton kernels, on one GPU: ColossalAI's registry of processes has a stand-in."""
+    if package("fastfold", folder):
+        def stand_in(name, **members):
+            sys.modules[name] = types.ModuleType(name)
+            vars(sys.modules[name]).update(members)
+        alone = types.SimpleNamespace(get_world_size=lambda *a: 1, get_local_rank=lambda *a: 0, get_global_rank=lambda *a: 0,
+                                      get_group=lambda *a: None)
+        stand_in("colossalai.context.parallel_mode", ParallelMode=types.SimpleNamespace(TENSOR=0, GLOBAL=1))
+        stand_in("colossalai.core", global_context=alone)
+        from fastfold.model.fastnn.kernel.layer_norm import LayerNormTritonFunc as norm
+        theirs = norm.backward  # it takes any gradient for contiguous
+        norm.backward = staticmethod(lambda context, dy: theirs(context, dy.contiguous()))
+    from fastfold.model.fastnn.evoformer import Evoformer
+    return Evoformer(c_m=256, c_z=128, first_block=False, last_block=False)
 
 
 # ---- One peer's time
@@ -335,6 +359,8 @@ class Worker:
             raise RuntimeError("flex attention wants a GPU here")
         if how == "openfold":
             openfold(self.args.peers)
+        if how == "jax":
+            return self.alphafold_block(row)
         mask = lambda *shape: torch.ones(*shape, device=self.device, dtype=torch.bfloat16)
         m, z = (S, N, 256), (N, N, 128)
         fresh = self.randomised
@@ -350,6 +376,9 @@ class Worker:
             return self.model(row, peer)
         if name == "training step":
             return self.training(row, peer)
+        if how == "fastfold":  # inside of a stack, where N counts the column that FastFold always adds
+            return self.module(row, peer, fresh(fastfold_block(self.args.peers)), (1, *m), (1, *z),
+                               call=lambda f, m, z: f(m, z, mask(S, N - 1), mask(N - 1, N - 1)))
         if how == "openfold":
             import openfold.model.triangular_attention as attention
             import openfold.model.triangular_multiplicative_update as multiplication
@@ -372,6 +401,55 @@ class Worker:
             "outer product mean": (lambda: P.OuterProductMean(256, 128), m),
         }[name]
         return self.module(row, peer, fresh(make()), *shapes)
+
+    def alphafold_block(self, row):
+        """AlphaFold's own, compiled by XLA; whole batches of calls by the clock, memory as XLA plans it."""
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        if self.args.peers not in sys.path:
+            sys.path.append(self.args.peers)
+        import haiku
+        import jax
+        from alphafold.model import config, modules, prng, utils
+        settings, key = config.model_config("model_3_ptm").model, jax.random.PRNGKey(0)
+        settings.global_config.update(zero_init=False, subbatch_size=None)
+
+        def block(m, z):
+            ones = lambda x: jax.numpy.ones(x.shape[:2], x.dtype)
+            with utils.bfloat16_context():
+                layer = modules.EvoformerIteration(settings.embeddings_and_evoformer.evoformer, settings.global_config, is_extra_msa=False)
+                y = layer({"msa": m, "pair": z}, {"msa": ones(m), "pair": ones(z)}, is_training=False,
+                          safe_key=prng.SafeKey(haiku.next_rng_key()))
+            return y["msa"], y["pair"]
+        network = haiku.transform(block)
+        noise = lambda *shape, dtype="bfloat16": jax.random.normal(key, shape, dtype)
+        shapes = (row["S"], row["N"], 256), (row["N"], row["N"], 128)
+        count = lambda shape: max(1, min(16, -(-(128 << 20) // (2 * math.prod(shape))))) if self.device == "cuda" else 1
+        sets = list(zip(*([noise(*shape) for _ in range(count(shape))] for shape in shapes)))
+        weights = jax.tree_util.tree_map(
+            lambda w: noise(*w.shape, dtype=w.dtype) * w.shape[0] ** -0.5 if len(w.shape) > 1 else jax.numpy.ones(w.shape, w.dtype),
+            jax.eval_shape(network.init, key, *sets[0]))
+
+        def forward(weights, m, z):
+            return network.apply(weights, key, m, z)
+
+        def both(weights, m, z, seeds):
+            return jax.vjp(forward, weights, m, z)[1](seeds)
+        seeds = [tuple(noise(*shape) for shape in shapes)] if row["backward"] else []
+        call = jax.jit(both if row["backward"] else forward).lower(weights, *sets[0], *seeds).compile()
+        if self.args.prewarm:
+            return {}
+        plan = call.memory_analysis()
+
+        def batch(n):
+            start = time.perf_counter()
+            for i in range(n):
+                y = call(weights, *sets[i % len(sets)], *seeds)
+            jax.block_until_ready(y)
+            return (time.perf_counter() - start) * 1e3 / n
+        batch(len(sets))
+        n = int(min(200, max(1, 100 / batch(1))))
+        return {"ms": statistics.median_low([batch(n) for _ in range(7)]),
+                "mib": (plan.temp_size_in_bytes + plan.output_size_in_bytes) / 2**20}
 
     def trunk(self, S, N, E):
         """48 + 4 compiled blocks with one block's weights, and their inputs."""
