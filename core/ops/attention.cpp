@@ -18,7 +18,8 @@ struct Attending {
   int along;
   Tensor o, lse;
 
-  void forward(const Var& bias, bool record) {
+  /// queries: what q is of.
+  void forward(const Var& queries, const Var& bias, bool record) {
     const Tensor qs = turn(q, along), ks = turn(k, along), vs = turn(v, along);
     check(qs.rank() == 4 && ks.rank() == 4 && vs.rank() == 4 && qs.size(0) == ks.size(0) &&
               qs.size(2) == ks.size(2) && qs.size(3) == ks.size(3) && ks.size(1) == vs.size(1) &&
@@ -30,7 +31,9 @@ struct Attending {
     check(!mask.defined() || mask.shape() == Dims{ks.size(0), ks.size(1)}, "attention: mask ",
           mask.shape(), " for k ", ks.shape());
     const Dims shape = {q.size(0), q.size(1), q.size(2), v.size(3)};
-    o = NoGrad::active() && q.shape() == shape ? q : Tensor::empty(shape, q.dtype(), q.device());
+    const bool in_place = NoGrad::active() && q.shape() == shape;
+    check(!in_place || !queries.requires_grad(), "a recorded tensor would be overwritten");
+    o = in_place ? q : Tensor::empty(shape, q.dtype(), q.device());
     check(!gate || gate.shape() == o.shape(), "attention: gate ", gate.shape(), " for ", o.shape());
     // The GPU's backward begins from the forward's log-sum-exp; the CPU's computes the softmax
     // again.
@@ -54,7 +57,7 @@ struct Attending {
 Var attention(const Var& q, const Var& k, const Var& v, const Var& gate, const Var& bias,
               const Tensor& mask, int along) {
   Attending a{q.value(), k.value(), v.value(), gate.value(), mask, along, {}, {}};
-  a.forward(bias, recording({&q, &k, &v, &gate, &bias}));
+  a.forward(q, bias, recording({&q, &k, &v, &gate, &bias}));
   return result("attention", a.o, {&q, &k, &v, &gate, &bias}, [=](const Tensor& dy) {
     // Written instead of added to zeros, where nothing was added yet to any.
     const Var inputs[] = {q, k, v, gate};
@@ -77,7 +80,7 @@ Var attention(const Var& qkvg, const Var& bias, const Tensor& mask, int along) {
   const auto part = [](const Tensor& t, int i) { return t ? t.select(2, i) : t; };
   const Tensor& all = qkvg.value();
   Attending a{part(all, 0), part(all, 1), part(all, 2), part(all, 3), mask, along, {}, {}};
-  a.forward(bias, recording({&qkvg, &bias}));
+  a.forward(qkvg, bias, recording({&qkvg, &bias}));
   return result("attention", a.o, {&qkvg, &bias}, [=](const Tensor& dy) {
     // Written instead of added to zeros, where nothing was added yet.
     const Tensor fresh =

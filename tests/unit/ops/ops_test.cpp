@@ -307,6 +307,9 @@ TEST_CASE("attention under NoGrad takes the queries' place", "[ops]") {
     test::compare("", apart, want, 1e-12);
     CHECK(got.raw() == all.raw());
     test::compare("", got, want, 1e-12);
+    Var recorded(part(0));
+    recorded.want_grad();
+    REQUIRE_THROWS_AS(attention(recorded, part(1), part(2), {}, bias, mask, along), Error);
     // Of other channels than the queries' there is a tensor of its own.
     const Tensor wide = random({50, 50, 2, 9}, Dtype::f32);
     CHECK(attention(q, part(1), wide, {}, bias, mask, along).value().raw() != q.raw());
