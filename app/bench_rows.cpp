@@ -326,41 +326,39 @@ void Bench::block(bool extra) {
 
 void Bench::operations(Inputs& z, double Z) {
   const int64_t heads = config.evoformer.triangle_attention_starting_node.num_head,
-                c = config.pair_channel / heads, N = n.n_res;
+                c_z = config.pair_channel, c = c_z / heads, N = n.n_res;
   const Dims shape{N, N, heads, c};
   Inputs q = inputs(shape, 5), k = inputs(shape, 6), v = inputs(shape, 7);
   Var bias(noise({heads, N, N}, 8, Dtype::f32, device, 3));
-  Var scale(ones({config.pair_channel}).to(device)), offset(scale.value().clone());
+  Var scale(ones({c_z}).to(device)), offset(scale.value().clone());
   watch(bias);
   for (Var* leaf : {&scale, &offset}) leaf->want_grad();  // parameters': added to, step by step
   const double logits = double(N) * double(N) * double(N) * double(heads);
   row("triangle attention core",
       {{0, 4 * logits * double(c)}, 4 * Z + 4 * double(heads * N * N), logits},
       [&] { return Vars{attention(q.next(), k.next(), v.next(), Var(), bias, Tensor())}; });
-  Work norm{Flops{}, 2 * Z};
-  norm.backward = 1.5;
-  row("layer norm", norm, [&] { return Vars{layer_norm(z.next(), scale, offset)}; });
+  const auto moves = [](double forward, double backward) {
+    Work w{Flops{}, forward};
+    w.backward = backward / forward;
+    return w;
+  };
+  row("layer norm", moves(2 * Z, 3 * Z), [&] { return Vars{layer_norm(z.next(), scale, offset)}; });
   const auto parameter = [&](const Dims& shape, uint64_t stream) {
     Var x(noise(shape, stream, Dtype::f32, device));
     x.want_grad();
     return Var(x.value().to(dtype), x.slot());
   };
-  const Var w = parameter({config.pair_channel, heads}, 9);
+  const Var w = parameter({c_z, heads}, 9);
   if (fuses_pair_bias(z.next(), w)) {
     const double biases = 4 * double(heads * N * N);
-    Work bias_of_pairs{Flops{}, Z + biases};
-    bias_of_pairs.backward = (2 * Z + biases) / (Z + biases);
-    row("pair bias", bias_of_pairs, [&] {
+    row("pair bias", moves(Z + biases, 2 * Z + biases), [&] {
       return Vars{pair_bias(z.next(), {scale, offset, w, {}}, false)};
     });
   }
-  const Tensor factors = ones({N, config.pair_channel}).to(device);
-  Inputs updates = inputs({N, N, config.pair_channel}, 10);
-  Work residual{Flops{}, 3 * Z};
-  residual.backward = 2.0 / 3;
-  row("residual and dropout", residual,
+  const Tensor factors = ones({N, c_z}).to(device);
+  Inputs updates = inputs({N, N, c_z}, 10);
+  row("residual and dropout", moves(3 * Z, 2 * Z),
       [&] { return Vars{dropout_add(z.next(), updates.next(), factors)}; });
-  const int64_t c_z = config.pair_channel;
   const Var left = parameter({N, c_z}, 11), right = parameter({N, c_z}, 12),
             relpos = parameter({65, c_z}, 13), dgram = parameter({15, c_z}, 14);
   const Tensor index = Tensor::empty({N}, Dtype::i32), breaks = Tensor::empty({15});
@@ -368,9 +366,7 @@ void Bench::operations(Inputs& z, double Z) {
   for (int i = 0; i < 15; ++i) breaks.data<float>()[i] = float(i * i);
   const Tensor there[] = {index.to(device), noise({N, 3}, 15, Dtype::f32, device, 5),
                           breaks.to(device)};
-  Work embedding{Flops{}, Z};
-  embedding.backward = 1;
-  row("pair embedding", embedding,
+  row("pair embedding", moves(Z, Z),
       [&] { return Vars{pair_embed(left, right, there[0], relpos, there[1], dgram, there[2])}; });
   // What as many bytes take at best.
   if (!training)

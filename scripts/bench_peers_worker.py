@@ -259,11 +259,14 @@ class Worker:
                 p.normal_(0, p.shape[-1] ** -0.5) if p.dim() > 1 else p.normal_(1, 0.1)
         return module.to(torch.bfloat16).eval()
 
+    def turns(self, shape):
+        """How many inputs take turns, so that no cache holds them."""
+        return max(1, min(16, -(-(128 << 20) // (2 * math.prod(shape))))) if self.device == "cuda" else 1
+
     def copies(self, *shape, backward):
         torch = self.torch
-        n = math.prod(shape) * 2
-        count = max(1, min(16, -(-(128 << 20) // n))) if self.device == "cuda" else 1
-        return [torch.randn(*shape, device=self.device, dtype=torch.bfloat16).requires_grad_(bool(backward)) for _ in range(count)]
+        return [torch.randn(*shape, device=self.device, dtype=torch.bfloat16).requires_grad_(bool(backward))
+                for _ in range(self.turns(shape))]
 
     def allocated(self, peak=False):
         cuda = self.torch.cuda
@@ -405,8 +408,7 @@ class Worker:
     def alphafold_block(self, row):
         """AlphaFold's own, compiled by XLA; whole batches of calls by the clock, memory as XLA plans it."""
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-        if self.args.peers not in sys.path:
-            sys.path.append(self.args.peers)
+        package("alphafold", self.args.peers)
         import haiku
         import jax
         from alphafold.model import config, modules, prng, utils
@@ -423,8 +425,7 @@ class Worker:
         network = haiku.transform(block)
         noise = lambda *shape, dtype="bfloat16": jax.random.normal(key, shape, dtype)
         shapes = (row["S"], row["N"], 256), (row["N"], row["N"], 128)
-        count = lambda shape: max(1, min(16, -(-(128 << 20) // (2 * math.prod(shape))))) if self.device == "cuda" else 1
-        sets = list(zip(*([noise(*shape) for _ in range(count(shape))] for shape in shapes)))
+        sets = list(zip(*([noise(*shape) for _ in range(self.turns(shape))] for shape in shapes)))
         weights = jax.tree_util.tree_map(
             lambda w: noise(*w.shape, dtype=w.dtype) * w.shape[0] ** -0.5 if len(w.shape) > 1 else jax.numpy.ones(w.shape, w.dtype),
             jax.eval_shape(network.init, key, *sets[0]))

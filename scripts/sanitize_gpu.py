@@ -4,9 +4,9 @@
     scripts/sanitize_gpu.py build/release/test_cuda --tool racecheck --only 'outer product|modules'
 
 One line for each: clean, what was reported and in which kernels, or that it did not end. Reports whose both ends are in
-kernels of cuBLASLt's (nvjet, cutlass, cublas) are counted apart; racecheck looks at our kernels alone. Exit 1 where a test
-fails, does not end, or one of our kernels is reported. Where that ends in the tool's own error, as some of cuBLASLt's kernels make
-it if the tool leaves them out, racecheck looks at all kernels.
+kernels of cuBLASLt's (nvjet, cutlass, cublas) are counted apart; racecheck looks at our kernels alone, or at all where
+that ends in the tool's own error: a few of cuBLASLt's fail if it leaves them out. Exit 1 where a test fails, does not end,
+or one of our kernels is reported.
 Launches wait for each other: otherwise racecheck's queue of records fills the machine's memory. Threads that are ranks
 would then wait for each other, too: those that only exchange do not wait, and the gradients of two ranks are those of
 `fastfold parity` in two processes, the program beside test_cuda, in time and late.

@@ -116,6 +116,12 @@ class NoGrad {
   }
 };
 
+/// Whether an operation's result may take x's place: under NoGrad, where x must not be recorded.
+inline bool may_overwrite(const Var& x) {
+  check(!NoGrad::active() || !x.requires_grad(), "a recorded tensor would be overwritten");
+  return NoGrad::active();
+}
+
 /// Records what happens on this thread while it is the innermost one alive.
 class Tape {
  public:

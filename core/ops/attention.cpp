@@ -31,9 +31,8 @@ struct Attending {
     check(!mask.defined() || mask.shape() == Dims{ks.size(0), ks.size(1)}, "attention: mask ",
           mask.shape(), " for k ", ks.shape());
     const Dims shape = {q.size(0), q.size(1), q.size(2), v.size(3)};
-    const bool in_place = NoGrad::active() && q.shape() == shape;
-    check(!in_place || !queries.requires_grad(), "a recorded tensor would be overwritten");
-    o = in_place ? q : Tensor::empty(shape, q.dtype(), q.device());
+    o = q.shape() == shape && may_overwrite(queries) ? q
+                                                     : Tensor::empty(shape, q.dtype(), q.device());
     check(!gate || gate.shape() == o.shape(), "attention: gate ", gate.shape(), " for ", o.shape());
     // The GPU's backward begins from the forward's log-sum-exp; the CPU's computes the softmax
     // again.

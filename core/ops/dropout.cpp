@@ -46,9 +46,9 @@ Var dropout(const Var& x, const Tensor& factors) {
 
 Var dropout_add(const Var& residual, const Var& x, const Tensor& factors, int along) {
   check(residual.shape() == x.shape(), "add ", x.shape(), " to ", residual.shape());
-  check(!NoGrad::active() || !residual.requires_grad(), "a recorded tensor would be overwritten");
   const Tensor& old = residual.value();
-  const Tensor y = NoGrad::active() ? old : Tensor::empty(old.shape(), old.dtype(), old.device());
+  const Tensor y =
+      may_overwrite(residual) ? old : Tensor::empty(old.shape(), old.dtype(), old.device());
   add_dropped(x.value(), factors, along, old, y);
   return result(
       "dropout_add", y, {&residual, &x},

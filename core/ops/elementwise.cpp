@@ -8,11 +8,7 @@ namespace ff {
 namespace {
 
 /// What the operation may write: x itself under NoGrad.
-Tensor target(const Var& x) {
-  if (!NoGrad::active()) return x.value().clone();
-  check(!x.requires_grad(), "a recorded tensor would be overwritten");
-  return x.value();
-}
+Tensor target(const Var& x) { return may_overwrite(x) ? x.value() : x.value().clone(); }
 
 /// Adds dy where x's gradient is wanted, in that gradient's precision.
 void pass_on(const Var& x, const Tensor& dy) {

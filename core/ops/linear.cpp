@@ -170,9 +170,8 @@ Var linear_add(const Var& residual, const Var& x, const Var& w, const Var& b) {
   const Tensor wv = w.value().view({xv.size(-1), -1});
   const Tensor bv = b ? b.value().view({-1}) : Tensor();
   check_linear(xv, wv, bv);
-  check(!NoGrad::active() || !residual.requires_grad(), "a recorded tensor would be overwritten");
   const Tensor& r = residual.value();
-  const Tensor y = NoGrad::active() ? r : Tensor::empty(r.shape(), r.dtype(), r.device());
+  const Tensor y = may_overwrite(residual) ? r : Tensor::empty(r.shape(), r.dtype(), r.device());
   // The residual may be a transposed view: then all keep two leading axes.
   const bool flat = r.is_contiguous() && xv.is_contiguous();
   const auto batches = [flat](const Tensor& t) {

@@ -25,9 +25,9 @@ Var outer_product_mean(const Var& residual, const Vars& sides, const Var& w, con
             norm.shape() == Dims{left.size(1), right.size(1)},
         "outer product mean of ", left.shape(), " and ", right.shape(), " with w ", w.shape(),
         ", norm ", norm.shape(), " into ", residual.shape());
-  check(!NoGrad::active() || !residual.requires_grad(), "a recorded tensor would be overwritten");
   const Tensor& old = residual.value();
-  const Tensor z = NoGrad::active() ? old : Tensor::empty(old.shape(), old.dtype(), old.device());
+  const Tensor z =
+      may_overwrite(residual) ? old : Tensor::empty(old.shape(), old.dtype(), old.device());
   const Tensor kept =
       kernels(z.device())
           .outer_product_mean(left, right, w.value(), b.value(), norm, old, z, recording({&w}));
