@@ -220,7 +220,8 @@ __device__ __forceinline__ float quad_sum(float x) {
   return x + __shfl_xor_sync(~0u, x, 2);
 }
 
-/// Launches kKernel on the stream with `shared` bytes of dynamic shared memory.
+/// Launches kKernel on the stream with `shared` bytes of dynamic shared memory; a kernel that asks
+/// for more than 48 KiB has no other.
 template <auto kKernel, class... Args>
 void launch(const char* name, Extent blocks, int threads, int64_t shared, const Args&... args) {
   if (shared > 48 << 10) {

@@ -1,7 +1,9 @@
 // Attention's bias from the pair representation: the layer norm and its product with at most eight
 // heads in one pass over z, on the matrix unit. With d = z - mean, r = 1/std, x = r d and v = scale
-// w, which is kept as the sum of two numbers of bf16: bias = r d . v + offset . w. The sum of a row
-// is its product with ones.
+// w, which is kept as the sum of two numbers of bf16: bias = r d . v + offset . w, where d . v =
+// z . v - mean sum(v): z goes to the products as it is, and the sum of a row is its product with
+// ones. With w = r dbias and g = d . v, dz = w . v + level - slope z, whose slope = r^2 w . g / c
+// and level = slope mean - sum(w . v) / c are two numbers a row.
 //
 // A warp has 16 rows of z at a time. Thread (g, t) = (lane / 4, lane % 4) holds of rows g and g + 8
 // the chunks of 8 channels at 32 j + 8 t: pair p of chunk j are channels 32 j + 8 t + 2 p and the
@@ -18,9 +20,7 @@ namespace {
 
 using bf16_t = __nv_bfloat16;
 
-/// Threads of a block.
-constexpr int kForward = 256, kBackward = 512;
-constexpr int kRows = 16, kHeads = 8, kV = 8;
+constexpr int kThreads = 256, kWarps = kThreads / 32, kRows = 16, kHeads = 8, kV = 8;
 
 /// Element [head, row of z] of a bias [h, n, m] of any strides.
 struct Plane {
@@ -32,6 +32,7 @@ struct Plane {
         m(uint32_t(t.size(2))),
         heads(int(t.size(0))) {}
   __device__ __forceinline__ float* at(int64_t r) const {
+    if (i == m * j) return base + r * j;
     const uint32_t q = uint32_t(r) / m;
     return base + q * i + (uint32_t(r) - q * m) * j;
   }
@@ -55,15 +56,13 @@ __device__ __forceinline__ void split_pair(float first, float second, uint32_t& 
 }
 
 /// v of 32 kChunks channels and kHeads heads, zero where there is none, made by the whole block:
-/// the larger parts and the rest, by channels, or by heads apart so that rows meet in no bank.
-template <int kThreads, int kChunks, bool kByHead>
+/// the larger parts and the rest, by heads apart so that rows meet in no bank.
+template <int kChunks>
 struct Weights {
-  static constexpr int kWarps = kThreads / 32, kChannels = 32 * kChunks,
-                       kRow = kByHead ? kChannels + 8 : kHeads,
-                       kSize = kByHead ? kHeads * kRow : kChannels * kRow;
+  static constexpr int kChannels = 32 * kChunks, kRow = kChannels + 8;
   __device__ __forceinline__ void make(const Layer& l) {
     const int head = threadIdx.x % kHeads;
-    float sum = 0;
+    float sum = 0, total = 0;
     static_assert(kChannels % (kThreads / kHeads) == 0);
 #pragma unroll
     for (int first = 0; first < kChannels; first += kThreads / kHeads) {
@@ -74,42 +73,96 @@ struct Weights {
       const float w = to_float(l.w[there ? channel * l.heads + head : 0]),
                   v = there ? w * l.scale[i] : 0.0f, o = w * l.offset[i];
       sum += there ? o : 0.0f;
-      const int at = kByHead ? head * kRow + channel : channel * kRow + head;
-      most[at] = from_float<bf16_t>(v);
-      rest[at] = from_float<bf16_t>(v - to_float(most[at]));
+      const bf16_t larger = from_float<bf16_t>(v),
+                   smaller = from_float<bf16_t>(v - to_float(larger));
+      total += to_float(larger) + to_float(smaller);
+      most[head * kRow + channel] = larger;
+      rest[head * kRow + channel] = smaller;
     }
-    for (int d = kHeads; d < 32; d *= 2) sum += __shfl_xor_sync(~0u, sum, d);
-    if (threadIdx.x % 32 < kHeads) base[threadIdx.x / 32][head] = sum;
+    for (int d = kHeads; d < 32; d *= 2) {
+      sum += __shfl_xor_sync(~0u, sum, d);
+      total += __shfl_xor_sync(~0u, total, d);
+    }
+    if (threadIdx.x % 32 < kHeads) of_warp[threadIdx.x / 32][head] = make_float2(sum, total);
     __syncthreads();
   }
-  /// offset . w of a head.
-  __device__ __forceinline__ float base_of(int head) const {
-    float sum = 0;
+  /// offset . w and sum(v) of a head.
+  __device__ __forceinline__ float2 sums_of(int head) const {
+    float2 sum = {};
 #pragma unroll
-    for (int warp = 0; warp < kWarps; ++warp) sum += base[warp][head];
+    for (int warp = 0; warp < kWarps; ++warp) {
+      sum.x += of_warp[warp][head].x;
+      sum.y += of_warp[warp][head].y;
+    }
     return sum;
   }
-  alignas(16) bf16_t most[kSize];
-  alignas(16) bf16_t rest[kSize];
-  float base[kWarps][kHeads];
+  alignas(16) bf16_t most[kHeads * kRow];
+  alignas(16) bf16_t rest[kHeads * kRow];
+  float2 of_warp[kWarps][kHeads];
 };
 
-/// A thread's part of two rows, as it was loaded.
+using Chunk = Raw<bf16_t, kV>;
+
+/// f(k, j, from, there) of a thread's chunks j in rows row0 + g + 8 k; in place of rows and chunks
+/// that do not exist, the first. Nothing where the warp has no row: all of them would wait for the
+/// first.
+template <int kChunks, class F>
+__device__ __forceinline__ void each_chunk(const View<bf16_t>& view, int64_t row0, int g, int t,
+                                           F f) {
+  if (row0 >= view.rows.n) return;
+  const bf16_t* row[2];
+#pragma unroll
+  for (int k = 0; k < 2; ++k) {
+    const int64_t r = row0 + g + 8 * k;
+    row[k] = view.row(r < view.rows.n ? r : 0);
+  }
+#pragma unroll
+  for (int k = 0; k < 2; ++k)
+#pragma unroll
+    for (int j = 0; j < kChunks; ++j) {
+      const int channel = 32 * j + 8 * t;
+      const bool there = channel < view.rows.c;
+      f(k, j, row[k] + (there ? channel : 0), there);
+    }
+}
+
+/// A warp's rows in shared memory, chunks that do not exist as zeros. Neither rows by lanes nor
+/// columns by matrices meet in a bank.
+template <int kChunks>
+struct Stage {
+  __device__ __forceinline__ Chunk& at(int row, int chunk) {
+    return chunks[row * 4 * kChunks + (chunk ^ (row % 2 * 4 + row / 2 % 4))];
+  }
+  /// Begins to copy rows row0, row0 + 1, ...
+  __device__ __forceinline__ void fetch(const View<bf16_t>& from, int64_t row0, int g, int t) {
+    __syncwarp();
+    each_chunk<kChunks>(from, row0, g, t, [&](int k, int j, const bf16_t* chunk, bool there) {
+      copy_async16(shared_address(&at(g + 8 * k, 4 * j + t)), chunk, there ? 16 : 0);
+    });
+    copy_commit();
+  }
+  Chunk chunks[kRows * 4 * kChunks];
+};
+
+/// A thread's part of two rows, zeros in place of chunks that do not exist.
 template <int kChunks>
 struct Held {
-  using Chunk = Raw<bf16_t, kV>;
-  /// Rows and chunks that do not exist get the numbers of some that do.
   __device__ __forceinline__ void load(const View<bf16_t>& from, int64_t row0, int g, int t) {
-    const bf16_t* row[2];
+    each_chunk<kChunks>(from, row0, g, t, [&](int k, int j, const bf16_t* at, bool) {
+      chunk[k][j] = load_raw<kV>(at);
+    });
+    if (from.rows.c < 32 * kChunks)
 #pragma unroll
-    for (int k = 0; k < 2; ++k) row[k] = from.row(min(row0 + g + 8 * k, from.rows.n - 1));
+      for (int k = 0; k < 2; ++k)
+#pragma unroll
+        for (int j = 0; j < kChunks; ++j)
+          if (32 * j + 8 * t >= from.rows.c) chunk[k][j] = Chunk();
+  }
+  __device__ __forceinline__ void load(Stage<kChunks>& from, int g, int t) {
 #pragma unroll
     for (int k = 0; k < 2; ++k)
 #pragma unroll
-      for (int j = 0; j < kChunks; ++j) {
-        const int channel = 32 * j + 8 * t;
-        chunk[k][j] = load_raw<kV>(row[k] + (channel < from.rows.c ? channel : 0));
-      }
+      for (int j = 0; j < kChunks; ++j) chunk[k][j] = from.at(g + 8 * k, 4 * j + t);
   }
   /// Adds pairs p and p + 1 of chunk j of 16 rows, times b.
   __device__ __forceinline__ void product(int j, int p, float (&to)[4], uint32_t b0,
@@ -118,235 +171,222 @@ struct Held {
                            chunk[1][j].at[p + 1]};
     mma(to, a, b0, b1);
   }
-  /// Both rows' mean, by a product with ones; share: 1 / c.
-  __device__ __forceinline__ void means(int c, float share, int t, float (&mean)[2]) const {
-    float sums[4] = {};
-#pragma unroll
-    for (int j = 0; j < kChunks; ++j) {
-      const uint32_t ones = 32 * j + 8 * t < c ? 0x3F803F80 : 0;
-      product(j, 0, sums, ones, ones);
-      product(j, 2, sums, ones, ones);
-    }
-    for (int k = 0; k < 2; ++k) mean[k] = sums[2 * k] * share;
-  }
   Chunk chunk[2][kChunks];
 };
 
-/// The same of z, with both rows' mean and 1/std.
-template <int kChunks>
-struct Normed : Held<kChunks> {
-  __device__ __forceinline__ void find(int c, float share, int t) {
-    this->means(c, share, t, mean);
+/// Both rows' mean and 1/std, and (z - mean) . v of heads 2 t and the next: element 2 k + e.
+struct Normed {
+  /// share: 1 / c; totals: sum(v) of the two heads.
+  template <int kChunks>
+  __device__ __forceinline__ Normed(const Held<kChunks>& rows, const Weights<kChunks>& weights,
+                                    float share, const float (&totals)[2], int g, int t) {
+    constexpr uint32_t kOnes = 0x3F803F80;  // two of bf16
+    float sums[2][4] = {}, rest[4] = {}, squares[2][4] = {};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) logits[i] = 0;
+#pragma unroll
+    for (int j = 0; j < kChunks; ++j) {
+      const int at = g * weights.kRow + 32 * j + 8 * t;
+      const auto larger = load_pack<4>(reinterpret_cast<const uint32_t*>(weights.most + at)),
+                 smaller = load_pack<4>(reinterpret_cast<const uint32_t*>(weights.rest + at));
+#pragma unroll
+      for (int p = 0; p < 4; p += 2) {
+        rows.product(j, p, sums[p / 2], kOnes, kOnes);
+        rows.product(j, p, logits, larger.at[p], larger.at[p + 1]);
+        rows.product(j, p, rest, smaller.at[p], smaller.at[p + 1]);
+#pragma unroll
+        for (int k = 0; k < 2; ++k)  // by rows 8 k, 8 k + 1, ...: what lies on the diagonal counts
+          rows.product(j, p, squares[k], rows.chunk[k][j].at[p], rows.chunk[k][j].at[p + 1]);
+      }
+    }
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
-      float squares = 0;
+      mean[k] = (sums[0][2 * k] + sums[1][2 * k]) * share;
+      // Where a mean is large beside the deviation the row has one exponent or two: f32 has the
+      // sum of such squares without error.
+      const float square = g % 2 ? squares[k][2 * k + 1] : squares[k][2 * k];
+      float variance =
+          fmaxf(__shfl_sync(~0u, square, 4 * g + g / 2) * share - mean[k] * mean[k], 0);
+      rstd[k] = rsqrtf(variance + kNormEpsilon);
 #pragma unroll
-      for (int j = 0; j < kChunks; ++j)
-        if (32 * j + 8 * t < c)
-#pragma unroll
-          for (int i = 0; i < kV; ++i) {
-            const float d = unpacked<bf16_t, kV>(this->chunk[k][j], i) - mean[k];
-            squares += d * d;
-          }
-      rstd[k] = rsqrtf(quad_sum(squares) * share + kNormEpsilon);
+      for (int e = 0; e < 2; ++e) logits[2 * k + e] += rest[2 * k + e] - mean[k] * totals[e];
     }
   }
-  __device__ __forceinline__ float x(int k, int j, int i) const {
-    return (unpacked<bf16_t, kV>(this->chunk[k][j], i) - mean[k]) * rstd[k];
-  }
-  float mean[2], rstd[2];
+  float mean[2], rstd[2], logits[4];
 };
 
 /// The next rows are on their way while these are worked on.
 template <int kChunks>
-__global__ void __launch_bounds__(kForward, 2)
+__global__ void __launch_bounds__(kThreads, 2)
     forward_kernel(const __grid_constant__ View<bf16_t> z, const __grid_constant__ Layer layer,
                    const __grid_constant__ Plane bias) {
   after_earlier();
-  constexpr int kWarps = kForward / 32;
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, c = layer.c;
   const int64_t n = z.rows.n, step = int64_t(gridDim.x) * kWarps * kRows;
   int64_t row0 = (int64_t(blockIdx.x) * kWarps + threadIdx.x / 32) * kRows;
   Held<kChunks> rows, next;
   rows.load(z, row0, g, t);
-  __shared__ Weights<kForward, kChunks, true> weights;
+  __shared__ Weights<kChunks> weights;
   weights.make(layer);
-  const float share = 1 / float(c), bases[2] = {weights.base_of(2 * t), weights.base_of(2 * t + 1)};
+  const float2 sums[2] = {weights.sums_of(2 * t), weights.sums_of(2 * t + 1)};
+  const float share = 1 / float(c), bases[2] = {sums[0].x, sums[1].x},
+              totals[2] = {sums[0].y, sums[1].y};
   for (; row0 < n; row0 += step, rows = next) {
     next.load(z, row0 + step, g, t);
-    float mean[2], squares[2] = {}, logits[4] = {};
-    rows.means(c, share, t, mean);
-#pragma unroll
-    for (int k = 0; k < 2; ++k)
-#pragma unroll
-      for (int j = 0; j < kChunks; ++j)
-        if (32 * j + 8 * t < c)
-#pragma unroll
-          for (int p = 0; p < 4; ++p) {
-            uint32_t& pair = rows.chunk[k][j].at[p];
-            const float first = low_bf16(pair) - mean[k], second = high_bf16(pair) - mean[k];
-            squares[k] += first * first;
-            squares[k] += second * second;
-            pair = pack_bf16(first, second);
-          }
-#pragma unroll
-    for (int j = 0; j < kChunks; ++j) {
-      const int at = g * weights.kRow + 32 * j + 8 * t;
-      const auto most = load_pack<4>(reinterpret_cast<const uint32_t*>(weights.most + at)),
-                 rest = load_pack<4>(reinterpret_cast<const uint32_t*>(weights.rest + at));
-#pragma unroll
-      for (int p = 0; p < 4; p += 2) {
-        rows.product(j, p, logits, most.at[p], most.at[p + 1]);
-        rows.product(j, p, logits, rest.at[p], rest.at[p + 1]);
-      }
-    }
+    const Normed normed(rows, weights, share, totals, g, t);
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
-      const float rstd = rsqrtf(quad_sum(squares[k]) * share + kNormEpsilon);
       const int64_t r = row0 + g + 8 * k;
       if (r >= n) continue;
       float* const to = bias.at(r);
 #pragma unroll
       for (int e = 0; e < 2; ++e)
         if (2 * t + e < bias.heads)
-          to[(2 * t + e) * bias.head] = logits[2 * k + e] * rstd + bases[e];
+          to[(2 * t + e) * bias.head] = normed.logits[2 * k + e] * normed.rstd[k] + bases[e];
     }
   }
 }
 
 /// As many whatever the GPU: the sums' order is always the same.
-constexpr int64_t kBackwardBlocks = 132;
+constexpr int64_t kBackwardBlocks = 264;
+
+/// A block's shared memory in the backward: too much for what kernels have by themselves.
+template <int kChunks>
+struct Room {
+  Stage<kChunks> stages[2][kWarps];
+  Weights<kChunks> weights;
+  /// As lanes take them: v[channel n of a tile (j, p) = g, heads 2 t and the next], both parts.
+  uint2 by_lane[kChunks * 4][32];
+};
 
 /// partial [blocks, c h + h]: the blocks' sums of x[c] dbias[h], and of dbias[h].
 template <int kChunks, bool kAdds>
-__global__ void __launch_bounds__(kBackward, 1)
+__global__ void __launch_bounds__(kThreads, 2)
     backward_kernel(const __grid_constant__ View<bf16_t> z, const __grid_constant__ Layer layer,
                     const __grid_constant__ Plane dbias, const __grid_constant__ View<bf16_t> dz,
                     float* partial) {
   after_earlier();
-  constexpr int kWarps = kBackward / 32;
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, c = layer.c, heads = layer.heads;
   const int64_t n = z.rows.n, step = int64_t(gridDim.x) * kWarps * kRows;
   const float share = 1 / float(c);
-  // As lanes take them: v[channel n of a tile (j, p) = g, heads 2 t and the next], both parts.
-  __shared__ uint2 by_lane[kChunks * 4][32];
-  {
-    __shared__ Weights<kBackward, kChunks, false> weights;
-    weights.make(layer);
-    for (int tile = threadIdx.x / 32; tile < kChunks * 4; tile += kWarps) {
-      const int at =
-          (32 * (tile / 4) + 8 * (g / 2) + 2 * (tile % 4) + g % 2) * weights.kRow + 2 * t;
-      by_lane[tile][lane] = make_uint2(*reinterpret_cast<const uint32_t*>(weights.most + at),
-                                       *reinterpret_cast<const uint32_t*>(weights.rest + at));
-    }
-    __syncthreads();
+  int64_t row0 = (int64_t(blockIdx.x) * kWarps + threadIdx.x / 32) * kRows;
+  extern __shared__ __align__(16) unsigned char shared[];
+  auto& [stages, weights, by_lane] = *reinterpret_cast<Room<kChunks>*>(shared);
+  auto *stage = &stages[0][threadIdx.x / 32], *other = &stages[1][threadIdx.x / 32];
+  stage->fetch(z, row0, g, t);
+  weights.make(layer);
+  for (int tile = threadIdx.x / 32; tile < kChunks * 4; tile += kWarps) {
+    const int at = 2 * t * weights.kRow + 32 * (tile / 4) + 8 * (g / 2) + 2 * (tile % 4) + g % 2;
+    const auto pair = [&](const bf16_t* v) {
+      return pack_bf16(to_float(v[at]), to_float(v[at + weights.kRow]));
+    };
+    by_lane[tile][lane] = make_uint2(pair(weights.most), pair(weights.rest));
   }
-  // Of tiles (j, p) and (j, p + 1): channel n = g, heads 2 t and the next; of head g.
-  float sums[kChunks][2][4] = {}, whole = 0;
-  for (int64_t row0 = (int64_t(blockIdx.x) * kWarps + threadIdx.x / 32) * kRows; row0 < n;
-       row0 += step) {
-    Normed<kChunks> rows;
-    rows.load(z, row0, g, t);
+  __syncthreads();
+  const float totals[2] = {weights.sums_of(2 * t).y, weights.sums_of(2 * t + 1).y};
+  // Of head g: dbias, and mean w. Of channels 16 i + g and 16 i + 8 + g, heads 2 t and the next:
+  // z w.
+  float whole = 0, shift = 0, sums[2 * kChunks][4] = {};
+  for (; row0 < n; row0 += step) {
     float of_head[4];  // dbias of head g, rows 2 t, 2 t + 1, 2 t + 8, 2 t + 9
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       const int64_t r = row0 + 2 * t + k % 2 + k / 2 * 8;
       of_head[k] = r < n && g < heads ? dbias.at(r)[g * dbias.head] : 0.0f;
     }
-    rows.find(c, share, t);
-    whole += of_head[0] + of_head[1] + of_head[2] + of_head[3];
-    uint32_t up[4];  // as rows of heads: the larger parts' first and last 8 columns, the rest's
+    other->fetch(z, row0 + step, g, t);
+    copy_wait<1>();
+    __syncwarp();
+    Held<kChunks> rows;
+    rows.load(*stage, g, t);
+    const Normed normed(rows, weights, share, totals, g, t);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const int owner = 8 * t + k % 2 * 4;
+      whole += of_head[k];
+      of_head[k] *= __shfl_sync(~0u, normed.rstd[k / 2], owner);
+      shift += of_head[k] * __shfl_sync(~0u, normed.mean[k / 2], owner);
+    }
+    uint32_t up[4];  // w as rows of heads: the larger parts' first and last 8 columns, the rest's
     split_pair(of_head[0], of_head[1], up[0], up[1]);
     split_pair(of_head[2], of_head[3], up[2], up[3]);
     const uint32_t first = transpose_matrix(up[0]), last = transpose_matrix(up[2]),
                    by_row[4] = {first, last, first, last};
-    // The gradient with regard to x of tile (j, p): rows g and g + 8, this thread's pair each.
-    const auto gradient = [&](int j, int p, float(&to)[4]) {
+    float level[2], slope[2];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) to[i] = 0;
-      const uint2 v = by_lane[4 * j + p][lane];
-      mma(to, by_row, v.x, v.y);
-    };
-    float mean[2] = {}, mean_x[2] = {};
+    for (int k = 0; k < 2; ++k) {
+      const float w[2] = {low_bf16(by_row[k]), high_bf16(by_row[k])};
+      slope[k] = quad_sum(w[0] * normed.logits[2 * k] + w[1] * normed.logits[2 * k + 1]) * share *
+                 (normed.rstd[k] * normed.rstd[k]);
+      level[k] = slope[k] * normed.mean[k] - quad_sum(w[0] * totals[0] + w[1] * totals[1]) * share;
+    }
+    bf16_t* to[2];
 #pragma unroll
-    for (int j = 0; j < kChunks; ++j)
+    for (int k = 0; k < 2; ++k) to[k] = dz.row(min(row0 + g + 8 * k, n - 1));
+#pragma unroll
+    for (int j = 0; j < kChunks; ++j) {
+      const int channel = 32 * j + 8 * t < c ? 32 * j + 8 * t : 0;
+      Chunk old[2], out[2];
+      if (kAdds)
+#pragma unroll
+        for (int k = 0; k < 2; ++k) old[k] = load_raw<kV>(to[k] + channel);
 #pragma unroll
       for (int p = 0; p < 4; ++p) {
         float d[4];
-        gradient(j, p, d);
-        if (32 * j + 8 * t < c)
 #pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            mean[i / 2] += d[i];
-            mean_x[i / 2] += d[i] * rows.x(i / 2, j, 2 * p + i % 2);
-          }
+        for (int i = 0; i < 4; ++i) {
+          const int k = i / 2, e = 2 * p + i % 2;
+          d[i] = level[k] - slope[k] * unpacked<bf16_t, kV>(rows.chunk[k][j], e);
+          if (kAdds) d[i] += unpacked<bf16_t, kV>(old[k], e);
+        }
+        const uint2 v = by_lane[4 * j + p][lane];
+        mma(d, by_row, v.x, v.y);
+#pragma unroll
+        for (int k = 0; k < 2; ++k) out[k].at[p] = pack_bf16(d[2 * k], d[2 * k + 1]);
       }
 #pragma unroll
-    for (int k = 0; k < 2; ++k) {
-      mean[k] = quad_sum(mean[k]) * share;
-      mean_x[k] = quad_sum(mean_x[k]) * share;
-    }
-#pragma unroll
-    for (int j = 0; j < kChunks; ++j) {
-      const bool there = 32 * j + 8 * t < c;
-      Raw<bf16_t, kV> old[2];
-      if (kAdds)
-#pragma unroll
-        for (int k = 0; k < 2; ++k)
-          old[k] =
-              load_raw<kV>(dz.row(min(row0 + g + 8 * k, n - 1)) + (there ? 32 * j + 8 * t : 0));
-      float out[2][kV];
-#pragma unroll
-      for (int p = 0; p < 4; p += 2) {
+      for (int i = 2 * j; i < 2 * j + 2; ++i) {
         uint32_t by_channel[4];
-#pragma unroll
-        for (int q = 0; q < 2; ++q) {
-          float d[4], x[4];
-          gradient(j, p + q, d);
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            const int k = i / 2, e = 2 * (p + q) + i % 2;
-            x[i] = there ? rows.x(k, j, e) : 0.0f;
-            out[k][e] = rows.rstd[k] * (d[i] - mean[k] - x[i] * mean_x[k]);
-            if (kAdds) out[k][e] += unpacked<bf16_t, kV>(old[k], e);
-          }
-          by_channel[q] = transpose_matrix(pack_bf16(x[0], x[1]));
-          by_channel[2 + q] = transpose_matrix(pack_bf16(x[2], x[3]));
-        }
-        mma(sums[j][p / 2], by_channel, up[0], up[2]);
-        mma(sums[j][p / 2], by_channel, up[1], up[3]);
+        load_matrices_transposed(
+            by_channel, shared_address(&stage->at(lane % 8 + lane / 16 * 8, 2 * i + lane / 8 % 2)));
+        mma(sums[i], by_channel, up[0], up[2]);
+        mma(sums[i], by_channel, up[1], up[3]);
       }
 #pragma unroll
       for (int k = 0; k < 2; ++k)
-        if (dz.base && there && row0 + g + 8 * k < n)
-          store_floats<kV>(dz.row(row0 + g + 8 * k) + 32 * j + 8 * t, out[k]);
+        if (dz.base && 32 * j + 8 * t < c && row0 + g + 8 * k < n)
+          *reinterpret_cast<Chunk*>(to[k] + channel) = out[k];
     }
+    std::swap(stage, other);
   }
   // The block's warps one after the other, half of them added to the others before.
   constexpr int kEach = (32 * kChunks + 1) * kHeads, kHalf = kWarps / 2;
-  __shared__ float room[kHalf][kEach];
+  static_assert(kHalf * kEach * sizeof(float) <= sizeof(stages));
+  float* const room = reinterpret_cast<float*>(stages);
   const int warp = threadIdx.x / 32;
-  float* const mine = room[warp % kHalf];
+  float* const mine = room + warp % kHalf * kEach;
+  copy_wait<0>();
+  __syncthreads();
   whole = quad_sum(whole);
+  shift = quad_sum(shift);
+  const float less[2] = {__shfl_sync(~0u, shift, 8 * t), __shfl_sync(~0u, shift, 8 * t + 4)};
   for (const bool later : {true, false}) {
     if ((warp >= kHalf) == later) {
       const auto put = [&](int at, float sum) { mine[at] = later ? sum : mine[at] + sum; };
 #pragma unroll
-      for (int j = 0; j < kChunks; ++j)
+      for (int i = 0; i < 2 * kChunks; ++i)
 #pragma unroll
-        for (int p = 0; p < 4; ++p)
-#pragma unroll
-          for (int e = 0; e < 2; ++e)
-            put((32 * j + 8 * (g / 2) + 2 * p + g % 2) * kHeads + 2 * t + e,
-                sums[j][p / 2][p % 2 * 2 + e]);
+        for (int e = 0; e < 4; ++e)
+          put((16 * i + e / 2 * 8 + g) * kHeads + 2 * t + e % 2, sums[i][e] - less[e % 2]);
       if (t == 0) put(kEach - kHeads + g, whole);
     }
     __syncthreads();
   }
-  for (int k = threadIdx.x; k < (c + 1) * heads; k += kBackward) {
+  for (int k = threadIdx.x; k < (c + 1) * heads; k += kThreads) {
     const int row = k / heads, h = k % heads;
     float sum = 0;
-    for (int w = 0; w < kHalf; ++w) sum += room[w][(row < c ? row : 32 * kChunks) * kHeads + h];
+    for (int w = 0; w < kHalf; ++w)
+      sum += room[w * kEach + (row < c ? row : 32 * kChunks) * kHeads + h];
     partial[int64_t(blockIdx.x) * (c + 1) * heads + k] = sum;
   }
 }
@@ -363,29 +403,50 @@ __global__ void finish_kernel(const float* partial, int64_t parts,
   const int heads = layer.heads, x = threadIdx.x, c0 = blockIdx.x * kV,
             stride = (layer.c + 1) * heads,
             column = x < kV * heads ? c0 * heads + x : (layer.c - kV) * heads + x;
+  // What the end needs, before the sums.
+  const bool first = threadIdx.y == 0, of_w = first && x < kV * heads && dw,
+             of_layer = first && x < kV;
+  float scale = 0, offset = 0, old_w = 0, old_scale = 0, old_offset = 0, weight[kHeads] = {};
+  if (of_w) {
+    scale = layer.scale[c0 + x / heads];
+    offset = layer.offset[c0 + x / heads];
+    old_w = dw[c0 * heads + x];
+  }
+  if (of_layer) {
+    if (dscale) old_scale = dscale[c0 + x];
+    if (doffset) old_offset = doffset[c0 + x];
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h)
+      if (h < heads) weight[h] = to_float(layer.w[(c0 + x) * heads + h]);
+  }
   float sum = 0;
-#pragma unroll 8
-  for (int64_t p = threadIdx.y; p < parts; p += kRuns) sum += partial[p * stride + column];
+  constexpr int kAtOnce = 17;
+  for (int64_t p = threadIdx.y; p < parts; p += kAtOnce * kRuns)
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      const int64_t part = p + k * kRuns;
+      const float v = partial[min(part, parts - 1) * stride + column];
+      sum += part < parts ? v : 0.0f;
+    }
   room[threadIdx.y][x] = sum;
   __syncthreads();
-  if (threadIdx.y == 0)
-    for (int run = 1; run < kRuns; ++run) room[0][x] += room[run][x];
+  if (first)
+#pragma unroll
+    for (int run = 1; run < kRuns; ++run) sum += room[run][x];
+  if (first) room[0][x] = sum;
   __syncthreads();
-  if (threadIdx.y) return;
   const float* const whole = room[0] + kV * heads;
-  if (x < kV * heads && dw) {
-    const int i = c0 + x / heads;
-    dw[c0 * heads + x] += layer.scale[i] * room[0][x] + layer.offset[i] * whole[x % heads];
-  }
-  if (x >= kV) return;
+  if (of_w) dw[c0 * heads + x] = old_w + (scale * sum + offset * whole[x % heads]);
+  if (!of_layer) return;
   float of_scale = 0, of_offset = 0;
-  for (int h = 0; h < heads; ++h) {
-    const float weight = to_float(layer.w[(c0 + x) * heads + h]);
-    of_scale += room[0][x * heads + h] * weight;
-    of_offset += whole[h] * weight;
-  }
-  if (dscale) dscale[c0 + x] += of_scale;
-  if (doffset) doffset[c0 + x] += of_offset;
+#pragma unroll
+  for (int h = 0; h < kHeads; ++h)
+    if (h < heads) {
+      of_scale += room[0][x * heads + h] * weight[h];
+      of_offset += whole[h] * weight[h];
+    }
+  if (dscale) dscale[c0 + x] = old_scale + of_scale;
+  if (doffset) doffset[c0 + x] = old_offset + of_offset;
 }
 
 Layer layer_of(const NormedLinear& l) {
@@ -412,8 +473,8 @@ void pair_bias(const Tensor& z, const NormedLinear& l, const Tensor& bias) {
   const Layer layer = layer_of(l);
   by_size(layer, [&](auto chunks) {
     const int64_t blocks =
-        std::min<int64_t>(ceil_div(from.rows.n, kForward / 32 * kRows), 2 * device_info().sm_count);
-    start_kernel(forward_kernel<chunks()>, blocks, kForward, 0, from, layer, Plane(bias));
+        std::min<int64_t>(ceil_div(from.rows.n, kWarps * kRows), 2 * device_info().sm_count);
+    start_kernel(forward_kernel<chunks()>, blocks, kThreads, 0, from, layer, Plane(bias));
   });
   check_launch("pair_bias", z.shape());
 }
@@ -425,13 +486,17 @@ void pair_bias_backward(const Tensor& z, const NormedLinear& l, const Tensor& db
   const Layer layer = layer_of(l);
   const int c = layer.c, h = layer.heads;
   by_size(layer, [&](auto chunks) {
-    const int64_t blocks = std::min(ceil_div(from.rows.n, kBackward / 32 * kRows), kBackwardBlocks);
+    const int64_t blocks = std::min(ceil_div(from.rows.n, kWarps * kRows), kBackwardBlocks);
     const Scratch partial(blocks * (c + 1) * h * 4);
-    const auto kernel =
-        add && dz ? backward_kernel<chunks(), true> : backward_kernel<chunks(), false>;
-    start_kernel(kernel, blocks, kBackward, 0, from, layer, Plane(dbias), to,
-                 partial.data<float>());
-    check_launch("pair_bias_backward", z.shape());
+    const auto start = [&](auto adds) {
+      launch<backward_kernel<chunks(), adds()>>("pair_bias_backward", blocks, kThreads,
+                                                sizeof(Room<chunks()>), from, layer, Plane(dbias),
+                                                to, partial.data<float>());
+    };
+    if (add && dz)
+      start(std::true_type());
+    else
+      start(std::false_type());
     start_kernel(finish_kernel, c / kV, dim3(unsigned((kV + 1) * h), kRuns), 0,
                  partial.data<float>(), blocks, layer, data_or_null<float>(grads.scale),
                  data_or_null<float>(grads.offset), data_or_null<float>(grads.w));

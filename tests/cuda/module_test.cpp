@@ -237,16 +237,21 @@ TEST_CASE("GPU: the pair bias and its gradients") {
   struct Case {
     int64_t n, m, c, h;
     bool transposed, strided;
+    float mean = 0;
   };
-  for (const Case& at : {Case{5, 7, 128, 4, false, false}, Case{67, 61, 128, 8, true, false},
-                         Case{33, 9, 64, 4, true, true}, Case{3, 50, 40, 3, false, true},
-                         Case{300, 129, 72, 5, false, false}, Case{1, 1, 8, 1, true, false}}) {
+  for (const Case& at :
+       {Case{5, 7, 128, 4, false, false}, Case{67, 61, 128, 8, true, false},
+        Case{33, 65, 128, 4, false, false, 200}, Case{9, 31, 64, 8, true, true, -7},
+        Case{33, 9, 64, 4, true, true}, Case{3, 50, 40, 3, false, true},
+        Case{300, 129, 72, 5, false, false}, Case{1, 1, 8, 1, true, false}}) {
     INFO(at.n << " x " << at.m << ", " << at.c << " channels, " << at.h << " heads");
     // Numbers that bf16 has, on a CPU in f32 and on the GPU in bf16.
-    const auto rounded = [](const Dims& shape, uint64_t stream) {
-      return random(shape, stream).to(Dtype::bf16).to(Dtype::f32);
+    const auto rounded = [](const Dims& shape, uint64_t stream, float mean = 0) {
+      const Tensor t = random(shape, stream);
+      for (int64_t i = 0; i < t.numel(); ++i) t.data<float>()[i] += mean;
+      return t.to(Dtype::bf16).to(Dtype::f32);
     };
-    const Tensor whole = rounded({at.m, at.n, at.c}, 1), w = rounded({at.c, at.h}, 2),
+    const Tensor whole = rounded({at.m, at.n, at.c}, 1, at.mean), w = rounded({at.c, at.h}, 2),
                  scale = random({at.c}, 3), offset = random({at.c}, 4),
                  seed = random(at.transposed ? Dims{at.h, at.m, at.n} : Dims{at.h, at.n, at.m}, 5),
                  old = rounded(whole.shape(), 6);
