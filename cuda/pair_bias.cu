@@ -205,7 +205,7 @@ struct Normed {
       // Where a mean is large beside the deviation the row has one exponent or two: f32 has the
       // sum of such squares without error.
       const float square = g % 2 ? squares[k][2 * k + 1] : squares[k][2 * k];
-      float variance =
+      const float variance =
           fmaxf(__shfl_sync(~0u, square, 4 * g + g / 2) * share - mean[k] * mean[k], 0);
       rstd[k] = rsqrtf(variance + kNormEpsilon);
 #pragma unroll
