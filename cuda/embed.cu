@@ -7,8 +7,10 @@ namespace ff::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+/// Rows i of a block, and j's of one of its threads.
+constexpr int kRows = 4, kEach = 4;
 /// j's whose rows the backward looks up at a time, and those whose gradients it has in registers.
-constexpr int kKeys = 64, kAtOnce = 32;
+constexpr int kKeys = 256, kAtOnce = 32;
 
 /// Which rows of the tables a pair reads.
 struct Lookup {
@@ -31,99 +33,156 @@ struct Lookup {
       if (dist2 > edges[k] && dist2 < (k + 1 < bins ? edges[k + 1] : 1e8f)) found = k;
     return found;
   }
+  /// Both as one number.
+  __device__ int key(int64_t i, int64_t j) const { return position(i, j) << 8 | (bin(i, j) + 1); }
+  __device__ static int position_of(int key) { return key >> 8; }
+  __device__ static int bin_of(int key) { return (key & 255) - 1; }
 };
 
-/// Block (tile of kThreads j's, row i). A distance without a bin adds zeros.
+/// Block (tile of j's, kRows rows i): a thread has V channels of kEach j's of all its rows, per j's
+/// apart. A distance without a bin adds zeros.
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads)
     embed_kernel(const T* left, const T* right, const T* relpos, const T* dgram,
-                 const __grid_constant__ Lookup lookup, int64_t first_row, int64_t n, int c, T* z,
-                 int64_t stride_i, int64_t stride_j) {
+                 const __grid_constant__ Lookup lookup, int64_t first_row, int64_t rows, int64_t n,
+                 int c, T* z, int64_t stride_i, int64_t stride_j) {
   after_earlier();
-  __shared__ int positions[kThreads], bins[kThreads];
-  const int64_t tiles = (n + kThreads - 1) / kThreads, row = blockIdx.x / tiles,
-                j0 = blockIdx.x % tiles * kThreads, i = first_row + row;
-  const int keys = int(min(int64_t(kThreads), n - j0));
-  const bool distances = lookup.beta && lookup.bins > 0;
-  if (threadIdx.x < keys) {
-    positions[threadIdx.x] = lookup.position(i, j0 + threadIdx.x);
-    bins[threadIdx.x] = lookup.bin(i, j0 + threadIdx.x);
-  }
+  __shared__ int keys[kRows][kEach * kThreads];
+  const int packs = c / V, width = min(packs, kThreads), per = kThreads / width, tile = per * kEach,
+            own = threadIdx.x / width;
+  const int64_t tiles = (n + tile - 1) / tile, j0 = blockIdx.x % tiles * tile,
+                i0 = blockIdx.x / tiles * kRows;
+#pragma unroll
+  for (int i = 0; i < kRows; ++i)
+    for (int j = threadIdx.x; j < tile; j += kThreads)
+      if (i0 + i < rows && j0 + j < n) keys[i][j] = lookup.key(first_row + i0 + i, j0 + j);
   __syncthreads();
-  const int packs = c / V;
-#pragma unroll 4
-  for (int e = threadIdx.x; e < keys * packs; e += kThreads) {
-    const int j = e / packs, k = e % packs * V;
-    float sum[V], v[V];
-    load_floats<V>(left + row * c + k, sum);
-    load_floats<V>(right + (j0 + j) * c + k, v);
+  if (own >= per) return;
+  const bool distances = lookup.beta && lookup.bins > 0;
+  for (int k = threadIdx.x % width * V; k < c; k += width * V) {
+    // What does not exist is read from where something does, so that no load waits for a condition.
+    int at[kEach];
+    Raw<T, V> of_right[kEach];
 #pragma unroll
-    for (int q = 0; q < V; ++q) sum[q] += v[q];
-    load_floats<V>(relpos + int64_t(positions[j]) * c + k, v);
-#pragma unroll
-    for (int q = 0; q < V; ++q) sum[q] += v[q];
-    if (distances) {
-      load_floats<V>(dgram + int64_t(max(bins[j], 0)) * c + k, v);
-#pragma unroll
-      for (int q = 0; q < V; ++q) sum[q] += bins[j] >= 0 ? v[q] : 0.0f;
+    for (int q = 0; q < kEach; ++q) {
+      at[q] = int(min(int64_t(own + q * per), n - 1 - j0));
+      of_right[q] = load_raw<V>(right + (j0 + at[q]) * c + k);
     }
-    store_floats<V>(z + row * stride_i + (j0 + j) * stride_j + k, sum);
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      if (i0 + i >= rows) break;
+      const Raw<T, V> of_left = load_raw<V>(left + (i0 + i) * c + k);
+      Raw<T, V> of_position[kEach], of_bin[kEach];
+      int bin[kEach];
+#pragma unroll
+      for (int q = 0; q < kEach; ++q) {
+        const int key = keys[i][at[q]];
+        bin[q] = lookup.bin_of(key);
+        of_position[q] = load_raw<V>(relpos + int64_t(lookup.position_of(key)) * c + k);
+        if (distances) of_bin[q] = load_raw<V>(dgram + int64_t(max(bin[q], 0)) * c + k);
+      }
+#pragma unroll
+      for (int q = 0; q < kEach; ++q) {
+        float sum[V];
+#pragma unroll
+        for (int e = 0; e < V; ++e) {
+          sum[e] = unpacked<T, V>(of_left, e) + unpacked<T, V>(of_right[q], e);
+          sum[e] += unpacked<T, V>(of_position[q], e);
+          if (distances) sum[e] += bin[q] >= 0 ? unpacked<T, V>(of_bin[q], e) : 0.0f;
+        }
+        if (own + q * per < n - j0)
+          store_floats<V>(z + (i0 + i) * stride_i + (j0 + at[q]) * stride_j + k, sum);
+      }
+    }
   }
 }
 
-/// Block (part of the rows i, kThreads channels): dleft, and the part's sums for both tables,
-/// partial [parts, rows, c], a channel a thread.
-template <class T>
+/// Block (part of the rows i, kThreads times V channels): dleft, and the part's sums for both
+/// tables, partial [parts, rows, c], V channels a thread. Neighbouring pairs mostly have the same
+/// rows: their sum goes to shared memory where the row changes.
+template <class T, int V>
 __global__ void __launch_bounds__(kThreads)
     embed_backward_kernel(const T* dz, const __grid_constant__ Lookup lookup, int64_t first_row,
                           int64_t rows, int64_t n, int c, float* dleft, int table_rows,
                           float* partial) {
   after_earlier();
-  extern __shared__ float sums[];  // [table_rows, blockDim.x]
-  __shared__ int positions[kKeys], bins[kKeys];
-  const int channel = blockIdx.y * blockDim.x + threadIdx.x;
+  extern __shared__ float sums[];  // [table_rows, blockDim.x, V]
+  __shared__ int keys[kKeys];
+  const int channel = int(blockIdx.y * blockDim.x + threadIdx.x) * V;
   const bool inside = channel < c;
-  for (int k = 0; k < table_rows; ++k) sums[k * blockDim.x + threadIdx.x] = 0;
+  const auto sum_of = [&](int row) { return sums + (row * blockDim.x + threadIdx.x) * V; };
+  for (int row = 0; row < table_rows; ++row)
+#pragma unroll
+    for (int e = 0; e < V; ++e) sum_of(row)[e] = 0;
   const int relative = 2 * lookup.far + 1;
-  const int64_t first = rows * blockIdx.x / gridDim.x, last = rows * (blockIdx.x + 1) / gridDim.x;
-  for (int64_t i = first; i < last; ++i) {
-    float left = 0;
-    for (int64_t j0 = 0; j0 < n; j0 += kKeys) {
-      const int keys = int(min(int64_t(kKeys), n - j0));
-      __syncthreads();
-      for (int j = threadIdx.x; j < keys && partial; j += blockDim.x) {
-        positions[j] = lookup.position(first_row + i, j0 + j);
-        bins[j] = lookup.bin(first_row + i, j0 + j);
-      }
-      __syncthreads();
-      if (!inside) continue;
-      for (int j = 0; j < keys; j += kAtOnce) {
-        // All on their way before the first is added; zeros in place of those beyond the last.
-        float d[kAtOnce];
-        int row[2][kAtOnce];
+  const int64_t first = rows * blockIdx.x / gridDim.x, last = rows * (blockIdx.x + 1) / gridDim.x,
+                batches = (n + kAtOnce - 1) / kAtOnce;
+  // Of the present rows of the tables, -1 for none; and of row i.
+  int present[2] = {-1, -1};
+  float run[2][V] = {}, left[V] = {};
+  const auto change = [&](int table, int row) {
+    if (row == present[table]) return;
 #pragma unroll
-        for (int q = 0; q < kAtOnce; ++q) {
-          const int k = min(j + q, keys - 1);
-          d[q] = to_float(dz[(i * n + j0 + k) * c + channel]);
-          row[0][q] = positions[k];
-          row[1][q] = bins[k];
-        }
-#pragma unroll
-        for (int q = 0; q < kAtOnce; ++q) {
-          if (j + q >= keys) d[q] = 0;
-          left += d[q];
-          if (!partial) continue;
-          sums[row[0][q] * blockDim.x + threadIdx.x] += d[q];
-          if (row[1][q] >= 0) sums[(relative + row[1][q]) * blockDim.x + threadIdx.x] += d[q];
-        }
-      }
+    for (int e = 0; e < V; ++e) {
+      if (present[table] >= 0) sum_of(present[table])[e] += run[table][e];
+      run[table][e] = 0;
     }
-    if (inside && dleft) dleft[i * c + channel] += left;
-  }
+    present[table] = row;
+  };
+  using Batch = Raw<T, V>[kAtOnce];
+  // In place of j's beyond the last, the last.
+  const auto load = [&](int64_t i, int64_t batch, Batch& d) {
+    const int64_t j0 = batch * kAtOnce;
+    const T* const from = dz + (i * n + j0) * c + (inside ? channel : 0);
+    const int beyond = int(min(int64_t(kAtOnce), n - j0)) - 1;
+#pragma unroll
+    for (int q = 0; q < kAtOnce; ++q) d[q] = load_raw<V>(from + int64_t(min(q, beyond)) * c);
+  };
+  Batch now, next;
+  load(first, 0, now);
+  for (int64_t i = first; i < last; ++i)
+    for (int64_t batch = 0; batch < batches; ++batch) {
+      const int64_t j0 = batch * kAtOnce;
+      const bool ends = batch + 1 == batches;
+      if (!ends || i + 1 < last) load(ends ? i + 1 : i, ends ? 0 : batch + 1, next);
+      if (j0 % kKeys == 0 && partial) {
+        __syncthreads();
+        for (int k = threadIdx.x; k < kKeys && j0 + k < n; k += blockDim.x)
+          keys[k] = lookup.key(first_row + i, j0 + k);
+        __syncthreads();
+      }
+#pragma unroll
+      for (int q = 0; q < kAtOnce; ++q) {
+        if (j0 + q >= n) break;
+        if (partial) {
+          const int key = keys[j0 % kKeys + q], bin = lookup.bin_of(key);
+          change(0, lookup.position_of(key));
+          change(1, bin < 0 ? -1 : relative + bin);
+        }
+#pragma unroll
+        for (int e = 0; e < V; ++e) {
+          const float d = unpacked<T, V>(now[q], e);
+          left[e] += d;
+          run[0][e] += d;
+          run[1][e] += d;
+        }
+      }
+      if (ends)
+#pragma unroll
+        for (int e = 0; e < V; ++e) {
+          if (inside && dleft) dleft[i * c + channel + e] += left[e];
+          left[e] = 0;
+        }
+#pragma unroll
+      for (int q = 0; q < kAtOnce; ++q) now[q] = next[q];
+    }
+  change(0, -1);
+  change(1, -1);
   if (inside && partial)
-    for (int k = 0; k < table_rows; ++k)
-      partial[(int64_t(blockIdx.x) * table_rows + k) * c + channel] =
-          sums[k * blockDim.x + threadIdx.x];
+    for (int row = 0; row < table_rows; ++row)
+#pragma unroll
+      for (int e = 0; e < V; ++e)
+        partial[(int64_t(blockIdx.x) * table_rows + row) * c + channel + e] = sum_of(row)[e];
 }
 
 Lookup lookup_of(const Tensor& residue_index, const Tensor& beta, const Tensor& breaks,
@@ -241,11 +300,18 @@ void pair_embed(const Tensor& left, const Tensor& right, const Tensor& residue_i
   for (const Tensor* t : {&left, &right, &relpos, &dgram}) packed = packed && in_packs(*t);
   by_type(left, [&](auto zero) {
     using T = decltype(zero);
-    const auto kernel = packed ? embed_kernel<T, 16 / int(sizeof(T))> : embed_kernel<T, 1>;
-    start_kernel(kernel, z.size(0) * ceil_div(n, kThreads), kThreads, 0, data<T>(left),
-                 data<T>(right), data<T>(relpos), data<T>(dgram),
-                 lookup_of(residue_index, beta, breaks, relpos.size(0)), first_row, n, int(c),
-                 data<T>(z), z.stride(0), z.stride(1));
+    const auto go = [&](auto width) {
+      constexpr int V = decltype(width)::value;
+      const int64_t tile = kThreads / std::min<int64_t>(c / V, kThreads) * kEach;
+      start_kernel(embed_kernel<T, V>, ceil_div(z.size(0), kRows) * ceil_div(n, tile), kThreads, 0,
+                   data<T>(left), data<T>(right), data<T>(relpos), data<T>(dgram),
+                   lookup_of(residue_index, beta, breaks, relpos.size(0)), first_row, z.size(0), n,
+                   int(c), data<T>(z), z.stride(0), z.stride(1));
+    };
+    if (packed)
+      go(std::integral_constant<int, 16 / int(sizeof(T))>());
+    else
+      go(std::integral_constant<int, 1>());
   });
   check_launch("pair_embed", z.shape());
 }
@@ -262,22 +328,30 @@ void pair_embed_backward(const Tensor& residue_index, const Tensor& beta, const 
   const Lookup lookup =
       lookup_of(residue_index, beta, breaks, drelpos.defined() ? drelpos.size(0) : 1);
   const int64_t relative = 2 * lookup.far + 1, rows = tables ? relative + lookup.bins : 0;
-  int64_t threads = kThreads;
-  while (threads > 32 && (threads / 2 >= c || rows * threads * 4 > 64 << 10)) threads /= 2;
-  const int64_t shared = rows * threads * 4;
-  check(shared <= device_info().shared_bytes, "pair embedding's tables of ", rows,
-        " rows: too many for a GPU");
   const int64_t parts = std::min<int64_t>(n_row, 528);
   const Scratch partial(parts * rows * c * 4);
   by_type(dz, [&](auto zero) {
     using T = decltype(zero);
-    const auto kernel = embed_backward_kernel<T>;
-    check_cuda(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)),
-        "cudaFuncSetAttribute", shared, " bytes of shared memory");
-    start_kernel(kernel, dim3(unsigned(parts), unsigned(ceil_div(c, threads))), threads, shared,
-                 data<T>(dz), lookup, first_row, n_row, n, int(c), data_or_null<float>(dleft),
-                 int(rows), tables ? partial.data<float>() : nullptr);
+    const auto go = [&](auto width) {
+      constexpr int V = decltype(width)::value;
+      int64_t threads = kThreads;
+      while (threads > 32 && (threads / 2 * V >= c || rows * threads * V * 4 > 64 << 10))
+        threads /= 2;
+      const int64_t shared = rows * threads * V * 4;
+      check(shared <= device_info().shared_bytes && lookup.bins < 255,
+            "pair embedding's tables of ", rows, " rows: too many for a GPU");
+      const auto kernel = embed_backward_kernel<T, V>;
+      check_cuda(
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)),
+          "cudaFuncSetAttribute", shared, " bytes of shared memory");
+      start_kernel(kernel, dim3(unsigned(parts), unsigned(ceil_div(c, threads * V))), threads,
+                   shared, data<T>(dz), lookup, first_row, n_row, n, int(c),
+                   data_or_null<float>(dleft), int(rows), tables ? partial.data<float>() : nullptr);
+    };
+    if (c % 2)
+      go(std::integral_constant<int, 1>());
+    else
+      go(std::integral_constant<int, 4 / int(sizeof(T))>());
   });
   check_launch("pair_embed_backward", dz.shape());
   add_partials(partial.data<float>(), parts, rows * c, relative * c, drelpos);
