@@ -1,4 +1,6 @@
 // The pair embedding: its one-hot products are gathers, and so are their gradients.
+#include <algorithm>
+
 #include "cuda/sums.h"
 #include "cuda/table.h"
 #include "cuda/walk.cuh"
@@ -34,9 +36,9 @@ struct Lookup {
     return found;
   }
   /// Both as one number.
-  __device__ int key(int64_t i, int64_t j) const { return position(i, j) << 8 | (bin(i, j) + 1); }
-  __device__ static int position_of(int key) { return key >> 8; }
-  __device__ static int bin_of(int key) { return (key & 255) - 1; }
+  __device__ int key(int64_t i, int64_t j) const { return position(i, j) << 16 | (bin(i, j) + 1); }
+  __device__ static int position_of(int key) { return key >> 16; }
+  __device__ static int bin_of(int key) { return (key & 0xffff) - 1; }
 };
 
 /// Block (tile of j's, kRows rows i): a thread has V channels of kEach j's of all its rows, per j's
@@ -187,8 +189,12 @@ __global__ void __launch_bounds__(kThreads)
 
 Lookup lookup_of(const Tensor& residue_index, const Tensor& beta, const Tensor& breaks,
                  int64_t relative) {
+  const int64_t bins = breaks.defined() ? breaks.size(0) : 0;
+  // A key has 16 bits for each.
+  check(std::max(relative, bins) <= INT16_MAX, "pair embedding's tables of ", relative, " and ",
+        bins, " rows: too many for a GPU");
   return {residue_index.data<int32_t>(), data_or_null<float>(beta), data_or_null<float>(breaks),
-          int((relative - 1) / 2), breaks.defined() ? int(breaks.size(0)) : 0};
+          int((relative - 1) / 2), int(bins)};
 }
 
 /// A thread a channel: neighbours write neighbouring elements.
@@ -338,8 +344,8 @@ void pair_embed_backward(const Tensor& residue_index, const Tensor& beta, const 
       while (threads > 32 && (threads / 2 * V >= c || rows * threads * V * 4 > 64 << 10))
         threads /= 2;
       const int64_t shared = rows * threads * V * 4;
-      check(shared <= device_info().shared_bytes && lookup.bins < 255,
-            "pair embedding's tables of ", rows, " rows: too many for a GPU");
+      check(shared <= device_info().shared_bytes, "pair embedding's tables of ", rows,
+            " rows: too many for a GPU");
       const auto kernel = embed_backward_kernel<T, V>;
       check_cuda(
           cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)),

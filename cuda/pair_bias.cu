@@ -430,10 +430,11 @@ __global__ void finish_kernel(const float* partial, int64_t parts,
     }
   room[threadIdx.y][x] = sum;
   __syncthreads();
-  if (first)
+  if (first) {
 #pragma unroll
     for (int run = 1; run < kRuns; ++run) sum += room[run][x];
-  if (first) room[0][x] = sum;
+    room[0][x] = sum;
+  }
   __syncthreads();
   const float* const whole = room[0] + kV * heads;
   if (of_w) dw[c0 * heads + x] = old_w + (scale * sum + offset * whole[x % heads]);

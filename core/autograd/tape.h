@@ -122,6 +122,12 @@ inline bool may_overwrite(const Var& x) {
   return NoGrad::active();
 }
 
+/// Where an operation may write a result of x's shape: in x's place, or anew.
+inline Tensor place_for_result(const Var& x) {
+  const Tensor& t = x.value();
+  return may_overwrite(x) ? t : Tensor::empty(t.shape(), t.dtype(), t.device());
+}
+
 /// Records what happens on this thread while it is the innermost one alive.
 class Tape {
  public:

@@ -46,10 +46,8 @@ Var dropout(const Var& x, const Tensor& factors) {
 
 Var dropout_add(const Var& residual, const Var& x, const Tensor& factors, int along) {
   check(residual.shape() == x.shape(), "add ", x.shape(), " to ", residual.shape());
-  const Tensor& old = residual.value();
-  const Tensor y =
-      may_overwrite(residual) ? old : Tensor::empty(old.shape(), old.dtype(), old.device());
-  add_dropped(x.value(), factors, along, old, y);
+  const Tensor y = place_for_result(residual);
+  add_dropped(x.value(), factors, along, residual.value(), y);
   return result(
       "dropout_add", y, {&residual, &x},
       [factors, along, r = residual.gradient_only(), to = x.gradient_only()](const Tensor& dy) {

@@ -171,7 +171,7 @@ Var linear_add(const Var& residual, const Var& x, const Var& w, const Var& b) {
   const Tensor bv = b ? b.value().view({-1}) : Tensor();
   check_linear(xv, wv, bv);
   const Tensor& r = residual.value();
-  const Tensor y = may_overwrite(residual) ? r : Tensor::empty(r.shape(), r.dtype(), r.device());
+  const Tensor y = place_for_result(residual);
   // The residual may be a transposed view: then all keep two leading axes.
   const bool flat = r.is_contiguous() && xv.is_contiguous();
   const auto batches = [flat](const Tensor& t) {

@@ -25,12 +25,10 @@ Var outer_product_mean(const Var& residual, const Vars& sides, const Var& w, con
             norm.shape() == Dims{left.size(1), right.size(1)},
         "outer product mean of ", left.shape(), " and ", right.shape(), " with w ", w.shape(),
         ", norm ", norm.shape(), " into ", residual.shape());
-  const Tensor& old = residual.value();
-  const Tensor z =
-      may_overwrite(residual) ? old : Tensor::empty(old.shape(), old.dtype(), old.device());
-  const Tensor kept =
-      kernels(z.device())
-          .outer_product_mean(left, right, w.value(), b.value(), norm, old, z, recording({&w}));
+  const Tensor z = place_for_result(residual);
+  const Tensor kept = kernels(z.device())
+                          .outer_product_mean(left, right, w.value(), b.value(), norm,
+                                              residual.value(), z, recording({&w}));
   return result(
       "outer_product_mean", z, {&residual, &sides.front(), &sides.back(), &w, &b},
       [sides, left, right, w, b, norm, kept, r = residual.gradient_only()](const Tensor& dz) {

@@ -109,9 +109,7 @@ Var triangle_end(const Var& z, const Var& p, const Tensor& factors, const Normed
   check(p.rank() == 3 && p.size(1) == z.size(0) && p.size(2) == z.size(1) &&
             p.value().is_contiguous(),
         "triangle end of ", z.shape(), " and ", p.shape());
-  const Tensor out = may_overwrite(z)
-                         ? z.value()
-                         : Tensor::empty(z.shape(), z.value().dtype(), z.value().device());
+  const Tensor out = place_for_result(z);
   kernels(out.device())
       .triangle_end(z.value(), p.value(), factors, values(proj), values(gate), out);
   return result(
