@@ -38,24 +38,6 @@ __global__ void __launch_bounds__(kSumColumns* kSumRuns)
   if (adds) *sum_at = from_float<T>(before + sum);
 }
 
-/// The same of few parts, a thread a sum.
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    few_partials_kernel(const float* partial, int64_t parts, int64_t stride, int64_t n,
-                        const __grid_constant__ View<T> first,
-                        const __grid_constant__ View<T> second) {
-  after_earlier();
-  const int64_t j = int64_t(blockIdx.x) * kThreads + threadIdx.x, set = blockIdx.y;
-  const View<T>& to = set ? second : first;
-  if (!to.base || j >= n) return;
-  T* const sum_at = to.row(j / to.rows.c) + j % to.rows.c;
-  const float before = to_float(*sum_at);
-  float sum = 0;
-#pragma unroll 4
-  for (int64_t p = 0; p < parts; ++p) sum += partial[p * stride + set * n + j];
-  *sum_at = from_float<T>(before + sum);
-}
-
 /// Block (x, y): x packs of columns, y interleaved runs of the part's rows. partial [parts, c].
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads)
@@ -93,12 +75,9 @@ void add_partials(const float* partial, int64_t parts, int64_t stride, int64_t n
   if (!any.defined() || !n) return;
   by_type(any, [&](auto zero) {
     using T = decltype(zero);
-    const bool few = parts <= 8;
     start_kernel(
-        few ? few_partials_kernel<T> : partials_kernel<T>,
-        dim3(unsigned(ceil_div(n, few ? kThreads : kSumColumns)), second.defined() ? 2 : 1),
-        few ? dim3(kThreads) : dim3(kSumColumns, kSumRuns), 0, partial, parts, stride, n,
-        View<T>(first), View<T>(second));
+        partials_kernel<T>, dim3(unsigned(ceil_div(n, kSumColumns)), second.defined() ? 2 : 1),
+        dim3(kSumColumns, kSumRuns), 0, partial, parts, stride, n, View<T>(first), View<T>(second));
   });
   check_launch("add_partials", parts, " parts of ", n);
 }

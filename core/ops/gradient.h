@@ -37,28 +37,29 @@ void into_gradient(const Var& x, F f) {
 }
 
 /// Contiguous zeros for a kernel that needs its gradients contiguous, or adds to them more than
-/// once: f32 where x's are bf16. At the end of its life they are added to x's, which may be a view;
-/// they are x's own where that was still zero. Undefined where x's gradient is not wanted.
+/// once: f32 where x's are bf16. At the end of its life they are handed over to x's; they are x's
+/// own from the start where that is f32 and was still zero. Undefined where x's gradient is not
+/// wanted.
 class Gradient {
  public:
-  explicit Gradient(const Var& x) {
-    const bool zero = x.requires_grad() && x.slot()->untouched();
-    to_ = x.grad_into();
-    if (!to_.defined()) return;
-    own_ = zero && to_.dtype() != Dtype::bf16 && to_.is_contiguous();
-    room_ = own_ ? to_
-                 : Tensor::zeros(to_.shape(), to_.dtype() == Dtype::bf16 ? Dtype::f32 : to_.dtype(),
-                                 to_.device());
+  explicit Gradient(const Var& x) : to_(x.gradient_only()) {
+    if (!x.requires_grad()) return;
+    const GradSlot& slot = *x.slot();
+    const bool zero = slot.untouched(), half = slot.dtype == Dtype::bf16;
+    if (!half) room_ = x.grad_into();
+    own_ = !half && zero && room_.is_contiguous();
+    if (!own_) room_ = Tensor::zeros(slot.shape, half ? Dtype::f32 : slot.dtype, slot.device);
   }
   ~Gradient() {
-    if (to_.defined() && !own_) kernels(to_.device()).add(room_.to(to_.dtype()), to_);
+    if (room_.defined() && !own_) hand_over(to_, room_.to(to_.slot()->dtype));
   }
   Gradient(const Gradient&) = delete;
   Gradient& operator=(const Gradient&) = delete;
   operator const Tensor&() const { return room_; }
 
  private:
-  Tensor to_, room_;
+  Var to_;
+  Tensor room_;
   bool own_ = false;
 };
 

@@ -390,7 +390,7 @@ TEST_CASE("GPU: the outer product mean") {
 
 TEST_CASE("GPU: the pair embedding") {
   each_type([](Twins& twins, Dtype type) {
-    for (const Dims& size : {Dims{5, 3}, {67, 23}, {130, 128}, {70, 300}})
+    for (const Dims& size : {Dims{5, 3}, {67, 23}, {130, 128}, {70, 300}, {150, 200}})
       for (bool recycled : {false, true}) {
         const int64_t n = size[0], c = size[1], far = 32, bins = 15;
         INFO(size << (recycled ? " recycled" : ""));
