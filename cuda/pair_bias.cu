@@ -22,23 +22,47 @@ using bf16_t = __nv_bfloat16;
 
 constexpr int kThreads = 256, kWarps = kThreads / 32, kRows = 16, kHeads = 8, kV = 8;
 
-/// Element [head, row of z] of a bias [h, n, m] of any strides.
+/// Where row r of a tensor [n, m, ..] begins: q i + (r - q m) j, q = r / m by a product, as all
+/// rows are fewer than 2^31.
+struct Cells {
+  Cells(int64_t m, int64_t i, int64_t j) : i(uint32_t(i)), j(uint32_t(j)), m(uint32_t(m)) {
+    check(std::max({i, j, m}) <= UINT32_MAX, "rows ", i, " and ", j, " apart");
+    while ((uint64_t(1) << (shift - 31)) < uint64_t(m)) ++shift;
+    reciprocal = uint32_t((uint64_t(1) << shift) / m + !!((uint64_t(1) << shift) % m));
+  }
+  __device__ __forceinline__ int64_t operator()(uint32_t r) const {
+    const uint32_t q = uint32_t(uint64_t(r) * reciprocal >> shift);
+    return int64_t(uint64_t(q) * i + uint64_t(r - q * m) * j);
+  }
+  uint32_t i, j, m, reciprocal;
+  int shift = 31;
+};
+
+/// z [n, m, c], or its gradient, by rows.
+struct Grid {
+  explicit Grid(const Tensor& t)
+      : base(data<bf16_t>(t)),
+        cells(t.size(1), t.stride(0), t.stride(1)),
+        n(uint32_t(t.size(0) * t.size(1))),
+        c(int(t.size(2))) {}
+  __device__ __forceinline__ bf16_t* row(uint32_t r) const { return base + cells(r); }
+  bf16_t* base;
+  Cells cells;
+  uint32_t n;
+  int c;
+};
+
+/// Element [head, row of z] of a bias [h, n, m] of any strides: head after head.
 struct Plane {
   explicit Plane(const Tensor& t)
       : base(t.data<float>()),
         head(t.stride(0)),
-        i(t.stride(1)),
-        j(t.stride(2)),
-        m(uint32_t(t.size(2))),
+        cells(t.size(2), t.stride(1), t.stride(2)),
         heads(int(t.size(0))) {}
-  __device__ __forceinline__ float* at(int64_t r) const {
-    if (i == m * j) return base + r * j;
-    const uint32_t q = uint32_t(r) / m;
-    return base + q * i + (uint32_t(r) - q * m) * j;
-  }
+  __device__ __forceinline__ float* at(uint32_t r) const { return base + cells(r); }
   float* base;
-  int64_t head, i, j;
-  uint32_t m;
+  int64_t head;
+  Cells cells;
   int heads;
 };
 
@@ -107,23 +131,24 @@ using Chunk = Raw<bf16_t, kV>;
 /// that do not exist, the first. Nothing where the warp has no row: all of them would wait for the
 /// first.
 template <int kChunks, class F>
-__device__ __forceinline__ void each_chunk(const View<bf16_t>& view, int64_t row0, int g, int t,
-                                           F f) {
-  if (row0 >= view.rows.n) return;
+__device__ __forceinline__ void each_chunk(const Grid& grid, uint32_t row0, int g, int t, F f) {
+  if (row0 >= grid.n) return;
   const bf16_t* row[2];
 #pragma unroll
   for (int k = 0; k < 2; ++k) {
-    const int64_t r = row0 + g + 8 * k;
-    row[k] = view.row(r < view.rows.n ? r : 0);
+    const uint32_t r = row0 + g + 8 * k;
+    row[k] = grid.row(r < grid.n ? r : 0) + 8 * t;
   }
+  const auto all = [&](auto there) {
 #pragma unroll
-  for (int k = 0; k < 2; ++k)
+    for (int k = 0; k < 2; ++k)
 #pragma unroll
-    for (int j = 0; j < kChunks; ++j) {
-      const int channel = 32 * j + 8 * t;
-      const bool there = channel < view.rows.c;
-      f(k, j, row[k] + (there ? channel : 0), there);
-    }
+      for (int j = 0; j < kChunks; ++j) f(k, j, row[k] + (there(j) ? 32 * j : -8 * t), there(j));
+  };
+  if (grid.c == 32 * kChunks)
+    all([](int) { return true; });
+  else
+    all([&](int j) { return 32 * j + 8 * t < grid.c; });
 }
 
 /// A warp's rows in shared memory, chunks that do not exist as zeros. Neither rows by lanes nor
@@ -133,11 +158,16 @@ struct Stage {
   __device__ __forceinline__ Chunk& at(int row, int chunk) {
     return chunks[row * 4 * kChunks + (chunk ^ (row % 2 * 4 + row / 2 % 4))];
   }
+  /// at(g + 8 k, 4 j + t), a place apart for all k and j.
+  __device__ __forceinline__ Chunk& of(int g, int t, int k, int j) {
+    return (chunks + g * 4 * kChunks + (t ^ g / 2) +
+            (j % 2 ? -4 : 4) * (g % 2))[32 * kChunks * k + 4 * j];
+  }
   /// Begins to copy rows row0, row0 + 1, ...
-  __device__ __forceinline__ void fetch(const View<bf16_t>& from, int64_t row0, int g, int t) {
+  __device__ __forceinline__ void fetch(const Grid& from, uint32_t row0, int g, int t) {
     __syncwarp();
     each_chunk<kChunks>(from, row0, g, t, [&](int k, int j, const bf16_t* chunk, bool there) {
-      copy_async16(shared_address(&at(g + 8 * k, 4 * j + t)), chunk, there ? 16 : 0);
+      copy_async16(shared_address(&of(g, t, k, j)), chunk, there ? 16 : 0);
     });
     copy_commit();
   }
@@ -147,22 +177,22 @@ struct Stage {
 /// A thread's part of two rows, zeros in place of chunks that do not exist.
 template <int kChunks>
 struct Held {
-  __device__ __forceinline__ void load(const View<bf16_t>& from, int64_t row0, int g, int t) {
+  __device__ __forceinline__ void load(const Grid& from, uint32_t row0, int g, int t) {
     each_chunk<kChunks>(from, row0, g, t, [&](int k, int j, const bf16_t* at, bool) {
       chunk[k][j] = load_raw<kV>(at);
     });
-    if (from.rows.c < 32 * kChunks)
+    if (from.c < 32 * kChunks)
 #pragma unroll
       for (int k = 0; k < 2; ++k)
 #pragma unroll
         for (int j = 0; j < kChunks; ++j)
-          if (32 * j + 8 * t >= from.rows.c) chunk[k][j] = Chunk();
+          if (32 * j + 8 * t >= from.c) chunk[k][j] = Chunk();
   }
   __device__ __forceinline__ void load(Stage<kChunks>& from, int g, int t) {
 #pragma unroll
     for (int k = 0; k < 2; ++k)
 #pragma unroll
-      for (int j = 0; j < kChunks; ++j) chunk[k][j] = from.at(g + 8 * k, 4 * j + t);
+      for (int j = 0; j < kChunks; ++j) chunk[k][j] = from.of(g, t, k, j);
   }
   /// Adds pairs p and p + 1 of chunk j of 16 rows, times b.
   __device__ __forceinline__ void product(int j, int p, float (&to)[4], uint32_t b0,
@@ -218,12 +248,12 @@ struct Normed {
 /// The next rows are on their way while these are worked on.
 template <int kChunks>
 __global__ void __launch_bounds__(kThreads, 2)
-    forward_kernel(const __grid_constant__ View<bf16_t> z, const __grid_constant__ Layer layer,
+    forward_kernel(const __grid_constant__ Grid z, const __grid_constant__ Layer layer,
                    const __grid_constant__ Plane bias) {
   after_earlier();
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, c = layer.c;
-  const int64_t n = z.rows.n, step = int64_t(gridDim.x) * kWarps * kRows;
-  int64_t row0 = (int64_t(blockIdx.x) * kWarps + threadIdx.x / 32) * kRows;
+  const uint32_t n = z.n, step = gridDim.x * kWarps * kRows;
+  uint32_t row0 = (blockIdx.x * kWarps + threadIdx.x / 32) * kRows;
   Held<kChunks> rows, next;
   rows.load(z, row0, g, t);
   __shared__ Weights<kChunks> weights;
@@ -236,13 +266,13 @@ __global__ void __launch_bounds__(kThreads, 2)
     const Normed normed(rows, weights, share, totals, g, t);
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
-      const int64_t r = row0 + g + 8 * k;
+      const uint32_t r = row0 + g + 8 * k;
       if (r >= n) continue;
-      float* const to = bias.at(r);
+      float* const to = bias.at(r) + 2 * t * bias.head;
 #pragma unroll
       for (int e = 0; e < 2; ++e)
         if (2 * t + e < bias.heads)
-          to[(2 * t + e) * bias.head] = normed.logits[2 * k + e] * normed.rstd[k] + bases[e];
+          to[e * bias.head] = normed.logits[2 * k + e] * normed.rstd[k] + bases[e];
     }
   }
 }
@@ -262,14 +292,14 @@ struct Room {
 /// partial [blocks, c h + h]: the blocks' sums of x[c] dbias[h], and of dbias[h].
 template <int kChunks, bool kAdds>
 __global__ void __launch_bounds__(kThreads, 2)
-    backward_kernel(const __grid_constant__ View<bf16_t> z, const __grid_constant__ Layer layer,
-                    const __grid_constant__ Plane dbias, const __grid_constant__ View<bf16_t> dz,
+    backward_kernel(const __grid_constant__ Grid z, const __grid_constant__ Layer layer,
+                    const __grid_constant__ Plane dbias, const __grid_constant__ Grid dz,
                     float* partial) {
   after_earlier();
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, c = layer.c, heads = layer.heads;
-  const int64_t n = z.rows.n, step = int64_t(gridDim.x) * kWarps * kRows;
+  const uint32_t n = z.n, step = gridDim.x * kWarps * kRows;
   const float share = 1 / float(c);
-  int64_t row0 = (int64_t(blockIdx.x) * kWarps + threadIdx.x / 32) * kRows;
+  uint32_t row0 = (blockIdx.x * kWarps + threadIdx.x / 32) * kRows;
   extern __shared__ __align__(16) unsigned char shared[];
   auto& [stages, weights, by_lane] = *reinterpret_cast<Room<kChunks>*>(shared);
   auto *stage = &stages[0][threadIdx.x / 32], *other = &stages[1][threadIdx.x / 32];
@@ -291,7 +321,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     float of_head[4];  // dbias of head g, rows 2 t, 2 t + 1, 2 t + 8, 2 t + 9
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      const int64_t r = row0 + 2 * t + k % 2 + k / 2 * 8;
+      const uint32_t r = row0 + 2 * t + k % 2 + k / 2 * 8;
       of_head[k] = r < n && g < heads ? dbias.at(r)[g * dbias.head] : 0.0f;
     }
     other->fetch(z, row0 + step, g, t);
@@ -321,15 +351,20 @@ __global__ void __launch_bounds__(kThreads, 2)
       level[k] = slope[k] * normed.mean[k] - quad_sum(w[0] * totals[0] + w[1] * totals[1]) * share;
     }
     bf16_t* to[2];
+    bool stores[2];
 #pragma unroll
-    for (int k = 0; k < 2; ++k) to[k] = dz.row(min(row0 + g + 8 * k, n - 1));
+    for (int k = 0; k < 2; ++k) {
+      const uint32_t r = row0 + g + 8 * k;
+      stores[k] = dz.base && r < n;
+      to[k] = dz.row(min(r, n - 1)) + 8 * t;
+    }
 #pragma unroll
     for (int j = 0; j < kChunks; ++j) {
-      const int channel = 32 * j + 8 * t < c ? 32 * j + 8 * t : 0;
+      const bool there = 32 * j + 8 * t < c;
       Chunk old[2], out[2];
       if (kAdds)
 #pragma unroll
-        for (int k = 0; k < 2; ++k) old[k] = load_raw<kV>(to[k] + channel);
+        for (int k = 0; k < 2; ++k) old[k] = load_raw<kV>(to[k] + (there ? 32 * j : -8 * t));
 #pragma unroll
       for (int p = 0; p < 4; ++p) {
         float d[4];
@@ -354,8 +389,13 @@ __global__ void __launch_bounds__(kThreads, 2)
       }
 #pragma unroll
       for (int k = 0; k < 2; ++k)
-        if (dz.base && 32 * j + 8 * t < c && row0 + g + 8 * k < n)
-          *reinterpret_cast<Chunk*>(to[k] + channel) = out[k];
+        if (there && stores[k]) {
+          if constexpr (kAdds)  // whole stores would spill registers
+            *reinterpret_cast<Chunk*>(to[k] + 32 * j) = out[k];
+          else
+            store_whole(to[k] + 32 * j,
+                        make_uint4(out[k].at[0], out[k].at[1], out[k].at[2], out[k].at[3]));
+        }
     }
     std::swap(stage, other);
   }
@@ -470,11 +510,11 @@ void by_size(const Layer& layer, F f) {
 
 void pair_bias(const Tensor& z, const NormedLinear& l, const Tensor& bias) {
   if (!bias.numel()) return;
-  const View<bf16_t> from(z);
+  const Grid from(z);
   const Layer layer = layer_of(l);
   by_size(layer, [&](auto chunks) {
     const int64_t blocks =
-        std::min<int64_t>(ceil_div(from.rows.n, kWarps * kRows), 2 * device_info().sm_count);
+        std::min<int64_t>(ceil_div(int64_t(from.n), kWarps * kRows), 2 * device_info().sm_count);
     start_kernel(forward_kernel<chunks()>, blocks, kThreads, 0, from, layer, Plane(bias));
   });
   check_launch("pair_bias", z.shape());
@@ -483,11 +523,13 @@ void pair_bias(const Tensor& z, const NormedLinear& l, const Tensor& bias) {
 void pair_bias_backward(const Tensor& z, const NormedLinear& l, const Tensor& dbias,
                         const Tensor& dz, bool add, const NormedLinear& grads) {
   if (!dbias.numel()) return;
-  const View<bf16_t> from(z), to(dz);
+  const Grid from(z);
+  Grid to(dz ? dz : z);
+  if (!dz) to.base = nullptr;
   const Layer layer = layer_of(l);
   const int c = layer.c, h = layer.heads;
   by_size(layer, [&](auto chunks) {
-    const int64_t blocks = std::min(ceil_div(from.rows.n, kWarps * kRows), kBackwardBlocks);
+    const int64_t blocks = std::min(ceil_div(int64_t(from.n), kWarps * kRows), kBackwardBlocks);
     const Scratch partial(blocks * (c + 1) * h * 4);
     const auto start = [&](auto adds) {
       launch<backward_kernel<chunks(), adds()>>("pair_bias_backward", blocks, kThreads,
