@@ -22,47 +22,42 @@ using bf16_t = __nv_bfloat16;
 
 constexpr int kThreads = 256, kWarps = kThreads / 32, kRows = 16, kHeads = 8, kV = 8;
 
-/// Where row r of a tensor [n, m, ..] begins: q i + (r - q m) j, q = r / m by a product, as all
-/// rows are fewer than 2^31.
+/// Row r of a tensor [n, m, ..] begins at q i + (r - q m) j, q = r / m by a product, as all rows
+/// are fewer than 2^31.
+template <class T>
 struct Cells {
-  Cells(int64_t m, int64_t i, int64_t j) : i(uint32_t(i)), j(uint32_t(j)), m(uint32_t(m)) {
+  Cells(T* base, int64_t m, int64_t i, int64_t j)
+      : base(base), i(uint32_t(i)), j(uint32_t(j)), m(uint32_t(m)) {
     check(std::max({i, j, m}) <= UINT32_MAX, "rows ", i, " and ", j, " apart");
     while ((uint64_t(1) << (shift - 31)) < uint64_t(m)) ++shift;
-    reciprocal = uint32_t((uint64_t(1) << shift) / m + !!((uint64_t(1) << shift) % m));
+    reciprocal = uint32_t(((uint64_t(1) << shift) - 1) / m + 1);
   }
-  __device__ __forceinline__ int64_t operator()(uint32_t r) const {
+  __device__ __forceinline__ T* row(uint32_t r) const {
     const uint32_t q = uint32_t(uint64_t(r) * reciprocal >> shift);
-    return int64_t(uint64_t(q) * i + uint64_t(r - q * m) * j);
+    return base + int64_t(uint64_t(q) * i + uint64_t(r - q * m) * j);
   }
+  T* base;
   uint32_t i, j, m, reciprocal;
   int shift = 31;
 };
 
-/// z [n, m, c], or its gradient, by rows.
-struct Grid {
+/// z [n, m, c], or its gradient.
+struct Grid : Cells<bf16_t> {
   explicit Grid(const Tensor& t)
-      : base(data<bf16_t>(t)),
-        cells(t.size(1), t.stride(0), t.stride(1)),
+      : Cells(data<bf16_t>(t), t.size(1), t.stride(0), t.stride(1)),
         n(uint32_t(t.size(0) * t.size(1))),
         c(int(t.size(2))) {}
-  __device__ __forceinline__ bf16_t* row(uint32_t r) const { return base + cells(r); }
-  bf16_t* base;
-  Cells cells;
   uint32_t n;
   int c;
 };
 
-/// Element [head, row of z] of a bias [h, n, m] of any strides: head after head.
-struct Plane {
+/// A bias [h, n, m] of any strides, head after head.
+struct Plane : Cells<float> {
   explicit Plane(const Tensor& t)
-      : base(t.data<float>()),
+      : Cells(t.data<float>(), t.size(2), t.stride(1), t.stride(2)),
         head(t.stride(0)),
-        cells(t.size(2), t.stride(1), t.stride(2)),
         heads(int(t.size(0))) {}
-  __device__ __forceinline__ float* at(uint32_t r) const { return base + cells(r); }
-  float* base;
   int64_t head;
-  Cells cells;
   int heads;
 };
 
@@ -268,7 +263,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     for (int k = 0; k < 2; ++k) {
       const uint32_t r = row0 + g + 8 * k;
       if (r >= n) continue;
-      float* const to = bias.at(r) + 2 * t * bias.head;
+      float* const to = bias.row(r) + 2 * t * bias.head;
 #pragma unroll
       for (int e = 0; e < 2; ++e)
         if (2 * t + e < bias.heads)
@@ -322,7 +317,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       const uint32_t r = row0 + 2 * t + k % 2 + k / 2 * 8;
-      of_head[k] = r < n && g < heads ? dbias.at(r)[g * dbias.head] : 0.0f;
+      of_head[k] = r < n && g < heads ? dbias.row(r)[g * dbias.head] : 0.0f;
     }
     other->fetch(z, row0 + step, g, t);
     copy_wait<1>();
