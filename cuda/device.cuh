@@ -96,6 +96,19 @@ void by_type(const Tensor& t, F f) {
   fail(Exit::kBug, "no such GPU kernel for ", name_of(t.dtype()));
 }
 
+/// n / m of n below 2^31, by a product.
+struct Division {
+  explicit Division(int64_t m_) : m(int(m_)) {
+    while (int64_t(1) << (shift - 31) < m_) ++shift;
+    times = uint32_t(((uint64_t(1) << shift) + uint64_t(m_) - 1) / uint64_t(m_));
+  }
+  __device__ __forceinline__ int of(int n) const {
+    return int(uint64_t(uint32_t(n)) * times >> shift);
+  }
+  int m, shift = 31;
+  uint32_t times;
+};
+
 /// The rows of a tensor, everything but its last axis, by one number: for kernels, passed by value.
 /// Neighbouring axes whose strides chain are merged, so that a contiguous tensor costs no division.
 struct Rows {

@@ -259,11 +259,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   look_up(0);
   __syncthreads();
   mark(0);
-  const int column = g - 2 * t;
-  const uint32_t one = column == 0   ? kOne
-                       : column == 1 ? kOne << 16
-                                     : 0u,
-                 unit[4] = {one, 0, 0, one}, ones[4] = {kOnes, kOnes, kOnes, kOnes};
+  const uint32_t one = unit_fragment(lane, kOne), unit[4] = {one, 0, 0, one},
+                 ones[4] = {kOnes, kOnes, kOnes, kOnes};
   float tables[kTiles][2][4] = {}, right[kPairs / 16][2][4] = {};
   float* left_to = of_left + (blockIdx.x * rows + part) * c + slab + 16 * warp + 2 * t;
   int stage = 0;
@@ -326,8 +323,9 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-/// to[k] += the sum over parts p of partial[p * stride + k], k < n, a multiple of 4. A block has
-/// packs of four and `runs` interleaved runs of the parts of each.
+/// As add_partials has it, but four sums in one launch: to[k] += the sum over parts p of
+/// partial[p * stride + k], k < n, a multiple of 4. A block has packs of four and `runs`
+/// interleaved runs of the parts of each.
 struct Sum {
   static constexpr int kAtOnce = 8;
   Sum(const float* partial, int64_t stride, int64_t parts, int64_t n, float* to)
@@ -382,9 +380,8 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(const __grid_constant_
 
 Lookup lookup_of(const Tensor& residue_index, const Tensor& beta, const Tensor& breaks,
                  int64_t relative) {
-  const int64_t bins = breaks.defined() ? breaks.size(0) : 0;
   return {residue_index.data<int32_t>(), data_or_null<float>(beta), data_or_null<float>(breaks),
-          int((relative - 1) / 2), int(bins)};
+          int((relative - 1) / 2), breaks.defined() ? int(breaks.size(0)) : 0};
 }
 
 /// A thread a channel: neighbours write neighbouring elements.
@@ -526,25 +523,25 @@ void pair_embed_backward(const Tensor& residue_index, const Tensor& beta, const 
   const Lookup lookup =
       lookup_of(residue_index, beta, breaks, drelpos.defined() ? drelpos.size(0) : 1);
   const bool distances = ddgram.defined() && beta.defined();
-  const int64_t relative = lookup.relative(), rows = relative + lookup.bins;
-  bool packed = dz.dtype() == Dtype::bf16 && in_packs(dz) && rows <= kTableRows;
+  const int64_t relative = lookup.relative(), all_rows = relative + lookup.bins;
+  bool packed = dz.dtype() == Dtype::bf16 && in_packs(dz) && all_rows <= kTableRows;
   for (const Tensor* t : {&dleft, &dright, &drelpos, &ddgram}) packed = packed && in_packs(*t);
   if (packed) {
     const int64_t tiles = ceil_div(n, kPairs), slabs = ceil_div(c, kSlab),
                   parts = std::clamp<int64_t>(kBlocks / (tiles * slabs), 1, ceil_div(n_row, 8));
-    const Scratch partial((tiles * parts * rows + parts * n + tiles * n_row) * c * 4);
+    const Scratch partial((tiles * parts * all_rows + parts * n + tiles * n_row) * c * 4);
     float *const of_tables = partial.data<float>(),
-                 *const of_right = of_tables + tiles * parts * rows * c,
+                 *const of_right = of_tables + tiles * parts * all_rows * c,
                  *const of_left = of_right + parts * n * c;
     launch<embed_backward_products_kernel>(
         "pair_embed_backward", dim3(unsigned(tiles), unsigned(parts), unsigned(slabs)), kThreads,
-        sizeof(Room), data<__nv_bfloat16>(dz), lookup, first_row, n_row, n, int(c), int(rows),
+        sizeof(Room), data<__nv_bfloat16>(dz), lookup, first_row, n_row, n, int(c), int(all_rows),
         of_tables, of_right, of_left);
     const Sums sums = {
         Sum(of_right, n * c, parts, n * c, data_or_null<float>(dright)),
         Sum(of_left, n_row * c, tiles, n_row * c, data_or_null<float>(dleft)),
-        Sum(of_tables, rows * c, tiles * parts, relative * c, data_or_null<float>(drelpos)),
-        Sum(of_tables + relative * c, rows * c, tiles * parts, lookup.bins * c,
+        Sum(of_tables, all_rows * c, tiles * parts, relative * c, data_or_null<float>(drelpos)),
+        Sum(of_tables + relative * c, all_rows * c, tiles * parts, lookup.bins * c,
             distances ? data<float>(ddgram) : nullptr)};
     int64_t blocks = 0;
     for (const Sum& sum : sums.of) blocks += sum.blocks;
@@ -554,6 +551,7 @@ void pair_embed_backward(const Tensor& residue_index, const Tensor& beta, const 
   if (dright.defined()) add_column_sums(dz.view({n_row, n * c}), dright);
   const bool tables = drelpos.defined() || distances;
   if (!tables && !dleft.defined()) return;
+  const int64_t rows = tables ? all_rows : 0;
   int64_t threads = kThreads;
   while (threads > 32 && (threads / 2 >= c || rows * threads * 4 > 64 << 10)) threads /= 2;
   check(rows * threads * 4 <= device_info().shared_bytes, "pair embedding's tables of ", rows,

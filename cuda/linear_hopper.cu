@@ -35,19 +35,6 @@ struct Batches {
   int batch, row;
 };
 
-/// n / m of n below 2^31, by a product.
-struct Division {
-  explicit Division(int64_t m_) : m(int(m_)) {
-    while (int64_t(1) << (shift - 31) < m_) ++shift;
-    times = uint32_t(((uint64_t(1) << shift) + uint64_t(m_) - 1) / uint64_t(m_));
-  }
-  __device__ __forceinline__ int of(int n) const {
-    return int(uint64_t(uint32_t(n)) * times >> shift);
-  }
-  int m, shift = 31;
-  uint32_t times;
-};
-
 struct Product {
   Batches x, y, kept;  ///< kept: where y stays, where x is not normalised
   Division by_batch;

@@ -103,10 +103,10 @@ __device__ __forceinline__ void mma_f16_first(float (&d)[4], uint32_t a0, uint32
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "f"(0.0f));
 }
 
-/// The b of mma_f16 that is the unit matrix: d += a. And the a.
-__device__ __forceinline__ uint32_t unit_fragment(int lane) {
+/// The b of mma_f16 that is the unit matrix: d += a. And the a; of bf16 with its one.
+__device__ __forceinline__ uint32_t unit_fragment(int lane, uint32_t one = 0x3c00) {
   const int column = lane / 4 - lane % 4 * 2;
-  return column == 0 ? 0x00003c00u : column == 1 ? 0x3c000000u : 0u;
+  return column == 0 ? one : column == 1 ? one << 16 : 0u;
 }
 
 /// Two numbers as f16, the first in the lower half.

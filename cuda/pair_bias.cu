@@ -22,23 +22,20 @@ using bf16_t = __nv_bfloat16;
 
 constexpr int kThreads = 256, kWarps = kThreads / 32, kRows = 16, kHeads = 8, kV = 8;
 
-/// Row r of a tensor [n, m, ..] begins at q i + (r - q m) j, q = r / m by a product, as all rows
-/// are fewer than 2^31.
+/// Row r of a tensor [n, m, ..], all fewer than 2^31, begins at q i + (r - q m) j, q = r / m.
 template <class T>
 struct Cells {
   Cells(T* base, int64_t m, int64_t i, int64_t j)
-      : base(base), i(uint32_t(i)), j(uint32_t(j)), m(uint32_t(m)) {
+      : base(base), i(uint32_t(i)), j(uint32_t(j)), by_m(m) {
     check(std::max({i, j, m}) <= UINT32_MAX, "rows ", i, " and ", j, " apart");
-    while ((uint64_t(1) << (shift - 31)) < uint64_t(m)) ++shift;
-    reciprocal = uint32_t(((uint64_t(1) << shift) - 1) / m + 1);
   }
   __device__ __forceinline__ T* row(uint32_t r) const {
-    const uint32_t q = uint32_t(uint64_t(r) * reciprocal >> shift);
-    return base + int64_t(uint64_t(q) * i + uint64_t(r - q * m) * j);
+    const uint32_t q = by_m.of(r);
+    return base + int64_t(uint64_t(q) * i + uint64_t(r - q * by_m.m) * j);
   }
   T* base;
-  uint32_t i, j, m, reciprocal;
-  int shift = 31;
+  uint32_t i, j;
+  Division by_m;
 };
 
 /// z [n, m, c], or its gradient.
