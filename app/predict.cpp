@@ -326,7 +326,9 @@ class Run {
       if (!o_.skip_existing) throw;
       busy = e.what();
     }
-    return is_done(job) ? "its files are complete" : busy;
+    if (!is_done(job)) return busy;
+    if (busy.empty()) remove_leftovers(job.tag, results_);
+    return "its files are complete";
   }
 
   bool run(const Job& job) {

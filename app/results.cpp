@@ -202,6 +202,26 @@ bool is_temporary(std::string_view name, const std::set<std::string>& files) {
   return files.count(std::string(name.substr(0, dot))) > 0;
 }
 
+/// What the marker and the list of pending files name.
+Entries named_files(const Place& place) {
+  Entries files;
+  for (const std::string& name : {place.marker, place.pending})
+    if (const std::optional<Marker> list = read_marker(place, name))
+      for (const auto& [file, entry] : list->files) files[file];
+  return files;
+}
+
+/// Removes the temporaries that a killed run left of these files, of the marker and of the list.
+void remove_temporaries(const Place& place, const Entries& files) {
+  std::set<std::string> names;
+  for (const auto& [name, entry] : files) names.insert(name.substr(0, kMostTemporaryName));
+  for (const std::string& name : {place.marker, place.pending})
+    names.insert(name.substr(0, kMostTemporaryName));
+  std::error_code error;
+  for (const auto& file : fs::directory_iterator(place.folder, error))
+    if (is_temporary(file.path().filename().string(), names)) remove_file(file.path());
+}
+
 /// A file and how its contents are made: one at a time is in memory.
 struct Output {
   std::string name;
@@ -387,24 +407,16 @@ void write_results(const TargetResults& r, const ResultOptions& options) {
     fail(Exit::kUsage, place.folder.string(), ": cannot make this folder: ", error.message());
 
   // First a list of all that may be there from now on, so that a run after a killed one knows.
-  std::set<std::string> now, all;
+  std::set<std::string> now;
   for (const Output& output : outputs.list)
     check(now.insert(output.name).second, r.tag, ": two files are named ", output.name);
-  Entries pending;
+  Entries pending = named_files(place);
   for (const std::string& name : now) pending[name];
-  for (const std::string& name : {place.marker, place.pending})
-    if (const std::optional<Marker> old = read_marker(place, name))
-      for (const auto& [file, entry] : old->files) pending[file];
   write_file(place.folder / place.pending, marker_json("", pending));
   remove_file(place.folder / place.marker);
-  for (const auto& [name, entry] : pending) {
-    all.insert(name.substr(0, kMostTemporaryName));
+  for (const auto& [name, entry] : pending)
     if (!now.count(name)) remove_file(place.folder / name);
-  }
-  for (const std::string& name : {place.marker, place.pending})
-    all.insert(name.substr(0, kMostTemporaryName));
-  for (const auto& file : fs::directory_iterator(place.folder, error))
-    if (is_temporary(file.path().filename().string(), all)) remove_file(file.path());
+  remove_temporaries(place, pending);
 
   Entries written;
   for (const Output& output : outputs.list) {
@@ -447,6 +459,12 @@ Completion check_complete(const std::string& tag, const ResultOptions& options) 
     }
   }
   return found;
+}
+
+void remove_leftovers(const std::string& tag, const ResultOptions& options) {
+  const Place place(tag, options);
+  remove_temporaries(place, named_files(place));
+  remove_file(place.folder / place.pending);
 }
 
 TargetLock::TargetLock(const std::string& folder, const std::string& tag) {

@@ -91,6 +91,10 @@ struct Completion {
 /// Whether the target's files are all there and as they were written (sizes and SHA-256).
 Completion check_complete(const std::string& tag, const ResultOptions& options);
 
+/// Removes what a run killed just before it took the marker away, or just after it wrote it, has
+/// left beside a complete target. The caller holds the target's TargetLock.
+void remove_leftovers(const std::string& tag, const ResultOptions& options);
+
 /// Keeps other processes from writing the same target while it lives.
 class TargetLock {
  public:

@@ -34,11 +34,13 @@ for round in 1 2 3 4 5 6 7 8 9 10; do
 done
 [ $interrupted -gt 0 ] || problem "no round was interrupted"
 
-# Nothing is left to do, and the lock of a run killed after its last file goes; a file that was cut
-# off afterwards is noticed and made again.
+# Nothing is left to do, and the lock and the list of files of a run killed after its last file go; a
+# file that was cut off afterwards is noticed and made again.
 echo "process 1 on nowhere" > out/.a.lock
+cp out/b/complete.json out/b/.pending.json
 "$program" predict six.fasta "${settings[@]}" --num-recycle 0 -o out --skip-existing 2> err.txt || problem "nothing to do: $(cat err.txt)"
 [ ! -e out/.a.lock ] || problem "a killed run's lock was left"
+[ ! -e out/b/.pending.json ] || problem "a killed run's list of files was left"
 grep -q "6 of 6 targets were left as they are" err.txt || problem "not all were skipped: $(cat err.txt)"
 truncate -s 100 out/c/ranked_000.pdb
 batch out --skip-existing || problem "the repair failed"

@@ -258,6 +258,28 @@ TEST_CASE("a run with fewer ranks leaves nothing of the run before, nor of a kil
   CHECK(fs::exists(scratch / "victim"));
 }
 
+TEST_CASE("what a killed run left beside a complete target goes, and nothing else") {
+  for (const Layout layout : {Layout::kFastfold, Layout::kColabfold}) {
+    const Scratch scratch;
+    const ResultOptions options{.folder = scratch.path(), .layout = layout};
+    write_results(results(2), options);
+    const bool flat = layout == Layout::kColabfold;
+    const std::string folder = flat ? "" : "target/", prefix = flat ? "target" : "";
+    const Names whole = names_in(scratch / folder);
+    const std::string marker = flat ? "target.done.txt" : "complete.json";
+    const std::string list = flat ? ".target.pending.json" : ".pending.json";
+    fs::copy_file(scratch / folder + marker, scratch / folder + list);
+    for (const std::string& name : {marker, list, prefix + (flat ? "_pae.svg" : "pae.svg")})
+      scratch.write(folder + "." + name + ".12345-6.tmp", "cut off");
+    const std::string other = folder + ".notes.txt.12345-6.tmp";
+    scratch.write(other, "the user's");
+    remove_leftovers("target", options);
+    CHECK(fs::remove(scratch / other));
+    CHECK(names_in(scratch / folder) == whole);
+    CHECK(check_complete("target", options).state == Completion::kComplete);
+  }
+}
+
 TEST_CASE("a full disk leaves no marker") {
   const Scratch scratch;
   const ResultOptions options{.folder = scratch.path()};
