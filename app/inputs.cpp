@@ -1,9 +1,13 @@
 // Finds each target's alignments and template hits, and reads them.
 #include "app/inputs.h"
 
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
+#include <cstring>
 #include <exception>
 #include <filesystem>
 #include <map>
@@ -528,8 +532,10 @@ void make_output_folder(const std::string& path) {
   if (error || !fs::is_directory(path))
     fail(Exit::kUsage, path, ": cannot be made a folder",
          error ? ": " + error.message() : std::string(), "; choose another with -o");
-  AtomicFile probe(fs::path(path) / ".fastfold-probe");
-  probe.write("x");
+  // Asked, not tried with a file: one that a killed run left would stay.
+  if (access(path.c_str(), W_OK | X_OK) != 0)
+    fail(Exit::kUsage, path, ": cannot write there: ", std::strerror(errno),
+         "; choose another with -o");
 }
 
 }  // namespace ff

@@ -444,14 +444,18 @@ std::vector<Plan> plan_of(const BuildOptions& o, const Builder& builder) {
   return plans;
 }
 
+constexpr char kRejected[] = "rejected.tsv";
+
 /// Marks the shards that are there; with those of another build --overwrite is wanted.
 void find_done(const BuildOptions& o, std::vector<Plan>& plans) {
   std::map<std::string, Plan*> by_name;
   for (Plan& plan : plans) by_name[fs::path(plan.path).filename().string()] = &plan;
+  remove_temporaries(o.out, [](const std::string& name) {
+    return name.starts_with("chains-") || name == kRejected;
+  });
   std::vector<fs::path> superfluous;
   for (const auto& entry : fs::directory_iterator(o.out)) {
     const std::string name = entry.path().filename().string();
-    if (name.starts_with(".chains-") && name.ends_with(".tmp")) fs::remove(entry.path());
     if (!name.starts_with("chains-") || !name.ends_with(".h5")) continue;
     const auto found = by_name.find(name);
     ShardHeader there;
@@ -563,7 +567,7 @@ int build_shards(const BuildOptions& o) {
     }
   }
 
-  AtomicFile list((fs::path(o.out) / "rejected.tsv").string());
+  AtomicFile list((fs::path(o.out) / kRejected).string());
   list.write("kind\tfile\tchain\treason\n");
   int64_t rejected = 0, bytes = 0;
   std::string first;

@@ -30,7 +30,6 @@ namespace ff {
 namespace {
 
 constexpr int64_t kMostMarkerBytes = 1 << 24;
-constexpr size_t kMostTemporaryName = 200;  // of the name that AtomicFile's temporaries hold
 
 /// Numbers as JSON, fast: a matrix of 3,000 residues has nine million.
 class Numbers {
@@ -184,24 +183,6 @@ void write_file(const fs::path& path, const std::string& text) {
   file.commit();
 }
 
-void remove_file(const fs::path& path) {
-  if (unlink(path.c_str()) != 0 && errno != ENOENT)
-    fail(Exit::kUsage, path.string(),
-         ": cannot remove the file of an earlier run: ", std::strerror(errno));
-}
-
-/// Whether `name` is a temporary of AtomicFile for one of `files`: ".FILE.PROCESS-COUNT.tmp".
-bool is_temporary(std::string_view name, const std::set<std::string>& files) {
-  constexpr std::string_view kEnd = ".tmp";
-  if (!name.starts_with('.') || !name.ends_with(kEnd)) return false;
-  name = name.substr(1, name.size() - 1 - kEnd.size());
-  const size_t dot = name.rfind('.');
-  if (dot == std::string_view::npos ||
-      name.substr(dot + 1).find_first_not_of("0123456789-") != std::string_view::npos)
-    return false;
-  return files.count(std::string(name.substr(0, dot))) > 0;
-}
-
 /// What the marker and the list of pending files name.
 Entries named_files(const Place& place) {
   Entries files;
@@ -212,14 +193,12 @@ Entries named_files(const Place& place) {
 }
 
 /// Removes the temporaries that a killed run left of these files, of the marker and of the list.
-void remove_temporaries(const Place& place, const Entries& files) {
+void remove_temporaries_of(const Place& place, const Entries& files) {
   std::set<std::string> names;
-  for (const auto& [name, entry] : files) names.insert(name.substr(0, kMostTemporaryName));
+  for (const auto& [name, entry] : files) names.insert(name.substr(0, AtomicFile::kMostName));
   for (const std::string& name : {place.marker, place.pending})
-    names.insert(name.substr(0, kMostTemporaryName));
-  std::error_code error;
-  for (const auto& file : fs::directory_iterator(place.folder, error))
-    if (is_temporary(file.path().filename().string(), names)) remove_file(file.path());
+    names.insert(name.substr(0, AtomicFile::kMostName));
+  remove_temporaries(place.folder, [&](const std::string& name) { return names.contains(name); });
 }
 
 /// A file and how its contents are made: one at a time is in memory.
@@ -416,7 +395,7 @@ void write_results(const TargetResults& r, const ResultOptions& options) {
   remove_file(place.folder / place.marker);
   for (const auto& [name, entry] : pending)
     if (!now.count(name)) remove_file(place.folder / name);
-  remove_temporaries(place, pending);
+  remove_temporaries_of(place, pending);
 
   Entries written;
   for (const Output& output : outputs.list) {
@@ -463,7 +442,7 @@ Completion check_complete(const std::string& tag, const ResultOptions& options) 
 
 void remove_leftovers(const std::string& tag, const ResultOptions& options) {
   const Place place(tag, options);
-  remove_temporaries(place, named_files(place));
+  remove_temporaries_of(place, named_files(place));
   remove_file(place.folder / place.pending);
 }
 

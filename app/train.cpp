@@ -380,7 +380,7 @@ int run(const Options& o, const Group& world) {
   share(world, state);
   together(world, [&] {
     training.emplace(config, folder ? &*folder : nullptr, std::move(state), threads, grid, device);
-    if (folder) write_text(folder->path() + "/config.yaml", train_config_yaml(config));
+    if (folder) write_text(folder->path() + "/" + kRunConfig, train_config_yaml(config));
   });
   const RecomputePlan& plan = training->plan();
   log_notice("run.recompute=", config.run.recompute, " ", plan.text());

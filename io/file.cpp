@@ -124,8 +124,8 @@ AtomicFile::AtomicFile(std::string path) : path_(std::move(path)) {
   const std::filesystem::path target(path_);
   static std::atomic<int> count{0};
   do {
-    const std::string name = cat(".", target.filename().string().substr(0, 200), ".", getpid(), "-",
-                                 count.fetch_add(1), ".tmp");
+    const std::string name = cat(".", target.filename().string().substr(0, kMostName), ".",
+                                 getpid(), "-", count.fetch_add(1), ".tmp");
     temporary_ = (target.parent_path() / name).string();
     fd_ = open(temporary_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
   } while (fd_ < 0 && errno == EEXIST);
@@ -192,6 +192,27 @@ void AtomicFile::commit() {
   if (dir >= 0) {
     fsync(dir);
     close(dir);
+  }
+}
+
+void remove_file(const std::string& path) {
+  if (unlink(path.c_str()) != 0 && errno != ENOENT)
+    fail(Exit::kUsage, path, ": cannot remove the file of an earlier run: ", std::strerror(errno));
+}
+
+void remove_temporaries(const std::string& folder,
+                        const std::function<bool(const std::string&)>& ours) {
+  constexpr std::string_view kEnd = ".tmp";
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
+    std::string name = entry.path().filename().string();
+    if (!name.starts_with('.') || !name.ends_with(kEnd) || name == kEnd) continue;
+    name = name.substr(1, name.size() - 1 - kEnd.size());
+    const size_t dot = name.rfind('.');
+    if (dot != std::string::npos &&
+        name.find_first_not_of("0123456789-", dot + 1) == std::string::npos &&
+        ours(name.substr(0, dot)))
+      remove_file(entry.path().string());
   }
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 
@@ -39,6 +40,9 @@ void append_to(int fd, const std::string& path, std::string_view text);
 /// the file cannot be made there, Exit::kDevice when writing fails.
 class AtomicFile {
  public:
+  /// The temporary is ".NAME.PROCESS-COUNT.tmp", with this much of the file's name.
+  static constexpr size_t kMostName = 200;
+
   explicit AtomicFile(std::string path);
   ~AtomicFile();
   AtomicFile(const AtomicFile&) = delete;
@@ -65,5 +69,13 @@ class AtomicFile {
   int64_t flushed_ = 0;
   int fd_ = -1;
 };
+
+/// Removes a file that may be there. Throws Exit::kUsage when it cannot be removed.
+void remove_file(const std::string& path);
+
+/// Removes the temporaries of AtomicFile in a folder that killed processes left, of those names
+/// (their first kMostName bytes) that are `ours`. Throws as remove_file.
+void remove_temporaries(const std::string& folder,
+                        const std::function<bool(const std::string&)>& ours);
 
 }  // namespace ff

@@ -15,13 +15,14 @@
 #include "core/train/optimizer.h"
 #include "core/train/train_config.h"
 #include "io/checkpoint.h"
+#include "io/file.h"
 
 namespace fs = std::filesystem;
 
 namespace ff {
 namespace {
 
-constexpr const char* kBest = "best.h5";
+constexpr const char *kBest = "best.h5", *kSecondName = ".best.tmp";
 const std::string kTrain = "train/";
 
 /// Each group of a state with its place in the file.
@@ -160,11 +161,10 @@ RunFolder::RunFolder(const std::string& path) : path_(path) {
   fs::create_directories(path, error);
   if (error) fail(Exit::kUsage, path, ": cannot make this folder: ", error.message());
   lock_.emplace(path + "/.train.lock", path);
-  for (const auto& entry : fs::directory_iterator(path, error)) {
-    const std::string name = entry.path().filename();
-    if ((name.starts_with(".step_") || name.starts_with(".best")) && name.ends_with(".tmp"))
-      fs::remove(entry.path(), error);
-  }
+  remove_file(path + "/" + kSecondName);
+  remove_temporaries(path, [](const std::string& name) {
+    return is_step_file(name) || name == kBest || name == kRunConfig;
+  });
 }
 
 std::vector<std::string> checkpoints_in(const std::string& folder) {
@@ -185,7 +185,7 @@ std::string RunFolder::save(const TrainState& state, int64_t keep, bool is_best)
   write_train_state(path, state);
   if (is_best) {
     // The same file under a second name, where the file system can.
-    const std::string best = path_ + "/" + kBest, second = path_ + "/.best.tmp";
+    const std::string best = path_ + "/" + kBest, second = path_ + "/" + kSecondName;
     unlink(second.c_str());
     if (link(path.c_str(), second.c_str()) != 0 || rename(second.c_str(), best.c_str()) != 0)
       write_train_state(best, state);

@@ -44,6 +44,9 @@ std::vector<std::string> checkpoints_in(const std::string& folder);
 /// best.h5 of a run's folder, else the newest checkpoint; "" where there is none.
 std::string best_checkpoint(const std::string& folder);
 
+/// A run's configuration, in its folder.
+constexpr const char* kRunConfig = "config.yaml";
+
 /// A run's folder: checkpoints step_00000500.h5 and best.h5, locked against a second trainer.
 class RunFolder {
  public:

@@ -8,6 +8,7 @@
 #include <catch2/catch.hpp>
 #include <csignal>
 #include <filesystem>
+#include <set>
 
 #include "core/base/error.h"
 #include "tests/unit/io/scratch.h"
@@ -79,6 +80,27 @@ TEST_CASE("places that cannot be written are refused") {
   CHECK_THROWS_WITH(AtomicFile("/dev/null"), Catch::Contains("no ordinary file"));
   AtomicFile(scratch / std::string(250, 'n')).commit();  // the temporary name is not longer
   CHECK(fs::exists(scratch / std::string(250, 'n')));
+}
+
+TEST_CASE("the temporaries that killed processes left are removed, of the named files only") {
+  const Scratch scratch;
+  const std::string name(250, 'n');
+  {
+    AtomicFile file(scratch / name);
+    std::filesystem::copy_file(file.temporary_path(), file.temporary_path() + ".kept");
+    std::filesystem::rename(file.temporary_path() + ".kept",
+                            scratch / cat(".", name.substr(0, AtomicFile::kMostName), ".1-7.tmp"));
+  }
+  const std::set<std::string> kept = {".tmp",        "..tmp",          ".x.tmp", "x.1-2.tmp",
+                                      ".x.1-2a.tmp", ".other.1-2.tmp", "x",      ".x.1-2"};
+  for (const std::string& file : kept) scratch.write(file, "");
+  for (const char* file : {".x.1-2.tmp", ".x.99-0.tmp"}) scratch.write(file, "");
+  remove_temporaries(scratch.path(), [&](const std::string& of) {
+    return of == "x" || of == name.substr(0, AtomicFile::kMostName);
+  });
+  const std::vector<std::string> left = scratch.names();
+  CHECK(std::set<std::string>(left.begin(), left.end()) == kept);
+  remove_temporaries(scratch / "nowhere", [](const std::string&) { return true; });
 }
 
 TEST_CASE("a full disk leaves the old file and no temporary") {

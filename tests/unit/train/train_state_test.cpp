@@ -4,6 +4,7 @@
 #include <catch2/catch.hpp>
 #include <cstring>
 #include <filesystem>
+#include <set>
 
 #include "core/model/params.h"
 #include "core/train/train_config.h"
@@ -112,10 +113,13 @@ TEST_CASE("one trainer a folder; what a killed one left is removed") {
     CHECK_THROWS_WITH(RunFolder(run), Contains("is being written by another fastfold (process"));
   }
   scratch.write("run/.step_00000010.h5.4-0.tmp", "half");
+  for (const char* name : {".best.tmp", ".best.h5.4-0.tmp", ".config.yaml.4-0.tmp"})
+    scratch.write(cat("run/", name), "");
   scratch.write("run/.mine.tmp", "kept");
   const RunFolder again(run);
-  CHECK_FALSE(fs::exists(run + "/.step_00000010.h5.4-0.tmp"));
-  CHECK(fs::exists(run + "/.mine.tmp"));
+  std::set<std::string> left;
+  for (const auto& entry : fs::directory_iterator(run)) left.insert(entry.path().filename());
+  CHECK(left == std::set<std::string>{".mine.tmp", ".train.lock"});
 }
 
 TEST_CASE("a full disk leaves the checkpoint before whole") {
