@@ -22,7 +22,7 @@ namespace fs = std::filesystem;
 namespace ff {
 namespace {
 
-constexpr const char *kBest = "best.h5", *kSecondName = ".best.tmp";
+constexpr const char *kBest = "best.h5", *kSecondName = ".second.tmp";
 const std::string kTrain = "train/";
 
 /// Each group of a state with its place in the file.
@@ -182,14 +182,17 @@ std::string RunFolder::save(const TrainState& state, int64_t keep, bool is_best)
   char name[40];
   std::snprintf(name, sizeof name, "step_%08lld.h5", static_cast<long long>(state.step));
   const std::string path = path_ + "/" + name;
-  write_train_state(path, state);
   if (is_best) {
-    // The same file under a second name, where the file system can.
+    // The best first: a run killed between the two does this step again. The same file under a
+    // second name, where the file system can.
     const std::string best = path_ + "/" + kBest, second = path_ + "/" + kSecondName;
-    unlink(second.c_str());
-    if (link(path.c_str(), second.c_str()) != 0 || rename(second.c_str(), best.c_str()) != 0)
-      write_train_state(best, state);
-    unlink(second.c_str());  // rename() leaves it where both already are one file
+    write_train_state(best, state);
+    remove_file(second);
+    if (link(best.c_str(), second.c_str()) != 0 || rename(second.c_str(), path.c_str()) != 0)
+      write_train_state(path, state);
+    remove_file(second);  // rename() leaves it where both already are one file
+  } else {
+    write_train_state(path, state);
   }
   std::vector<std::string> old = checkpoints_in(path_);
   std::error_code error;

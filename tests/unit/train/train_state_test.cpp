@@ -113,7 +113,7 @@ TEST_CASE("one trainer a folder; what a killed one left is removed") {
     CHECK_THROWS_WITH(RunFolder(run), Contains("is being written by another fastfold (process"));
   }
   scratch.write("run/.step_00000010.h5.4-0.tmp", "half");
-  for (const char* name : {".best.tmp", ".best.h5.4-0.tmp", ".config.yaml.4-0.tmp"})
+  for (const char* name : {".second.tmp", ".best.h5.4-0.tmp", ".config.yaml.4-0.tmp"})
     scratch.write(cat("run/", name), "");
   scratch.write("run/.mine.tmp", "kept");
   const RunFolder again(run);
