@@ -187,7 +187,8 @@ TEST_CASE("folders, tables and ColabFold's a3m as inputs") {
   CHECK_THROWS_WITH(o.jobs(), Catch::Contains("'id' and 'sequence'"));
 }
 
-TEST_CASE("templates: the user's first, then the hits'; hits without structures are warned about") {
+TEST_CASE(
+    "templates: the user's first, then the hits', and hits without structures are warned about") {
   const char* shared = std::getenv("FASTFOLD_TEST_DATA");
   if (!shared) {
     std::cout << "SKIPPED: FASTFOLD_TEST_DATA is not set\n";
@@ -249,7 +250,8 @@ TEST_CASE("a long a3m is read no further than its query") {
   CHECK(o.jobs().at(0).sequence == query);
 }
 
-TEST_CASE("an alignment of another sequence is refused with the place; X stands for any residue") {
+TEST_CASE(
+    "an alignment of another sequence is refused with the place, and X stands for any residue") {
   const Folder f;
   Job job;
   job.tag = "q";

@@ -18,7 +18,7 @@ Tensor mask_of(const Dims& shape) {
 
 }  // namespace
 
-TEST_CASE("attention: gate, bias, mask, and without each; strided heads") {
+TEST_CASE("attention: gate, bias, mask, without each, and strided heads") {
   constexpr int64_t b = 2, n = 3, m = 5, h = 2, c = 3, d = 4;
   const std::vector<Tensor> all{random_f64({b, n, h, c}, 1), random_f64({b, m, h, c}, 2),
                                 random_f64({b, m, h, d}, 3), random_f64({b, n, h, d}, 4),

@@ -71,7 +71,7 @@ TEST_CASE("FASTA refusals name file, line and character") {
   CHECK_THAT(refusal(">a\n" + std::string(100'001, 'A')), Contains("more than 100000 residues"));
 }
 
-TEST_CASE("FASTA files may be gzip; a missing one is named") {
+TEST_CASE("FASTA files may be gzip, and a missing one is named") {
   const Scratch scratch;
   CHECK(read_fasta(scratch.write("q.fasta.gz", gzip(">q\nMKT\n")))[0].sequence == "MKT");
   CHECK_THROWS_WITH(read_fasta(scratch / "none.fasta"), Contains("none.fasta: cannot open it"));

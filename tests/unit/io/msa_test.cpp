@@ -138,7 +138,8 @@ TEST_CASE("Stockholm: points are gaps, lower case is upper case, the first rows 
   CHECK(parse_stockholm(text, "x", 2).descriptions == std::vector<std::string>{"q", "h"});
 }
 
-TEST_CASE("merging keeps the first of equal rows with its insertions; A3M reads back the same") {
+TEST_CASE(
+    "merging keeps the first of equal rows with its insertions, and A3M reads back the same") {
   const Msa first = parse_a3m(">q\nMKT\n>a b\nMcKT\n>c\nM-Txx\n", "1"),
             second = parse_a3m(">q2\nMKT\n>d\nM-T\n>e\nBKZ\n", "2");
   const Msa merged = merge_msas({first, second});

@@ -105,7 +105,7 @@ TEST_CASE("the folder keeps the newest and the best, and finds the newest that i
   CHECK(folder.latest()->first.step == 2);
 }
 
-TEST_CASE("one trainer a folder; what a killed one left is removed") {
+TEST_CASE("one trainer a folder, and what a killed one left is removed") {
   const Scratch scratch;
   const std::string run = scratch / "run";
   {
