@@ -175,10 +175,7 @@ struct Options {
 };
 
 void write_json(const std::string& path, const nlohmann::json& json) {
-  if (path.empty()) return;
-  AtomicFile file(path);
-  file.write(json.dump(2) + "\n");
-  file.commit();
+  if (!path.empty()) write_file(path, json.dump(2) + "\n");
 }
 
 /// Times from the alignment files to one slice of the preset's features. Every part's best of

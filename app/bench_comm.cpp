@@ -240,20 +240,18 @@ int bench_comm(const CommBench& options, const ComputeOptions& compute, const Co
                              collectives(world, device, options.largest, kCollectiveRuns * repeat),
                          scaling = block_scaling(world, device, block, repeat);
     if (world.rank() != 0 || json.empty()) return int(Exit::kDone);
-    AtomicFile file(json);
-    file.write(nlohmann::json{{"ranks", world.size()},
-                              {"hosts", hosts.size()},
-                              {"threads", omp_get_max_threads()},
-                              {"device", compute.device},
-                              {"precision", name_of(block.dtype)},
-                              {"preset", block.preset},
-                              {"n_res", block.n_res},
-                              {"n_seq", block.n_seq},
-                              {"collectives", by_size},
-                              {"blocks", scaling}}
-                   .dump(2) +
-               "\n");
-    file.commit();
+    write_file(json, nlohmann::json{{"ranks", world.size()},
+                                    {"hosts", hosts.size()},
+                                    {"threads", omp_get_max_threads()},
+                                    {"device", compute.device},
+                                    {"precision", name_of(block.dtype)},
+                                    {"preset", block.preset},
+                                    {"n_res", block.n_res},
+                                    {"n_seq", block.n_seq},
+                                    {"collectives", by_size},
+                                    {"blocks", scaling}}
+                             .dump(2) +
+                         "\n");
     return int(Exit::kDone);
   });
 }

@@ -20,9 +20,8 @@ void write_profile(const Group& world, const std::string& path) {
   const bool has_ending = dot != std::string::npos && (slash == std::string::npos || dot > slash);
   const std::string stem = has_ending ? path.substr(0, dot) : path,
                     ending = has_ending ? path.substr(dot) : "";
-  AtomicFile file(world.rank() == 0 ? path : cat(stem, ".rank", world.rank(), ending));
-  file.write(timeline_json(world.rank()));
-  file.commit();
+  write_file(world.rank() == 0 ? path : cat(stem, ".rank", world.rank(), ending),
+             timeline_json(world.rank()));
   if (world.rank() != 0) return;
   Exposure all;
   std::printf("%-58s %10s %10s\n", "communication of rank 0", "seconds", "exposed");

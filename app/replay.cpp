@@ -23,12 +23,6 @@ Arrays stacked(const std::vector<Arrays>& passes) {
   return out;
 }
 
-void write_text(const std::string& path, const std::string& text) {
-  AtomicFile file(path);
-  file.write(text);
-  file.commit();
-}
-
 }  // namespace
 
 void write_replay(const std::string& folder, TrainConfig config, const Arrays& params,
@@ -36,12 +30,12 @@ void write_replay(const std::string& folder, TrainConfig config, const Arrays& p
   std::filesystem::create_directories(folder);
   config.model.num_recycle = sample.num_recycle();
   config.model.resample_msa_in_recycling = true;  // a row for each pass
-  write_text(folder + "/config.yaml", train_config_yaml(config));
+  write_file(folder + "/config.yaml", train_config_yaml(config));
   write_npz(folder + "/params.npz", params, false);
   write_npz(folder + "/batch.npz", stacked(sample.slices));
   write_npz(folder + "/labels.npz",
             stacked(std::vector<Arrays>(sample.slices.size(), sample.labels)));
-  write_text(folder + "/command.txt",
+  write_file(folder + "/command.txt",
              cat("fastfold parity --config config.yaml --params params.npz --batch batch.npz "
                  "--labels labels.npz --dropout-step ",
                  sample.step, " --dropout-sample ", sample.index, " --precision ",

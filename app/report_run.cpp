@@ -16,10 +16,7 @@ struct Options {
 
 int run(const Options& o) {
   const std::string path = o.output.empty() ? o.run + "/report.html" : o.output;
-  const std::string page = run_report_html(o.run);
-  AtomicFile file(path);
-  file.write(page);
-  file.commit();
+  write_file(path, run_report_html(o.run));
   log_notice(path, ": open it in a browser");
   return int(Exit::kDone);
 }

@@ -177,12 +177,6 @@ std::string marker_json(const std::string& fingerprint, const Entries& files) {
   return json.dump(1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
 }
 
-void write_file(const fs::path& path, const std::string& text) {
-  AtomicFile file(path);
-  file.write(text);
-  file.commit();
-}
-
 /// What the marker and the list of pending files name.
 Entries named_files(const Place& place) {
   Entries files;

@@ -82,12 +82,6 @@ TrainState first_state(const Options& o, const TrainConfig& config, const RunFol
   return initial_state(std::move(params));
 }
 
-void write_text(const std::string& path, const std::string& text) {
-  AtomicFile file(path);
-  file.write(text);
-  file.commit();
-}
-
 class Run {
  public:
   /// `folder` belongs to rank 0, which alone writes; the others have none.
@@ -380,7 +374,7 @@ int run(const Options& o, const Group& world) {
   share(world, state);
   together(world, [&] {
     training.emplace(config, folder ? &*folder : nullptr, std::move(state), threads, grid, device);
-    if (folder) write_text(folder->path() + "/" + kRunConfig, train_config_yaml(config));
+    if (folder) write_file(folder->path() + "/" + kRunConfig, train_config_yaml(config));
   });
   const RecomputePlan& plan = training->plan();
   log_notice("run.recompute=", config.run.recompute, " ", plan.text());

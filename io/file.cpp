@@ -195,6 +195,12 @@ void AtomicFile::commit() {
   }
 }
 
+void write_file(const std::string& path, std::string_view text) {
+  AtomicFile file(path);
+  file.write(text);
+  file.commit();
+}
+
 void remove_file(const std::string& path) {
   if (unlink(path.c_str()) != 0 && errno != ENOENT)
     fail(Exit::kUsage, path, ": cannot remove the file of an earlier run: ", std::strerror(errno));

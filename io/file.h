@@ -70,6 +70,9 @@ class AtomicFile {
   int fd_ = -1;
 };
 
+/// Writes a text as the whole of a file. Throws as AtomicFile.
+void write_file(const std::string& path, std::string_view text);
+
 /// Removes a file that may be there. Throws Exit::kUsage when it cannot be removed.
 void remove_file(const std::string& path);
 

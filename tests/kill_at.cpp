@@ -24,17 +24,6 @@ Function* real(Function*, const char* name) {
   return reinterpret_cast<Function*>(dlsym(RTLD_NEXT, name));
 }
 
-template <class Function>
-int opened(Function* function, const char* name, const char* path, int flags, mode_t mode) {
-  const int fd = real(function, name)(path, flags, mode);
-  if (flags & O_CREAT) step(path);
-  return fd;
-}
-
-mode_t mode_of(int flags, va_list arguments) {
-  return flags & O_CREAT ? va_arg(arguments, mode_t) : 0;
-}
-
 }  // namespace
 
 extern "C" {
@@ -42,18 +31,15 @@ extern "C" {
 int open(const char* path, int flags, ...) {
   va_list arguments;
   va_start(arguments, flags);
-  const mode_t mode = mode_of(flags, arguments);
+  const mode_t mode = flags & O_CREAT ? va_arg(arguments, mode_t) : 0;
   va_end(arguments);
-  return opened(&open, "open", path, flags, mode);
+  const int fd = real(&open, "open")(path, flags, mode);
+  if (flags & O_CREAT) step(path);
+  return fd;
 }
 
-int open64(const char* path, int flags, ...) {
-  va_list arguments;
-  va_start(arguments, flags);
-  const mode_t mode = mode_of(flags, arguments);
-  va_end(arguments);
-  return opened(&open64, "open64", path, flags, mode);
-}
+// The same on 64-bit Linux.
+int open64(const char* path, int flags, ...) __attribute__((alias("open")));
 
 int rename(const char* from, const char* to) noexcept {
   step(to);

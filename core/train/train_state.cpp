@@ -181,18 +181,16 @@ std::vector<std::string> checkpoints_in(const std::string& folder) {
 std::string RunFolder::save(const TrainState& state, int64_t keep, bool is_best) const {
   char name[40];
   std::snprintf(name, sizeof name, "step_%08lld.h5", static_cast<long long>(state.step));
-  const std::string path = path_ + "/" + name;
+  const std::string path = path_ + "/" + name, best = path_ + "/" + kBest;
+  // The best first: a run killed between the two does this step again.
+  write_train_state(is_best ? best : path, state);
   if (is_best) {
-    // The best first: a run killed between the two does this step again. The same file under a
-    // second name, where the file system can.
-    const std::string best = path_ + "/" + kBest, second = path_ + "/" + kSecondName;
-    write_train_state(best, state);
+    // The same file under a second name, where the file system can.
+    const std::string second = path_ + "/" + kSecondName;
     remove_file(second);
     if (link(best.c_str(), second.c_str()) != 0 || rename(second.c_str(), path.c_str()) != 0)
       write_train_state(path, state);
     remove_file(second);  // rename() leaves it where both already are one file
-  } else {
-    write_train_state(path, state);
   }
   std::vector<std::string> old = checkpoints_in(path_);
   std::error_code error;
